@@ -1,0 +1,121 @@
+"""The two programs that can build images: a Docker daemon where one answers, else buildah.
+
+Both take the same Dockerfiles and contexts. An image carries a fingerprint of
+its inputs as a label, so that what is up to date is known from the image itself.
+"""
+
+import subprocess
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from localcluster import machine
+from localcluster.commands import failure, follow, run, succeeds
+from localcluster.ocilayout import Layout
+from localcluster.places import cache_root
+from localcluster.problems import Problem
+from localcluster.progress import Step
+
+FINGERPRINT_LABEL = "synapse-scale.fingerprint"
+
+
+class Engine(ABC):
+    @abstractmethod
+    def build(self, name: str, *, file: Path, context: Path, args: Mapping[str, str], label: str, step: Step) -> None:
+        """Builds one image and labels it with the fingerprint of its inputs."""
+
+    @abstractmethod
+    def fingerprint(self, name: str) -> str:
+        """The label of an image that is there; empty otherwise."""
+
+    @abstractmethod
+    def collect(self, name: str) -> None:
+        """Takes in an image that was built by other means than `build`."""
+
+    @abstractmethod
+    def digests(self, names: Sequence[str]) -> dict[str, str]:
+        """Those of the images that are there, with the digest under which containerd would know them."""
+
+    @abstractmethod
+    def archive(self, names: Sequence[str], present: Callable[[str], bool], out: IO[bytes]) -> None:
+        """Writes images as one archive; blobs that are `present` at the other end may be left out."""
+
+
+def choose() -> Engine:
+    return Docker() if succeeds(["docker", "info"]) else Buildah()
+
+
+def build_arguments(name: str, file: Path, args: Mapping[str, str], label: str) -> list[str]:
+    """What both programs are told in the same words."""
+    values = [word for key, value in args.items() for word in ("--build-arg", f"{key}={value}")]
+    return ["--file", str(file), "--tag", name, "--label", f"{FINGERPRINT_LABEL}={label}", *values]
+
+
+class Buildah(Engine):
+    """Builds without a daemon, as root, and keeps what it built in an image layout in the cache.
+
+    The layout is what is loaded from; buildah's own storage serves as the cache of
+    build steps, and may be wiped without losing an image.
+    """
+
+    # Never a FUSE driver: root can mount overlays.
+    COMMAND = ("buildah", "--storage-driver", "overlay")
+
+    def __init__(self) -> None:
+        machine.provide(machine.FOR_IMAGES)
+        self.layout = Layout(cache_root() / "images")
+
+    def build(self, name: str, *, file: Path, context: Path, args: Mapping[str, str], label: str, step: Step) -> None:
+        for value in args.values():
+            self._restore(value)
+        # Isolation by chroot needs no cgroups or network set-up of the machine's.
+        options = ["--isolation", "chroot", "--network", "host", "--layers"]
+        follow([*self.COMMAND, "build", *options, *build_arguments(name, file, args, label), str(context)], step.advance)
+        self.collect(name)
+
+    def fingerprint(self, name: str) -> str:
+        return self.layout.label(name, FINGERPRINT_LABEL)
+
+    def collect(self, name: str) -> None:
+        # Without compression: the archive only crosses this machine.
+        run([*self.COMMAND, "push", "--quiet", "--disable-compression", name, f"oci:{self.layout.root}:{name}"])
+        self.layout.prune()
+
+    def _restore(self, name: str) -> None:
+        """Puts an image from the layout back into a storage that was wiped."""
+        if name in self.layout.digests() and not succeeds([*self.COMMAND, "inspect", "--type", "image", name]):
+            identity = run([*self.COMMAND, "pull", "--quiet", f"oci:{self.layout.root}:{name}"]).strip()
+            run([*self.COMMAND, "tag", identity, name])
+
+    def digests(self, names: Sequence[str]) -> dict[str, str]:
+        return {name: digest for name, digest in self.layout.digests().items() if name in names}
+
+    def archive(self, names: Sequence[str], present: Callable[[str], bool], out: IO[bytes]) -> None:
+        self.layout.archive(names, present, out)
+
+
+class Docker(Engine):
+    def build(self, name: str, *, file: Path, context: Path, args: Mapping[str, str], label: str, step: Step) -> None:
+        follow(["docker", "build", *build_arguments(name, file, args, label), str(context)], step.advance)
+
+    def fingerprint(self, name: str) -> str:
+        return self._inspect(name, f'{{{{index .Config.Labels "{FINGERPRINT_LABEL}"}}}}')
+
+    def collect(self, name: str) -> None:
+        if not self._inspect(name, "{{.Id}}"):
+            raise Problem(f"Docker has no image {name}, build it first.")
+
+    def digests(self, names: Sequence[str]) -> dict[str, str]:
+        return {name: identity for name in names if (identity := self._inspect(name, "{{.Id}}"))}
+
+    def archive(self, names: Sequence[str], present: Callable[[str], bool], out: IO[bytes]) -> None:
+        command = ["docker", "save", *names]
+        saved = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+        if saved.returncode:
+            raise failure(command, saved.returncode, saved.stderr)
+
+    @staticmethod
+    def _inspect(name: str, form: str) -> str:
+        command = ["docker", "image", "inspect", "--format", form, name]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

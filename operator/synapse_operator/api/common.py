@@ -1,0 +1,82 @@
+"""What all our custom resources share: the base model, references, metadata, conditions.
+
+Fields are snake_case here and camelCase on the wire. Models are read from objects that the API server has
+already checked, so they ignore what they do not know: after a downgrade of the operator, an object with a
+newer field must still be served.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+JsonObject = dict[str, Any]
+"""An object of the Kubernetes API as JSON; its shape is the API's, known only where it is read."""
+
+
+def rule(expression: str, message: str) -> JsonObject:
+    """Return a CEL rule for `x-kubernetes-validations`; `self` is the value that the rule stands at."""
+    return {"rule": expression, "message": message}
+
+
+class ApiModel(BaseModel):
+    """Base of everything that is part of a custom resource."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True, extra="ignore")
+
+
+class ObjectMeta(ApiModel):
+    """The part of `metadata` that we read."""
+
+    name: str
+    namespace: str
+    uid: str
+    generation: int = 1
+    deletion_timestamp: str | None = None
+
+
+_SECRET_NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+
+
+class SecretKeySelector(ApiModel):
+    """One key of a Secret in the namespace of the resource."""
+
+    name: str = Field(
+        min_length=1, max_length=253, pattern=_SECRET_NAME, description="Name of a Secret in the same namespace."
+    )
+    key: str = Field(
+        min_length=1,
+        max_length=253,
+        pattern=r"^[-._a-zA-Z0-9]+$",
+        description="Key of the Secret whose value is taken, for example `url`.",
+    )
+
+
+class LocalObjectReference(ApiModel):
+    """An object in the namespace of the resource, by name."""
+
+    name: str = Field(
+        min_length=1, max_length=253, pattern=_SECRET_NAME, description="Name of a Secret in the same namespace."
+    )
+
+
+class Condition(ApiModel):
+    """One condition, in the form of metav1.Condition."""
+
+    type: str = Field(max_length=316, description="What the condition is about; one entry for each type.")
+    status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
+    observed_generation: int = Field(
+        ge=0, description="metadata.generation of the spec that this was said of; older than the present one = outdated."
+    )
+    last_transition_time: str = Field(
+        json_schema_extra={"format": "date-time"}, description="When `status` last changed (not the message)."
+    )
+    reason: str = Field(
+        min_length=1,
+        max_length=1024,
+        pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
+        description="Why, in one word for programs; docs/crd-reference.md lists all of them.",
+    )
+    message: str = Field(max_length=32768, description="Why, in a sentence for people, and what to do.")

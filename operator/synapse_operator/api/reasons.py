@@ -1,0 +1,96 @@
+"""The words of the status: condition types, condition reasons and Event reasons, each with its meaning.
+
+Condition types and their reasons are API: users' alerts and scripts match on them, so one is only ever
+added, not renamed. Event reasons are hints for people and may change. docs/crd-reference.md is generated
+from this module; the sentences beside the reasons in a status are made in `status`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class _Documented(StrEnum):
+    """A word with its documentation."""
+
+    meaning: str
+
+    def __new__(cls, value: str, meaning: str) -> _Documented:
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.meaning = meaning
+        return member
+
+
+class ConditionType(_Documented):
+    """Types of conditions of a SynapseScale. All are always present."""
+
+    READY = "Ready", "True: as many workers as wanted are ready, both stores answer, nothing needs attention"
+    RECONCILING = "Reconciling", "True: the operator or Kubernetes is still carrying out the spec; waiting helps"
+    STALLED = "Stalled", "True: waiting does not help; the message says what somebody must change"
+    REDIS_REACHABLE = "RedisReachable", "True: the operator reaches Redis with the URL that the workers get"
+    REDIS_SAFE = "RedisSafe", "True: Redis is recent enough and set to keep its keys when its memory is full"
+    POSTGRES_REACHABLE = "PostgresReachable", "True: the operator reaches PostgreSQL with the URL that the workers get"
+    CHILDREN_APPLIED = "ChildrenApplied", "True: every object that belongs to the scale is as it should be"
+
+
+class Reason(_Documented):
+    """Reasons of conditions."""
+
+    # Ready
+    WORKERS_READY = "WorkersReady", "every wanted worker is ready"
+    SCALED_TO_ZERO = "ScaledToZero", "spec.workers.replicas is 0: jobs wait until there is a worker"
+    DISABLED = "Disabled", "spec.enabled is false: workers finish what is queued and go to 0"
+    WORKERS_NOT_READY = "WorkersNotReady", "fewer workers than wanted answer their readiness probe"
+    # Reconciling
+    SETTLED = "Settled", "nothing is under way"
+    ROLLING_OUT = "RollingOut", "pods are being created, replaced or removed"
+    APPLYING = "Applying", "objects of the scale are still to be written"
+    # Stalled
+    NOTHING_TO_DO = "NothingToDo", "nothing needs somebody's attention"
+    INVALID_SPEC = "InvalidSpec", "the stored spec breaks the present schema; children are left as they are"
+    SECRET_NOT_FOUND = "SecretNotFound", "a referenced Secret does not exist; children are left as they are"
+    SECRET_KEY_NOT_FOUND = (
+        "SecretKeyNotFound",
+        "a referenced Secret lacks the key, or it is empty; children are left as they are",
+    )
+    SECRET_UNREADABLE = "SecretUnreadable", "a referenced Secret could not be read; children are left as they are"
+    # stores
+    REACHABLE = "Reachable", "the store answers"
+    REDIS_UNREACHABLE = "RedisUnreachable", "Redis does not answer the operator; nothing is scaled down meanwhile"
+    POSTGRES_UNREACHABLE = (
+        "PostgresUnreachable",
+        "PostgreSQL does not answer the operator; nothing is scaled down meanwhile",
+    )
+    REDIS_UNUSABLE = "RedisUnusable", "the Redis URL is not accepted, or Redis refuses what we need"
+    POSTGRES_UNUSABLE = "PostgresUnusable", "the PostgreSQL URL is not accepted, or PostgreSQL refuses what we need"
+    NOT_TRIED = "NotTried", "there was no URL to ask with"
+    NO_EVICTION = "NoEviction", "maxmemory-policy is noeviction"
+    EVICTION_POLICY = "EvictionPolicy", "maxmemory-policy lets Redis drop jobs when its memory is full"
+    EVICTION_POLICY_UNKNOWN = "EvictionPolicyUnknown", "Redis does not tell its maxmemory-policy"
+    REDIS_TOO_OLD = "RedisTooOld", "Redis is older than 6.2"
+    # children
+    APPLIED = "Applied", "every object is as it should be"
+    FROZEN = "Frozen", "children are left as they are until the reason of Stalled is repaired"
+    QUOTA_EXCEEDED = "QuotaExceeded", "a ResourceQuota of the namespace leaves no room"
+    REFUSED = "Refused", "the API server or a policy refuses an object or its pods"
+    KIND_ABSENT = "KindAbsent", "the cluster does not know a kind that is needed"
+    NAME_TAKEN = "NameTaken", "an object with the name of a child exists and belongs to somebody else"
+    CLUSTER_UNAVAILABLE = "ClusterUnavailable", "the API server did not answer; it is tried again"
+    # pods
+    UNSCHEDULABLE = "Unschedulable", "no node has room for a pod, or none fits"
+    IMAGE_PULL_FAILED = "ImagePullFailed", "the image of the workers cannot be pulled"
+    POD_CONFIG_ERROR = "PodConfigError", "a container cannot be created from its configuration"
+    CRASH_LOOP = "CrashLoop", "workers end again and again"
+
+
+class EventReason(_Documented):
+    """Reasons of Events on a SynapseScale (hints, may change)."""
+
+    CREATED = "Created", "a Deployment was created"
+    UPDATED = "Updated", "a Deployment was changed, since the spec or a Secret changed"
+    SCALED = "Scaled", "the number of workers was changed"
+    REPAIRED = "Repaired", "somebody changed or deleted an object of the scale, and it was put right"
+    BECAME_READY = "BecameReady", "the scale became ready"
+    NOT_READY = "NotReady", "the scale stopped being ready, or the reason changed"
+    REDIS_UNSAFE = "RedisUnsafe", "Redis may drop jobs, or is too old"

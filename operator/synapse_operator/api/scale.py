@@ -1,0 +1,356 @@
+"""SynapseScale: one Redis, one PostgreSQL, and the workers that serve them.
+
+The settings page of a cluster as a Kubernetes resource. Descriptions here are `kubectl explain` and the
+reference page; ranges and defaults that the workers know too come from `synapse_worker.contract`.
+A field with a counterpart among the settings stored in Postgres has no default here: a default would become
+an environment variable and hide the stored value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from synapse_operator.api.common import (
+    ApiModel,
+    Condition,
+    JsonObject,
+    LocalObjectReference,
+    ObjectMeta,
+    SecretKeySelector,
+    rule,
+)
+from synapse_worker.contract import BY_NAME, MAX_SHARDS, PROCESS_MARGIN_SECONDS, Variable
+
+URL_MAX_LENGTH = 2048
+
+MAX_REPLICAS = 1000
+
+DEFAULT_DRAIN_SECONDS = 300
+"""Longer than the image's own default, which has to fit Docker: a model's answer may take minutes."""
+
+# A colon and later an @: a password. Without the second pattern, a URL with host and port and an @ in its
+# query would count too. A password with an unencoded / or ? in it makes the URL invalid, but it would be
+# readable all the same, so the first pattern takes those as well.
+_PASSWORD_IN_URL = (
+    "(self.matches('://[^@]*:[^@]*@') && !self.matches('^[a-z+]+://[^@:/?#]+(:[0-9]+)?(/[^@?#]*)?[?#]'))"
+    " || self.matches('(?i)[?&](ssl)?password=')"
+)
+_NO_PASSWORD = rule(
+    f"!({_PASSWORD_IN_URL})",
+    "an inline URL with a password puts the password where everybody who may view the resource reads it: "
+    "put the URL in a Secret and name it in urlSecretRef",
+)
+
+
+def _exactly_one_url(store: str) -> ConfigDict:
+    message = f"{store}: give exactly one of urlSecretRef and url"
+    return ConfigDict(
+        json_schema_extra={"x-kubernetes-validations": [rule("has(self.url) != has(self.urlSecretRef)", message)]}
+    )
+
+
+def _scheme(store: str, pattern: str, accepted: str) -> JsonObject:
+    return rule(f"self.matches('{pattern}')", f"{store}: url must start with {accepted}")
+
+
+def _accepted(variable: Variable) -> str:
+    return f"Range: {variable.minimum} to {variable.maximum}."
+
+
+_CONCURRENCY = BY_NAME["WORKER_CONCURRENCY"]
+_JOB_TIMEOUT = BY_NAME["WORKER_JOB_TIMEOUT"]
+_MAX_RETRIES = BY_NAME["WORKER_MAX_RETRIES"]
+_DRAIN = BY_NAME["WORKER_DRAIN_SECONDS"]
+
+
+class RedisSpec(ApiModel):
+    """The Redis that holds queues, leases and events; version 6.2 or newer, a single node."""
+
+    model_config = _exactly_one_url("redis")
+
+    url_secret_ref: SecretKeySelector | None = Field(
+        default=None,
+        description=(
+            "Key of a Secret that holds the connection URL, for example `redis://:password@redis:6379/0`, or "
+            "`rediss://` for TLS. When its value changes, the workers are rolled within about a minute. "
+            "No default; give this or url."
+        ),
+    )
+    url: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=URL_MAX_LENGTH,
+        description=(
+            "Connection URL without a password, for example `redis://redis:6379/0`, or `rediss://` for TLS; "
+            f"1 to {URL_MAX_LENGTH} characters. No default; give this or urlSecretRef."
+        ),
+        json_schema_extra={
+            "x-kubernetes-validations": [_scheme("redis", "^rediss?://", "redis:// or rediss://"), _NO_PASSWORD]
+        },
+    )
+
+
+class PostgresSpec(ApiModel):
+    """The PostgreSQL database that holds definitions, runs and settings; a database of its own is best."""
+
+    model_config = _exactly_one_url("postgres")
+
+    url_secret_ref: SecretKeySelector | None = Field(
+        default=None,
+        description=(
+            "Key of a Secret that holds the connection URL, for example "
+            "`postgresql://user:password@postgres:5432/synapse?sslmode=require`. When its value changes, the "
+            "workers are rolled within about a minute. No default; give this or url."
+        ),
+    )
+    url: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=URL_MAX_LENGTH,
+        description=(
+            "Connection URL without a password, for example `postgresql://synapse@postgres:5432/synapse`; "
+            f"1 to {URL_MAX_LENGTH} characters. No default; give this or urlSecretRef."
+        ),
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                _scheme("postgres", "^postgres(ql)?://", "postgresql:// or postgres://"),
+                _NO_PASSWORD,
+            ]
+        },
+    )
+    pgbouncer: bool = Field(
+        default=False,
+        description=(
+            "Set true when the URL leads to PgBouncer in transaction mode: workers then keep no connections and "
+            "prepare no statements. Default: false."
+        ),
+    )
+
+
+class QueueSpec(ApiModel):
+    """How jobs are spread over queues."""
+
+    shards: int = Field(
+        default=1,
+        ge=1,
+        le=MAX_SHARDS,
+        description=(
+            f"Number of queues, each with a Deployment of its own. Range: 1 to {MAX_SHARDS}; this release accepts 1 "
+            "only, the queue `default` that every Synapse main instance enqueues to. Default: 1."
+        ),
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                rule(
+                    "self == 1",
+                    "queue.shards: this release accepts 1 only, the queue `default`; spread the load with workers.replicas",
+                )
+            ]
+        },
+    )
+
+
+class WorkersSpec(ApiModel):
+    """The workers of each shard."""
+
+    replicas: int = Field(
+        default=1,
+        ge=0,
+        le=MAX_REPLICAS,
+        description=(
+            "Worker pods for each shard; `kubectl scale` changes this field. 0 = no worker, jobs wait. "
+            f"Range: 0 to {MAX_REPLICAS}. Default: 1."
+        ),
+    )
+    concurrency: int | None = Field(
+        default=None,
+        ge=_CONCURRENCY.minimum,
+        le=_CONCURRENCY.maximum,
+        description=(
+            f"Jobs that one worker runs at once. {_accepted(_CONCURRENCY)} Unset: the setting stored in Postgres "
+            f"(`{_CONCURRENCY.stored}`), else {_CONCURRENCY.default}."
+        ),
+    )
+    job_timeout_seconds: int | None = Field(
+        default=None,
+        ge=_JOB_TIMEOUT.minimum,
+        le=_JOB_TIMEOUT.maximum,
+        description=(
+            "Seconds of work, over all workers that had the job and without waiting time, until a job is cancelled and its "
+            f"run is marked failed. {_accepted(_JOB_TIMEOUT)} Unset: the setting stored in Postgres "
+            f"(`{_JOB_TIMEOUT.stored}`), else {_JOB_TIMEOUT.default}."
+        ),
+    )
+    max_retries: int | None = Field(
+        default=None,
+        ge=_MAX_RETRIES.minimum,
+        le=_MAX_RETRIES.maximum,
+        description=(
+            "Retries after a failed execution before the job goes to the dead-letter queue (3 = up to 4 executions); "
+            f"stopped or lost workers cost none. {_accepted(_MAX_RETRIES)} Unset: the setting stored in Postgres "
+            f"(`{_MAX_RETRIES.stored}`), else {_MAX_RETRIES.default}."
+        ),
+    )
+    drain_timeout_seconds: int = Field(
+        default=DEFAULT_DRAIN_SECONDS,
+        ge=_DRAIN.minimum,
+        le=_DRAIN.maximum,
+        description=(
+            "Longest time in seconds that a worker which is told to stop may stay inside one step; its jobs go to other "
+            "workers at the next step anyway. The pod's grace period is "
+            f"{PROCESS_MARGIN_SECONDS} seconds more. {_accepted(_DRAIN)} Default: {DEFAULT_DRAIN_SECONDS}."
+        ),
+    )
+
+
+class SynapseScaleSpec(ApiModel):
+    """What is wanted."""
+
+    enabled: bool = Field(
+        default=True,
+        description=(
+            "Scale mode. false: workers finish what runs and what is queued, then go to 0; nothing is cancelled, and a job "
+            "that still arrives brings one worker back. Default: true."
+        ),
+    )
+    image: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1024,
+        pattern=r"^\S+$",
+        description=(
+            "Image of the workers, by tag or digest, from any registry; takes the place of "
+            "`synapseorchai/synapse-ai-worker` and reads the same variables. Unset: the worker image of the operator's "
+            "release."
+        ),
+    )
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
+        default="IfNotPresent",
+        description="When a node pulls the image: Always, IfNotPresent or Never. Default: IfNotPresent.",
+    )
+    image_pull_secrets: tuple[LocalObjectReference, ...] = Field(
+        default=(),
+        max_length=16,
+        description="Secrets of type kubernetes.io/dockerconfigjson for the registry; 0 to 16, by name. Default: none.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    redis: RedisSpec = Field(
+        description="The Redis that holds queues, leases and events: version 6.2 or newer, a single node. Required."
+    )
+    postgres: PostgresSpec = Field(
+        description="The PostgreSQL database that holds definitions, runs and settings; best one of its own. Required."
+    )
+    queue: QueueSpec = Field(
+        default_factory=QueueSpec, description="How jobs are spread over queues. Default: one queue, `default`."
+    )
+    workers: WorkersSpec = Field(default_factory=WorkersSpec, description="The workers of each shard. Default: one worker.")
+
+
+class WorkersStatus(ApiModel):
+    """The workers as they are."""
+
+    desired: int = Field(ge=0, description="Worker pods that are wanted now, over all shards.")
+    ready: int = Field(ge=0, description="Worker pods that answer their readiness probe.")
+    summary: str = Field(max_length=32, description="`ready/desired`, for the WORKERS column.")
+    capacity: int | None = Field(
+        default=None,
+        ge=0,
+        description="Jobs that the workers which are online can run at once. Absent: PostgreSQL cannot be asked.",
+    )
+    active: int | None = Field(
+        default=None,
+        ge=0,
+        description=(
+            "Jobs that the workers run, by their last heartbeat, at most 30 seconds old. Absent: PostgreSQL cannot be asked."
+        ),
+    )
+
+
+class QueueStatus(ApiModel):
+    """The queues as they are, written at most every 15 seconds. Absent: the store could not be asked."""
+
+    queued: int | None = Field(default=None, ge=0, description="Jobs that wait for a worker. Absent: Redis cannot be asked.")
+    active: int | None = Field(
+        default=None, ge=0, description="Jobs that a worker holds a lease on. Absent: Redis cannot be asked."
+    )
+    oldest_seconds: int | None = Field(
+        default=None,
+        ge=0,
+        description="Seconds that the first waiting job has been due. Absent: nothing waits, or Redis cannot be asked.",
+    )
+    dead_lettered: int | None = Field(
+        default=None,
+        ge=0,
+        description="Unresolved dead letters, that is jobs that failed for good. Absent: PostgreSQL cannot be asked.",
+    )
+
+
+class SynapseScaleStatus(ApiModel):
+    """What is the case, written by the operator only."""
+
+    observed_generation: int | None = Field(
+        default=None, ge=0, description="metadata.generation of the spec that this status was made for."
+    )
+    conditions: tuple[Condition, ...] = Field(
+        default=(),
+        max_length=32,
+        description=(
+            "Ready, Reconciling, Stalled (as kstatus reads them), RedisReachable, RedisSafe, PostgresReachable and "
+            "ChildrenApplied; reasons: docs/crd-reference.md."
+        ),
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+    replicas: int | None = Field(
+        default=None, ge=0, description="Worker pods for each shard as they are; what the scale subresource reports."
+    )
+    selector: str | None = Field(
+        default=None, max_length=1024, description="Label selector of the worker pods; what the scale subresource reports."
+    )
+    workers: WorkersStatus | None = Field(default=None, description="The workers as they are.")
+    queue: QueueStatus | None = Field(
+        default=None, description="The queues taken together, written at most every 15 seconds."
+    )
+    image: str | None = Field(default=None, max_length=1024, description="Image that the workers are given.")
+
+
+class SynapseScale(ApiModel):
+    """One Redis, one PostgreSQL, and the workers that serve them.
+
+    `status` is not read from here: whoever writes a status compares it with the JSON that is stored.
+    """
+
+    metadata: ObjectMeta
+    spec: SynapseScaleSpec
+
+    @property
+    def terminating(self) -> bool:
+        """Whether it is being deleted: its children go by their owner references, nothing is to be done."""
+        return self.metadata.deletion_timestamp is not None
+
+
+@dataclass(frozen=True, slots=True)
+class InvalidScale:
+    """A stored object that breaks the present schema, as an older CRD may have let in.
+
+    Attributes:
+        metadata: which object.
+        sentence: the first thing that is wrong, and where.
+    """
+
+    metadata: ObjectMeta
+    sentence: str
+
+
+def read_scale(body: Mapping[str, object]) -> SynapseScale | InvalidScale:
+    """Read a SynapseScale as the API server sent it (its defaults are in it)."""
+    metadata = ObjectMeta.model_validate(body["metadata"])
+    try:
+        return SynapseScale(metadata=metadata, spec=SynapseScaleSpec.model_validate(body.get("spec") or {}))
+    except ValidationError as error:
+        # Without the input: it might be a URL that somebody put a password into.
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(["spec", *(str(part) for part in first["loc"])])
+        return InvalidScale(metadata, f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}")

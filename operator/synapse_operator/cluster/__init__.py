@@ -1,0 +1,1 @@
+"""The only Kubernetes IO of the operator: `client` speaks, `observe` reads, `apply` writes."""

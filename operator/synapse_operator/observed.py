@@ -1,0 +1,403 @@
+"""What exists for one SynapseScale, read whole before anything is decided.
+
+Frozen values only: `cluster.observe` and `backends` fill them in, `desired`, `plan` and `status` ask them
+questions. "Could not be asked" is a value of its own here (`Unknown`, `NotTried`) and never zero, nothing
+or missing: whoever mistakes the one for the other scales busy workers away.
+
+The functions that read raw API objects (`Child.read`, `Pod.read`, `read_secret_key`) are pure too: they
+take JSON as the API server sends it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pydantic import SecretStr
+
+from synapse_operator import naming
+from synapse_operator.api.common import JsonObject, SecretKeySelector
+from synapse_operator.naming import Kind, Ref
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Could not be asked; `sentence` says why, without a secret."""
+
+    sentence: str
+
+
+# ---- Secrets
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The value was there and is not empty."""
+
+    value: SecretStr
+
+
+@dataclass(frozen=True, slots=True)
+class SecretMissing:
+    """There is no such Secret; `sentence` says what to do."""
+
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyMissing:
+    """The Secret is there, the key is not or holds nothing; `sentence` says what to do."""
+
+    sentence: str
+
+
+SecretLookup = Found | SecretMissing | KeyMissing | Unknown
+
+
+def read_secret_key(secret: JsonObject | None, selector: SecretKeySelector) -> SecretLookup:
+    """Look up one key.
+
+    Args:
+        secret: the Secret as the API server sent it; None = it said 404.
+        selector: which key of it.
+    """
+    if secret is None:
+        return SecretMissing(
+            f"Secret {selector.name} does not exist in this namespace; create it with the key {selector.key}"
+        )
+    encoded = (secret.get("data") or {}).get(selector.key)
+    if encoded is None:
+        return KeyMissing(f"Secret {selector.name} has no key {selector.key}; add it, or name another key")
+    try:
+        text = base64.b64decode(encoded, validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError, ValueError):
+        return KeyMissing(f"key {selector.key} of Secret {selector.name} is not text; put the URL there")
+    if not text.strip():
+        return KeyMissing(f"key {selector.key} of Secret {selector.name} is empty; put the URL there")
+    return Found(SecretStr(text))
+
+
+# ---- Redis and Postgres, as the operator itself reaches them
+
+
+@dataclass(frozen=True, slots=True)
+class RedisAnswers:
+    """Redis answered: `version` as text, `eviction_policy` ("" where it would not say)."""
+
+    version: str
+    eviction_policy: str
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresAnswers:
+    """PostgreSQL answered; `schema_version` None = the tables do not exist yet."""
+
+    schema_version: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """It does not answer now; waiting may help. `sentence` holds no secret."""
+
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """Its URL is not accepted, or it answered and said no; somebody must change something."""
+
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotTried:
+    """Nobody asked, since there was no URL to ask with."""
+
+    sentence: str
+
+
+RedisState = RedisAnswers | Unreachable | Unusable | NotTried
+PostgresState = PostgresAnswers | Unreachable | Unusable | NotTried
+
+
+@dataclass(frozen=True, slots=True)
+class QueueFigures:
+    """One queue.
+
+    Attributes:
+        queued: jobs that wait for a worker.
+        active: jobs under a lease.
+        oldest_seconds: how long the first one has been due; None = nothing waits.
+    """
+
+    queued: int
+    active: int
+    oldest_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """What Postgres knows over all queues.
+
+    Attributes:
+        dead_letters: unresolved rows of the dead-letter queue.
+        slots: jobs that the workers which are online can run at once.
+        active_jobs: jobs that these workers run, by their last heartbeat (at most 30 s old).
+        open_jobs: jobs without an outcome.
+    """
+
+    dead_letters: int
+    slots: int
+    active_jobs: int
+    open_jobs: int
+
+
+# ---- Kubernetes
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """One object of ours, or one that bears our name.
+
+    Attributes:
+        owner_uid: UID of its controller; None = it has none.
+        applied_hash: what our annotation on it says; None = not there.
+        owned_fields: `fieldsV1` of our own apply in managedFields; None = we own nothing of it.
+        created: creation time as the API server writes it (sorts as text).
+        raw: the object.
+    """
+
+    ref: Ref
+    uid: str
+    owner_uid: str | None
+    applied_hash: str | None
+    owned_fields: JsonObject | None
+    terminating: bool
+    created: str
+    raw: JsonObject
+
+    @classmethod
+    def read(cls, kind: Kind, raw: JsonObject) -> Child:
+        """Read an object as the API server sent it."""
+        metadata = raw["metadata"]
+        owners = [owner for owner in metadata.get("ownerReferences") or () if owner.get("controller")]
+        ours = [
+            entry.get("fieldsV1")
+            for entry in metadata.get("managedFields") or ()
+            if entry.get("manager") == naming.FIELD_MANAGER
+            and entry.get("operation") == "Apply"
+            and not entry.get("subresource")
+        ]
+        return cls(
+            ref=Ref(kind, metadata["namespace"], metadata["name"]),
+            uid=metadata["uid"],
+            owner_uid=owners[0]["uid"] if owners else None,
+            applied_hash=(metadata.get("annotations") or {}).get(naming.HASH_ANNOTATION),
+            owned_fields=ours[0] if ours else None,
+            terminating="deletionTimestamp" in metadata,
+            created=metadata.get("creationTimestamp") or "",
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """How far a Deployment is, from its own status.
+
+    Attributes:
+        wanted: replicas in its spec.
+        total: pods it has, old and new, without those that terminate.
+        updated: pods of its current template.
+        ready: pods that answer their readiness probe, old and new.
+        current: whether the Deployment controller has seen the present spec.
+        refusal: why pods cannot be created (quota, policy); None = they can.
+    """
+
+    wanted: int
+    total: int
+    updated: int
+    ready: int
+    available: int
+    current: bool
+    refusal: str | None
+
+    @classmethod
+    def of(cls, child: Child) -> Rollout:
+        """Read a Deployment."""
+        spec, status = child.raw["spec"], child.raw.get("status") or {}
+        failures = [
+            condition.get("message") or condition.get("reason") or "pods cannot be created"
+            for condition in status.get("conditions") or ()
+            if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True"
+        ]
+        return cls(
+            wanted=spec.get("replicas", 1),
+            total=status.get("replicas", 0),
+            updated=status.get("updatedReplicas", 0),
+            ready=status.get("readyReplicas", 0),
+            available=status.get("availableReplicas", 0),
+            current=status.get("observedGeneration", 0) >= child.raw["metadata"].get("generation", 1),
+            refusal=failures[0] if failures else None,
+        )
+
+    @property
+    def complete(self) -> bool:
+        """Whether every pod is of the current template and available, and no old one is left."""
+        return self.current and self.wanted == self.total == self.updated == self.available
+
+
+class PodProblemKind(StrEnum):
+    """Why a pod does not run, from what hinders it first to what hinders it last."""
+
+    UNSCHEDULABLE = "Unschedulable"
+    IMAGE = "Image"
+    CONFIGURATION = "Configuration"
+    CRASH = "Crash"
+
+
+@dataclass(frozen=True, slots=True)
+class PodProblem:
+    """What hinders a pod; `sentence` is what kubelet or scheduler says, in our words."""
+
+    kind: PodProblemKind
+    sentence: str
+
+
+_WAITING = {
+    "ImagePullBackOff": PodProblemKind.IMAGE,
+    "ErrImagePull": PodProblemKind.IMAGE,
+    "ErrImageNeverPull": PodProblemKind.IMAGE,
+    "InvalidImageName": PodProblemKind.IMAGE,
+    "ImageInspectError": PodProblemKind.IMAGE,
+    "RegistryUnavailable": PodProblemKind.IMAGE,
+    "CreateContainerConfigError": PodProblemKind.CONFIGURATION,
+    "CreateContainerError": PodProblemKind.CONFIGURATION,
+    "RunContainerError": PodProblemKind.CONFIGURATION,
+    "CrashLoopBackOff": PodProblemKind.CRASH,
+}
+
+_RESTARTS_OF_A_LOOP = 3
+"""Restarts after which a container that is not ready counts as crashing, also between two back-offs."""
+
+_MESSAGE_LENGTH = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """One worker pod. A pod that terminates, or has ended, has no problem: it is on its way out."""
+
+    name: str
+    ready: bool
+    terminating: bool
+    problem: PodProblem | None
+
+    @classmethod
+    def read(cls, raw: JsonObject) -> Pod:
+        """Read a pod as the API server sent it."""
+        metadata, status = raw["metadata"], raw.get("status") or {}
+        conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
+        terminating = "deletionTimestamp" in metadata
+        gone = terminating or status.get("phase") in ("Succeeded", "Failed")
+        return cls(
+            name=metadata["name"],
+            ready=conditions.get("Ready", {}).get("status") == "True",
+            terminating=terminating,
+            problem=None if gone else _pod_problem(metadata["name"], conditions, status),
+        )
+
+
+def _pod_problem(name: str, conditions: Mapping[str, JsonObject], status: JsonObject) -> PodProblem | None:
+    scheduled = conditions.get("PodScheduled", {})
+    if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
+        return PodProblem(PodProblemKind.UNSCHEDULABLE, f"no node takes pod {name}: {_clip(scheduled.get('message'))}")
+    for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        kind = _WAITING.get(waiting.get("reason", ""))
+        if kind is None and container.get("restartCount", 0) >= _RESTARTS_OF_A_LOOP and not container.get("ready"):
+            kind = PodProblemKind.CRASH
+        if kind is PodProblemKind.CRASH:
+            return PodProblem(kind, _crash_sentence(name, container))
+        if kind is not None:
+            return PodProblem(kind, f"pod {name} waits with {waiting['reason']}: {_clip(waiting.get('message'))}")
+    return None
+
+
+def _crash_sentence(name: str, container: JsonObject) -> str:
+    ended = (container.get("lastState") or {}).get("terminated") or {}
+    start = f"pod {name} was restarted {container.get('restartCount', 0)} times"
+    if ended.get("reason") == "OOMKilled":
+        return f"{start}: it used more memory than its limit"
+    lines = [line.strip() for line in (ended.get("message") or "").splitlines() if line.strip()]
+    code = f"it exited with code {ended['exitCode']}" if "exitCode" in ended else "it does not stay up"
+    return f"{start}: {code}" + (f": {_clip(lines[-1])}" if lines else "")
+
+
+def _clip(text: str | None) -> str:
+    line = " ".join((text or "no reason is given").split())
+    return line if len(line) <= _MESSAGE_LENGTH else line[: _MESSAGE_LENGTH - 1] + "…"
+
+
+# ---- all of it
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Everything that is known of one scale at one moment.
+
+    Attributes:
+        redis_url: the URL, from the Secret or (as `Found`) from the spec.
+        postgres_url: the same for PostgreSQL.
+        queues: figures by shard name, for the names of `desired.environment.served_shards`.
+        children: found by label, and by name for those of `naming.expected_refs` that the list lacks.
+        pods: all worker pods of the scale (`naming.worker_selector`).
+    """
+
+    redis_url: SecretLookup
+    postgres_url: SecretLookup
+    redis: RedisState
+    postgres: PostgresState
+    queues: Mapping[str, QueueFigures] | Unknown
+    overview: Overview | Unknown
+    children: tuple[Child, ...]
+    pods: tuple[Pod, ...]
+
+    def child(self, ref: Ref) -> Child | None:
+        """Return the child with this kind and name."""
+        return next((child for child in self.children if child.ref == ref), None)
+
+    def of_kind(self, kind: Kind) -> tuple[Child, ...]:
+        """Return the children of one kind, by name."""
+        return tuple(sorted((c for c in self.children if c.ref.kind is kind), key=lambda c: c.ref.name))
+
+    @property
+    def queue(self) -> QueueFigures | Unknown:
+        """The queues taken together."""
+        if isinstance(self.queues, Unknown):
+            return self.queues
+        figures = self.queues.values()
+        ages = [figure.oldest_seconds for figure in figures if figure.oldest_seconds is not None]
+        return QueueFigures(
+            queued=sum(figure.queued for figure in figures),
+            active=sum(figure.active for figure in figures),
+            oldest_seconds=max(ages, default=None),
+        )
+
+    @property
+    def idle(self) -> bool | Unknown:
+        """Whether nothing waits and nothing runs; unknown as soon as one of the stores cannot say."""
+        if isinstance(self.queues, Unknown):
+            return self.queues
+        if isinstance(self.overview, Unknown):
+            return self.overview
+        busy = self.overview.open_jobs or any(figure.queued or figure.active for figure in self.queues.values())
+        return not busy
+
+    @property
+    def pod_problem(self) -> PodProblem | None:
+        """The problem to tell first: what comes first in a pod's life, then by name."""
+        order = list(PodProblemKind)
+        found = [(order.index(pod.problem.kind), pod.name, pod.problem) for pod in self.pods if pod.problem]
+        return min(found, key=lambda item: item[:2])[2] if found else None

@@ -1,0 +1,200 @@
+"""What is to be done to the cluster for one scale, as a value that can be looked at and counted.
+
+`plan` compares what is wanted with what is there. It does nothing itself: `cluster.apply` carries it out and
+answers with an `ApplyReport`, from which `status` tells the user.
+
+When is an object applied? When it is not there, when its hash annotation is not ours, or when one of the fields
+that we applied is no longer ours according to managedFields: whoever changes or removes a field of ours takes
+it over. So the live object alone decides, a restarted operator writes nothing, and three things are left
+alone that a comparison of values would fight for ever: defaults of the server, what an admission webhook
+rewrites in our own request, and fields that others add (`kubectl rollout restart` is one).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Literal
+
+from synapse_operator.api.common import JsonObject
+from synapse_operator.api.reasons import EventReason, Reason
+from synapse_operator.api.scale import SynapseScale
+from synapse_operator.desired.model import Blocked, Desired
+from synapse_operator.desired.manifest import Manifest
+from synapse_operator.naming import Kind, Ref
+from synapse_operator.observed import Child, Observed, Rollout
+
+LOOK_AGAIN = timedelta(seconds=15)
+"""How soon figures are read again: the rhythm in which a status may show new ones."""
+
+LOOK_AGAIN_SOON = timedelta(seconds=2)
+"""How soon when a child is still going away and nothing tells us when it is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One Kubernetes Event on the scale."""
+
+    type: Literal["Normal", "Warning"]
+    reason: EventReason
+    message: str
+
+
+class Cause(StrEnum):
+    """Why an object is applied."""
+
+    ABSENT = "absent"
+    CHANGED = "changed"
+    DRIFTED = "drifted"
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """One server-side apply, forced; `event` is posted once it has succeeded (None = not worth one)."""
+
+    manifest: Manifest
+    cause: Cause
+    event: Event | None
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """One deletion in the background, with the UID as precondition; "not found" and "another UID" are success."""
+
+    ref: Ref
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One object that is not as it should be; `sentence` is the server's or ours."""
+
+    ref: Ref
+    reason: Reason
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do, in this order: `delete`, then `apply` one by one up to the first failure.
+
+    An object is preceded by what it needs, so a Deployment never starts pods whose ConfigMap was refused.
+
+    Attributes:
+        failures: what cannot be done at all; reported as it is.
+        wake_at: when to look again although nothing happened (UTC); None = the resync is enough.
+    """
+
+    delete: tuple[Delete, ...] = ()
+    apply: tuple[Apply, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    wake_at: datetime | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is to be written."""
+        return not (self.delete or self.apply)
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyReport:
+    """What became of a plan.
+
+    Attributes:
+        applied: what was written.
+        failures: those of the plan, and what the API server refused.
+    """
+
+    applied: tuple[Ref, ...] = ()
+    failures: tuple[Failure, ...] = ()
+
+
+def plan(scale: SynapseScale, desired: Desired | Blocked, observed: Observed, now: datetime) -> Plan:
+    """Return what brings `observed` to `desired`.
+
+    Args:
+        scale: the scale; one that terminates gets an empty plan, since owner references do the work.
+        desired: what is wanted; `Blocked` leaves the children as they are.
+        observed: what is there.
+        now: the present time, UTC.
+    """
+    if scale.terminating:
+        return Plan()
+    if isinstance(desired, Blocked):
+        return Plan(wake_at=now + LOOK_AGAIN)
+    deletions = list(_superseded_config_maps(scale, desired, observed))
+    applies: list[Apply] = []
+    failures: list[Failure] = []
+    leaving = False
+    for manifest in desired.manifests:
+        child = observed.child(manifest.ref)
+        if child is None:
+            applies.append(Apply(manifest, Cause.ABSENT, _creation(manifest)))
+        elif child.terminating:
+            # Applying to it would be lost with it; it is created again when it is gone.
+            leaving = True
+        elif not _ours(scale, child):
+            failures.append(_name_taken(child))
+        elif _spoilt(child, manifest):
+            # Immutable: what somebody else put there under our name can only be replaced.
+            deletions.append(Delete(child.ref, child.uid))
+            applies.append(Apply(manifest, Cause.DRIFTED, _repair(manifest)))
+        elif child.applied_hash != manifest.applied_hash:
+            applies.append(Apply(manifest, Cause.CHANGED, _change(child, manifest)))
+        elif not owns(child.owned_fields, manifest.body):
+            applies.append(Apply(manifest, Cause.DRIFTED, _repair(manifest)))
+    return Plan(
+        delete=tuple(deletions),
+        apply=tuple(applies),
+        failures=tuple(failures),
+        wake_at=now + (LOOK_AGAIN_SOON if leaving else LOOK_AGAIN),
+    )
+
+
+def owns(owned: JsonObject | None, body: JsonObject) -> bool:
+    """Return whether managedFields still give us every field of `body`.
+
+    Args:
+        owned: `fieldsV1` of our apply; None = we own nothing.
+        body: the manifest as it was applied.
+    """
+    if owned is None:
+        return False
+    # What identifies an object has no owner.
+    metadata = {key: value for key, value in body["metadata"].items() if key not in ("name", "namespace")}
+    content = {key: value for key, value in body.items() if key not in ("apiVersion", "kind", "metadata")}
+    return _owned({"metadata": metadata, **content}, owned)
+
+
+def _owned(value: object, owned: JsonObject) -> bool:
+    """`owned` is the tree below a field of ours: empty for a leaf, or one that is replaced as a whole."""
+    if not owned:
+        return True
+    if isinstance(value, dict):
+        return all(f"f:{key}" in owned and _owned(item, owned[f"f:{key}"]) for key, item in value.items())
+    if isinstance(value, list):
+        return all(_item_owned(item, owned) for item in value)
+    return True
+
+
+def _item_owned(item: object, owned: JsonObject) -> bool:
+    for field, below in owned.items():
+        if field.startswith("k:") and isinstance(item, dict):
+            keys = json.loads(field.removeprefix("k:"))
+            # A key with a default (the protocol of a port) may be left out by us.
+            if all(item.get(key, value) == value for key, value in keys.items()):
+                return _owned(item, below)
+        elif field.startswith("v:") and json.loads(field.removeprefix("v:")) == item:
+            return True
+    return False
+
+
+def _ours(scale: SynapseScale, child: Child) -> bool:
+    """Whether a child may be written: ours, or left behind by a scale of the same name that was deleted."""
+    owners = child.raw["metadata"].get("ownerReferences") or ()
+    by_name = any(owner.get("kind") == _KIND and owner.get("name") == scale.metadata.name for owner in owners)
+    # Without an owner but with fields that we applied: somebody removed the owner reference.
+    return child.owner_uid == scale.metadata.uid or by_name or (not owners and child.owned_fields is not None)

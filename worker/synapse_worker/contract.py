@@ -1,0 +1,155 @@
+"""What the worker image promises to whoever starts it: its environment, queues and timing formulas.
+
+This module exists so that the operator's renderer, the worker's settings and docs/environment.md
+read one table. It holds data and pure rules only (standard library, no client, clock or environment);
+`settings` reads the environment by it, `queueing.keys` holds the names of Redis keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+DEFAULT_QUEUE = "default"
+"""The shard that is served whatever the topology says: upstream main instances enqueue there."""
+
+TENANT_POOL = "tenants"
+"""The value of WORKER_QUEUE_SHARD that stands for the pool serving all tenant queues."""
+
+MAX_SHARDS = 64
+
+PROCESS_MARGIN_SECONDS = 15
+"""Seconds between the end of a worker's drain and the kubelet's kill: hand-back, last writes, exit."""
+
+TENANT_ID_MAX_LENGTH = 255
+
+
+class Kind(StrEnum):
+    """How a variable's text is parsed."""
+
+    TEXT = "text"
+    INTEGER = "integer"
+    SWITCH = "switch"
+    URL = "url"
+    CHOICE = "choice"
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One environment variable of the image.
+
+    Attributes:
+        name: the variable's name.
+        default: the text that stands for "unset"; None = required.
+        kind: how it is parsed; INTEGER has `minimum` and `maximum` (inclusive), CHOICE has `choices`.
+        meaning: one sentence with the unit.
+        secret: its value is never printed.
+        stored: the key of `scale_settings` whose value stands in when the variable is unset, if any.
+        read: False = accepted for compatibility, documented, and not yet read by this release.
+    """
+
+    name: str
+    default: str | None
+    kind: Kind
+    meaning: str
+    minimum: int | None = None
+    maximum: int | None = None
+    choices: tuple[str, ...] = ()
+    secret: bool = False
+    stored: str | None = None
+    read: bool = True
+
+    @property
+    def accepts(self) -> str:
+        """What the variable accepts, as the end of a sentence."""
+        if self.kind is Kind.INTEGER:
+            return f"a whole number from {self.minimum} to {self.maximum}"
+        if self.kind is Kind.SWITCH:
+            return "0 or 1"
+        if self.kind is Kind.CHOICE:
+            return "one of " + ", ".join(self.choices)
+        if self.kind is Kind.URL:
+            return "a connection URL"
+        return "text"
+
+
+def _integer(
+    name: str, default: int, low: int, high: int, meaning: str, *, stored: str | None = None, read: bool = True
+) -> Variable:
+    return Variable(name, str(default), Kind.INTEGER, meaning, low, high, stored=stored, read=read)
+
+
+def _text(name: str, default: str, meaning: str, *, secret: bool = False, read: bool = True) -> Variable:
+    return Variable(name, default, Kind.TEXT, meaning, secret=secret, read=read)
+
+
+VARIABLES: tuple[Variable, ...] = (
+    Variable("REDIS_URL", None, Kind.URL, "Redis: redis://host:6379/0, redis://:password@host:6379/0 or rediss://host:6380/0 (TLS)", secret=True),
+    Variable("SCALE_POSTGRES_URL", None, Kind.URL, "PostgreSQL: postgresql://user:password@host:5432/dbname, with ?sslmode=require where wanted; a dedicated database", secret=True),
+    _integer("WORKER_CONCURRENCY", 10, 1, 100, "jobs that one process runs at once", stored="worker_concurrency"),
+    _integer("WORKER_JOB_TIMEOUT", 3600, 1, 604_800, "active seconds until a job is cancelled and its run marked failed", stored="job_timeout"),
+    _integer("WORKER_MAX_RETRIES", 3, 0, 100, "retries after a failed execution before the dead-letter queue (3 = up to 4 executions)", stored="max_retries"),
+    _integer("WORKER_HEALTH_PORT", 9000, 1, 65_535, "port of the HTTP health and metrics endpoints"),
+    _text("WORKER_QUEUE_SHARD", DEFAULT_QUEUE, "shards to serve: `default`, an index 0 to 63, or a tenant id; comma-separated for several"),
+    _integer("NUM_QUEUE_SHARDS", 1, 1, MAX_SHARDS, "queue shards; a `scale_topology` row wins over it"),
+    _text("DEFAULT_TENANT_ID", "default", "tenant of a run that names none"),
+    Variable("ENABLE_TENANT_ISOLATION", "0", Kind.SWITCH, "1 = a queue of its own for each tenant; a `scale_topology` row wins over it"),
+    Variable("PGBOUNCER_MODE", "0", Kind.SWITCH, "1 = no connection pool and no prepared statements, for PgBouncer in transaction mode"),
+    _text("S3_BUCKET", "", "bucket for vault files and logs; empty = local disk", read=False),
+    _text("S3_REGION", "us-east-1", "region of the bucket", read=False),
+    _text("S3_PREFIX", "synapse", "prefix of all objects", read=False),
+    _text("S3_ACCESS_KEY_ID", "", "access key; empty = the ambient credential chain", secret=True, read=False),
+    _text("S3_SECRET_ACCESS_KEY", "", "secret key; empty = the ambient credential chain", secret=True, read=False),
+    _text("S3_ENDPOINT_URL", "", "endpoint of an S3-compatible store", read=False),
+    _text("OTLP_ENDPOINT", "", "OTLP gRPC endpoint; empty = tracing off", read=False),
+    _text("METRICS_TOKEN", "", "bearer token of /metrics; empty = open", secret=True),
+    Variable("K8S_MODE", "0", Kind.SWITCH, "1 = probes and shutdown for Kubernetes"),
+    _integer("PUBSUB_EVENT_TTL", 3600, 60, 2_592_000, "seconds that step events stay replayable", stored="event_ttl"),
+    _integer("RUNS_RETENTION_DAYS", 90, 1, 3650, "days that finished runs are kept", read=False),
+    _integer("MAX_GLOBAL_QUEUE_DEPTH", 1_000_000, 1, 100_000_000, "queued plus active jobs over all tenants; more is 503", read=False),
+    _integer("RATE_LIMIT_PER_TENANT_RPS", 1000, 1, 1_000_000, "V2 requests per second and tenant; more is 429", read=False),
+    _integer("WORKER_LEASE_SECONDS", 30, 3, 600, "seconds that a claim holds without a heartbeat"),
+    _integer("WORKER_DRAIN_SECONDS", 20, 0, 86_400, "seconds after SIGTERM until what still runs is interrupted and handed back"),
+    _text("REDIS_CA_FILE", "", "PEM file with the CA of rediss://; empty = the system's"),
+    _text("POSTGRES_CA_FILE", "", "PEM file with the CA of PostgreSQL; empty = the system's"),
+    _text("SYNAPSE_DATA_DIR", "/data", "local vault and logs", read=False),
+    _text("SYNAPSE_DEFINITIONS_DIR", "", "folder of definitions that `synapse-worker sync` reads when it is given none"),
+    _integer("API_PORT", 8765, 1, 65_535, "port of the V2 API", read=False),
+    Variable("API_AUTH", "keys", Kind.CHOICE, "how the V2 API authenticates", choices=("keys", "off"), read=False),
+    _text("WEBHOOK_ALLOW", "", "CIDRs and hosts that webhooks may reach although private", read=False),
+    Variable("LOG_LEVEL", "info", Kind.CHOICE, "least severe log lines written", choices=("debug", "info", "warning", "error")),
+    Variable("LOG_FORMAT", "json", Kind.CHOICE, "form of log lines", choices=("json", "console")),
+)  # fmt: skip
+"""Every variable of the image; the order is the order of docs/environment.md."""
+
+BY_NAME: dict[str, Variable] = {variable.name: variable for variable in VARIABLES}
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeTiming:
+    """Numbers of one Kubernetes probe, in seconds (and failures)."""
+
+    period: int
+    timeout: int
+    failures: int
+
+    @property
+    def patience(self) -> int:
+        """Seconds until a probe that never succeeds has failed for good."""
+        return self.period * self.failures
+
+
+STARTUP_PROBE = ProbeTiming(period=2, timeout=2, failures=60)
+READINESS_PROBE = ProbeTiming(period=5, timeout=3, failures=2)
+LIVENESS_PROBE = ProbeTiming(period=10, timeout=5, failures=3)
+
+LIVENESS_BOUND_SECONDS = LIVENESS_PROBE.patience
+"""A loop or claim turn older than this is stuck; every store call times out well below it."""
+
+STORE_TIMEOUT_SECONDS = 10.0
+"""Longest wait for one call to Redis or Postgres; shorter than the liveness bound by design."""
+
+
+def grace_period_seconds(drain_seconds: int) -> int:
+    """Return a pod's termination grace period (seconds) for a worker that drains for `drain_seconds`."""
+    return drain_seconds + PROCESS_MARGIN_SECONDS

@@ -1,0 +1,100 @@
+"""JSON as a type, and the one place that turns it to text for the sandbox and back.
+
+State, outputs and cursors are JSON from end to end: they are stored as jsonb and sent in events. What JSON or
+jsonb cannot hold is refused here with a sentence, never changed on the way. Sizes are judged by the callers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TypeAlias
+
+JsonValue: TypeAlias = "dict[str, JsonValue] | list[JsonValue] | str | int | float | bool | None"
+JsonObject: TypeAlias = dict[str, JsonValue]
+
+MAX_DEPTH = 100
+"""Deepest nesting of a value that a step may produce; the sandbox itself reads 200 levels."""
+
+
+class NotJson(ValueError):
+    """The value or text is not JSON that we can store; `str()` says why, as the end of a sentence."""
+
+
+def dumps(value: object) -> str:
+    """Return `value` as compact JSON text.
+
+    Raises:
+        NotJson: it holds something that is no JSON, or nests too deeply to be written.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except RecursionError:
+        raise NotJson("it nests too deeply") from None
+    except (TypeError, ValueError) as error:
+        raise NotJson(str(error)) from None
+
+
+def loads(text: str) -> JsonValue:
+    """Return the value of a JSON text that a user's code wrote.
+
+    Raises:
+        NotJson: it is no JSON, or holds NaN, an infinity, a zero byte, a number of thousands of digits, or more
+            than MAX_DEPTH levels.
+    """
+    try:
+        value: JsonValue = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+    except NotJson:
+        raise
+    except RecursionError:
+        raise NotJson(f"it nests deeper than {MAX_DEPTH} levels") from None
+    except ValueError as error:
+        raise NotJson(str(error)) from None
+    # Both checks look at the text first: a value without any bracket or escape need not be walked.
+    if text.count("[") + text.count("{") > MAX_DEPTH and depth_exceeds(value, MAX_DEPTH):
+        raise NotJson(f"it nests deeper than {MAX_DEPTH} levels")
+    if "\\u0000" in text and "\x00" in json.dumps(value, ensure_ascii=False).replace("\\u0000", "\x00"):
+        _refuse_zero_bytes(value)
+    return value
+
+
+def depth_exceeds(value: JsonValue, limit: int) -> bool:
+    """Whether lists and objects nest deeper than `limit` levels; walks level by level, so depth costs no stack."""
+    level: list[JsonValue] = [value]
+    for _ in range(limit + 1):
+        inner: list[JsonValue] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner.extend(item.values())
+            elif isinstance(item, list):
+                inner.extend(item)
+            else:
+                continue
+        if not any(isinstance(item, dict | list) for item in level):
+            return False
+        level = inner
+    return True
+
+
+def _refuse_zero_bytes(value: JsonValue) -> None:
+    pending: list[JsonValue] = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, dict):
+            pending.extend(item.keys())
+            pending.extend(item.values())
+        elif isinstance(item, list):
+            pending.extend(item)
+        elif isinstance(item, str) and "\x00" in item:
+            raise NotJson("it holds a zero byte, which cannot be stored")
+
+
+def _no_constant(name: str) -> float:
+    raise NotJson(f"it holds {name}, which JSON has no number for")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise NotJson(f"it holds {digits[:20]}, which is out of range")
+    return number

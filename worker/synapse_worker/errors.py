@@ -1,0 +1,47 @@
+"""The errors that cross module borders, and what each asks of whoever catches it.
+
+IO modules raise these instead of their client's exceptions; the job loop turns them into
+retry, final or suspend, the command line into one sentence. Messages never hold a secret.
+"""
+
+from __future__ import annotations
+
+
+class SynapseError(Exception):
+    """Base of our errors; `str()` is one sentence that a person understands."""
+
+
+class ConfigurationError(SynapseError):
+    """A setting, URL or file that cannot be used as it is: the process does not start."""
+
+
+class StoreUnavailable(SynapseError):
+    """Redis or PostgreSQL does not answer now: suspend, hold leases, wait; no try is burned.
+
+    Attributes:
+        store: "Redis" or "PostgreSQL".
+    """
+
+    def __init__(self, store: str, sentence: str) -> None:
+        super().__init__(f"{store} {sentence}")
+        self.store = store
+
+
+class StoreRefused(SynapseError):
+    """A store answered and said no (missing table or right, wrong type of key): waiting repairs nothing by itself."""
+
+
+class PayloadError(SynapseError):
+    """A job's payload cannot be read or names something that does not exist: final."""
+
+
+class OwnershipLost(SynapseError):
+    """Another claim owns the run: stop at once and write nothing more."""
+
+
+class JobFailed(SynapseError):
+    """The job ends as failed, for good; the sentence is what the run row and the dead letter say."""
+
+
+class JobRetry(SynapseError):
+    """This execution failed for a reason that may pass: counted, handed back with back-off."""

@@ -1,0 +1,104 @@
+"""A run's events on their way to its Redis stream: in order, fenced by the claim, many runs in one round trip.
+
+Events are handed over after the commit they speak of and written in the background; a run that ends waits
+until its own are there. What a crash swallows is written again by the next owner from run_steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from redis.asyncio import Redis
+
+from synapse_worker.connections import redis_errors_as_ours
+from synapse_worker.errors import StoreRefused, StoreUnavailable
+from synapse_worker.queueing import keys
+from synapse_worker.queueing.lease import load_script
+
+log = logging.getLogger(__name__)
+
+Event = Mapping[str, object]
+
+_TAIL = 64
+_RETRY_SECONDS = 0.5
+
+
+@dataclass(slots=True)
+class _Waiting:
+    claim: int
+    events: deque[str] = field(default_factory=lambda: deque(maxlen=keys.RUN_STREAM_MAX_LENGTH))
+
+
+class EventWriter:
+    """Writes events of all runs of a process. Run `write` as a task."""
+
+    def __init__(self, client: Redis, *, ttl_seconds: int) -> None:
+        self._client = client
+        self._ttl = ttl_seconds
+        self._append = load_script(client, "append_events")
+        self._waiting: dict[str, _Waiting] = {}
+        self._writing: dict[str, _Waiting] = {}
+        self._handed = asyncio.Event()
+        self._written = asyncio.Condition()
+
+    def hand(self, run_id: str, claim: int, events: Iterable[Event]) -> None:
+        """Take events to write to a run's stream, after those handed before."""
+        stream = keys.run_events(run_id)
+        waiting = self._waiting.setdefault(stream, _Waiting(claim))
+        waiting.claim = claim
+        waiting.events.extend(json.dumps(event, default=str) for event in events)
+        self._handed.set()
+
+    async def written(self, run_id: str) -> None:
+        """Wait until all events handed for this run so far are in Redis."""
+        stream = keys.run_events(run_id)
+        async with self._written:
+            await self._written.wait_for(lambda: stream not in self._waiting and stream not in self._writing)
+
+    async def tail_ids(self, run_id: str) -> set[str]:
+        """Return the event_ids at the end of a run's stream, enough to cover its last step."""
+        with redis_errors_as_ours():
+            entries = await self._client.xrevrange(keys.run_events(run_id), count=_TAIL)
+        found: set[str] = set()
+        for _, fields in entries:
+            try:
+                found.add(str(json.loads(fields[b"data"]).get("event_id")))
+            except (ValueError, KeyError, AttributeError):  # not one of ours
+                continue
+        return found
+
+    async def write(self) -> None:
+        """Write what is handed over, for ever."""
+        while True:
+            await self._handed.wait()
+            self._handed.clear()
+            self._writing, self._waiting = self._waiting, {}
+            while self._writing:
+                try:
+                    await self._write_once()
+                except (StoreUnavailable, StoreRefused) as error:
+                    log.debug("events wait: %s", error)
+                    await asyncio.sleep(_RETRY_SECONDS)
+                    continue
+                self._writing = {}
+            async with self._written:
+                self._written.notify_all()
+
+    async def _write_once(self) -> None:
+        pipeline = self._client.pipeline(transaction=False)
+        for stream, waiting in self._writing.items():
+            await self._append(
+                keys=[stream, keys.event_claim(stream)],
+                args=[waiting.claim, self._ttl, keys.RUN_STREAM_MAX_LENGTH, *waiting.events],
+                client=pipeline,
+            )
+        with redis_errors_as_ours():
+            answers = await pipeline.execute()
+        for stream, answer in zip(self._writing, answers, strict=True):
+            if not answer:
+                log.info("events of an outdated claim were not written to %s", stream)

@@ -1,0 +1,1 @@
+"""The job queue: arq's wire format in Redis, claimed through owned leases."""

@@ -1,0 +1,116 @@
+"""The producer's side of the queue: enqueueing a run, and reading how full the queues are.
+
+A run is durable before it is queued: run row and ledger row in one transaction, then the job key, then the
+queue entry. What a crash in between leaves is repaired from the ledger's envelope by its next reader.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+
+from synapse_worker.connections import redis_errors_as_ours
+from synapse_worker.contract import DEFAULT_QUEUE
+from synapse_worker.queueing import keys
+from synapse_worker.queueing.lease import load_script
+from synapse_worker.queueing.payload import JobPayload, encode
+from synapse_worker.store import runs
+from synapse_worker.store.database import Database
+
+RUN_FUNCTION = "run_orchestration_job"
+
+
+@dataclass(frozen=True, slots=True)
+class QueueFigures:
+    """How full one queue is: `queued` waits (given-back jobs included), `active` is leased.
+
+    `oldest_seconds` is how long the oldest due job has waited, None when none waits.
+    """
+
+    queued: int
+    active: int
+    oldest_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewRun:
+    """A run to enqueue; `initial_state` is merged over the schema's defaults."""
+
+    orchestration_id: str
+    message: str
+    tenant_id: str
+    session_id: str | None = None
+    initial_state: Mapping[str, object] | None = None
+
+
+def new_run_id(now_ms: int) -> str:
+    """Return an id of upstream's form: run_<12 hex>_<ms>."""
+    return f"run_{secrets.token_hex(6)}_{now_ms}"
+
+
+async def enqueue_run(database: Database, client: Redis, run: NewRun, *, run_id: str, now_ms: int) -> str:
+    """Make a run durable and queue it; returns the run's id (which is its job's id too).
+
+    Raises:
+        StoreUnavailable: a store does not answer; a run row may exist and be queued later, never twice.
+    """
+    queue_key = keys.queue(DEFAULT_QUEUE)
+    arguments: dict[str, object] = {
+        "run_id": run_id,
+        "orch_id": run.orchestration_id,
+        "initial_input": run.message,
+        "session_id": run.session_id,
+        "initial_state": dict(run.initial_state) if run.initial_state else None,
+        "webhook_url": None,
+        "webhook_secret": None,
+        "tenant_id": run.tenant_id,
+        "api_key_id": None,
+    }
+    envelope = encode(JobPayload(RUN_FUNCTION, arguments, enqueued_ms=now_ms))
+    await runs.create_queued(
+        database,
+        runs.QueuedRun(
+            run_id=run_id,
+            orchestration_id=run.orchestration_id,
+            session_id=run.session_id,
+            tenant_id=run.tenant_id,
+            job_id=run_id,
+            queue=queue_key,
+            envelope=envelope,
+        ),
+    )
+    await put(client, queue_key, run_id, envelope)
+    return run_id
+
+
+async def put(client: Redis, queue_key: str, job_id: str, envelope: bytes) -> bool:
+    """Write a job's key and queue entry; returns False when the job was queued or leased already."""
+    enqueue = load_script(client, "enqueue")
+    with redis_errors_as_ours():
+        await client.set(keys.job(job_id), envelope, px=keys.JOB_TTL_MS)
+        added = await enqueue(keys=[queue_key, keys.again(queue_key), keys.leases(queue_key)], args=[job_id])
+    return bool(added)
+
+
+async def queue_figures(client: Redis, queue_keys: Sequence[str]) -> dict[str, QueueFigures]:
+    """Read how full the queues are, in one round trip."""
+    pipeline = client.pipeline(transaction=False)
+    pipeline.time()
+    for queue_key in queue_keys:
+        again = keys.again(queue_key)
+        pipeline.zcard(queue_key).zcard(again).zcard(keys.leases(queue_key))
+        pipeline.zrange(queue_key, 0, 0, withscores=True).zrange(again, 0, 0, withscores=True)
+    with redis_errors_as_ours():
+        (seconds, micros), *answers = await pipeline.execute()
+    now_ms = seconds * 1000 + micros / 1000
+    figures: dict[str, QueueFigures] = {}
+    for position, queue_key in enumerate(queue_keys):
+        fresh, returned, active, *first = answers[position * 5 : position * 5 + 5]
+        waits = [(now_ms - entry[0][1]) / 1000 for entry in first if entry]
+        figures[queue_key] = QueueFigures(
+            queued=fresh + returned, active=active, oldest_seconds=max(0.0, *waits) if waits else None
+        )
+    return figures

@@ -1,0 +1,88 @@
+"""Every Redis key of the product on one screen: the wire that an existing Synapse install shares with us.
+
+Pure names, no client. What the values hold is said beside each; the scripts folder says who writes them.
+"""
+
+from __future__ import annotations
+
+from arq.constants import (
+    abort_jobs_ss,
+    health_check_key_suffix,
+    in_progress_key_prefix,
+    job_key_prefix,
+    result_key_prefix,
+    retry_key_prefix,
+)
+
+QUEUE_PREFIX = "synapse:orchestrations:"
+HEARTBEAT_CHANNEL = "synapse:workers:heartbeat"
+ABORT = abort_jobs_ss
+RUN_STREAM_MAX_LENGTH = 10_000
+JOB_TTL_MS = 8 * 86_400_000
+"""How long we keep an envelope in Redis: arq's own 24 h is shorter than a full queue may take."""
+RESULT_TTL_MS = 3_600_000
+
+
+def queue(shard: str) -> str:
+    """zset: job id -> due time in ms (arq's queue). `shard` is `default`, an index or a tenant id."""
+    return QUEUE_PREFIX + shard
+
+
+def shard_of(queue_key: str) -> str:
+    """The inverse of `queue`."""
+    return queue_key.removeprefix(QUEUE_PREFIX)
+
+
+def leases(queue_key: str) -> str:
+    """zset: job id -> deadline of its lease, in ms of Redis time."""
+    return "{" + queue_key + "}:leases"
+
+
+def claims(queue_key: str) -> str:
+    """hash: job id -> token|original score|worker id."""
+    return "{" + queue_key + "}:claims"
+
+
+def again(queue_key: str) -> str:
+    """zset: jobs that we claimed once and gave back, out of reach of stock arq workers."""
+    return "{" + queue_key + "}:again"
+
+
+def job(job_id: str) -> str:
+    """string: arq's serialized job."""
+    return job_key_prefix + job_id
+
+
+def retry(job_id: str) -> str:
+    """string: arq's try counter (ours live in the ledger; stock arq's is deleted with the job)."""
+    return retry_key_prefix + job_id
+
+
+def result(job_id: str) -> str:
+    """string: arq's result, so that `Job.result()` of a producer answers."""
+    return result_key_prefix + job_id
+
+
+def in_progress(job_id: str) -> str:
+    """string: present while somebody runs the job (stock arq, or we for its sake)."""
+    return in_progress_key_prefix + job_id
+
+
+def health(queue_key: str) -> str:
+    """string: arq's health line of the workers of a queue."""
+    return queue_key + health_check_key_suffix
+
+
+def run_events(run_id: str) -> str:
+    """stream: field `data` holds one JSON event."""
+    return f"synapse:run:{run_id}:events"
+
+
+def event_claim(stream_key: str) -> str:
+    """string: the highest claim that has written to the stream."""
+    return "{" + stream_key + "}:claim"
+
+
+def cancel(run_id: str) -> str:
+    """string: present = cancel wanted."""
+    return f"synapse:cancel:{run_id}"

@@ -1,0 +1,169 @@
+"""One queue's leases: the scripts of the scripts folder as typed calls.
+
+A lease belongs to a token; every script checks it, so an owner that lost its lease can change nothing.
+Time is Redis's own. When to claim, extend and give back is left to `loop`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+from redis.asyncio import Redis
+from redis.commands.core import AsyncScript
+
+from synapse_worker.connections import redis_errors_as_ours
+from synapse_worker.queueing import keys
+
+_PAGE = 100
+_MAX_PAGES = 50
+"""Pages of due ids that one claim may pass over because stock workers run them: 5,000 jobs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A claimed job: `score` is its original due time in ms, `expires` the local monotonic time of its end (s)."""
+
+    queue_key: str
+    job_id: str
+    token: str
+    score: float
+    expires: float
+
+
+@dataclass(frozen=True, slots=True)
+class HandBack:
+    """A lease to give back; `delay_ms` None keeps its place, else it is due that much later."""
+
+    lease: Lease
+    delay_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A lease to end; `result` is arq's result value, b"" for none."""
+
+    lease: Lease
+    result: bytes
+
+
+def load_script(client: Redis, name: str) -> AsyncScript:
+    """Return the script `name` of the scripts folder, ready to be called on `client`."""
+    text = (resources.files(__package__) / "scripts" / f"{name}.lua").read_text(encoding="ascii")
+    return client.register_script(text)  # type: ignore[no-any-return]
+
+
+class LeaseQueue:
+    """The calls on one queue. All raise `StoreUnavailable` or `StoreRefused`."""
+
+    def __init__(self, client: Redis, queue_key: str, *, worker_id: str, lease_seconds: int) -> None:
+        self.queue_key = queue_key
+        self._worker_id = worker_id
+        self._lease_ms = lease_seconds * 1000
+        self._again = keys.again(queue_key)
+        self._leases = keys.leases(queue_key)
+        self._claims = keys.claims(queue_key)
+        self._peek = load_script(client, "peek")
+        self._claim = load_script(client, "claim")
+        self._extend = load_script(client, "extend")
+        self._release = load_script(client, "release")
+        self._hand_back = load_script(client, "hand_back")
+        self.recovered = 0
+        """Leases of dead owners that this process has returned to the queue."""
+
+    async def claim(self, want: int, now: float) -> list[Lease]:
+        """Take up to `want` due jobs, oldest first.
+
+        Args:
+            want: how many, at least 1.
+            now: local monotonic time (s) before the call; leases end `lease_seconds` after it.
+        """
+        taken: list[Lease] = []
+        offset = 0
+        with redis_errors_as_ours():
+            for _ in range(_MAX_PAGES):
+                missing = want - len(taken)
+                limit = max(missing, 1) if offset == 0 else _PAGE
+                _, expired, again, fresh = await self._peek(
+                    keys=[self.queue_key, self._again, self._leases, self._claims], args=[limit, offset]
+                )
+                self.recovered += expired
+                candidates = sorted([*_pairs(again, "1"), *_pairs(fresh, "0")])
+                if not candidates:
+                    break
+                got = await self._take(candidates, missing, now)
+                taken += got
+                if len(taken) >= want or len(fresh) // 2 < limit:
+                    break
+                # Only ids that a stock worker runs are still where they were: pass over them.
+                offset += len(fresh) // 2 - len(got)
+        return taken
+
+    async def extend(self, leases: Sequence[Lease]) -> set[str]:
+        """Prolong leases; returns the ids of those that are lost."""
+        arguments: list[str | int] = [self._lease_ms]
+        for lease in leases:
+            arguments += [lease.job_id, lease.token]
+        with redis_errors_as_ours():
+            lost = await self._extend(
+                keys=[self._leases, self._claims, *(keys.in_progress(lease.job_id) for lease in leases)], args=arguments
+            )
+        return _texts(lost)
+
+    async def release(self, releases: Sequence[Release]) -> set[str]:
+        """End leases and delete their jobs; returns the ids that were not ours any more."""
+        names = [self._leases, self._claims]
+        arguments: list[str | int | bytes] = [keys.RESULT_TTL_MS]
+        for release in releases:
+            job_id = release.lease.job_id
+            names += [keys.job(job_id), keys.retry(job_id), keys.in_progress(job_id), keys.result(job_id)]
+            arguments += [job_id, release.lease.token, release.result]
+        with redis_errors_as_ours():
+            return _texts(await self._release(keys=names, args=arguments))
+
+    async def hand_back(self, items: Sequence[HandBack]) -> set[str]:
+        """Give leases back to the queue; returns the ids that were not ours any more."""
+        arguments: list[str | int] = []
+        for item in items:
+            arguments += [item.lease.job_id, item.lease.token, "" if item.delay_ms is None else item.delay_ms]
+        with redis_errors_as_ours():
+            lost = await self._hand_back(
+                keys=[
+                    self._again,
+                    self._leases,
+                    self._claims,
+                    *(keys.in_progress(item.lease.job_id) for item in items),
+                ],
+                args=arguments,
+            )
+        return _texts(lost)
+
+    async def _take(self, candidates: list[tuple[float, str, str]], want: int, now: float) -> list[Lease]:
+        tokens = {job_id: secrets.token_hex(8) for _, job_id, _ in candidates}
+        arguments: list[str | int] = [want, self._lease_ms, self._worker_id]
+        for _, job_id, returned in candidates:
+            arguments += [job_id, returned, tokens[job_id]]
+        taken = await self._claim(
+            keys=[
+                self.queue_key,
+                self._again,
+                self._leases,
+                self._claims,
+                *(keys.in_progress(job_id) for _, job_id, _ in candidates),
+            ],
+            args=arguments,
+        )
+        expires = now + self._lease_ms / 1000
+        return [
+            Lease(self.queue_key, job_id, tokens[job_id], score, expires) for score, job_id, _ in _pairs(taken, "")
+        ]
+
+
+def _pairs(flat: Sequence[bytes], returned: str) -> list[tuple[float, str, str]]:
+    return [(float(flat[i + 1]), flat[i].decode(), returned) for i in range(0, len(flat), 2)]
+
+
+def _texts(values: Iterable[bytes]) -> set[str]:
+    return {value.decode() for value in values}

@@ -1,0 +1,344 @@
+"""The claim loop: takes jobs while slots are free, keeps their leases alive, ends or gives them back.
+
+It knows leases and time, not what a job does: a `Handler` turns claimed leases into jobs, a job says how its
+lease ends. A lease that is lost, or that could not be prolonged in time, stops its job before anything else is
+written for it. Signals and deadlines are `lifecycle`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Protocol
+
+from synapse_worker.errors import StoreRefused, StoreUnavailable
+from synapse_worker.gate import StoreGate
+from synapse_worker.queueing.lease import HandBack, Lease, LeaseQueue, Release
+
+log = logging.getLogger(__name__)
+
+Ending = Release | HandBack | None
+"""How a lease ends; None = it is not ours any more, touch nothing."""
+
+_MAX_BATCH = 100
+_BUSY_POLL = 0.01
+_IDLE_POLL = 0.1
+_GATE_WAIT = 1.0
+_CHUNK = 500
+
+
+class StopReason(StrEnum):
+    """Why a running job is told to stop."""
+
+    LOST = "lost"
+    """Its lease belongs to nobody or to another worker: it may write nothing more."""
+    INTERRUPTED = "interrupted"
+    """The drain's deadline has come: it gives its run back as far as the last checkpoint."""
+    CANCELLED = "cancelled"
+    """A user wants it to end."""
+
+
+class Control:
+    """What a running job is told by its surroundings."""
+
+    def __init__(self, loop: ClaimLoop) -> None:
+        self._loop = loop
+        self.task: asyncio.Task[Ending] | None = None
+        self.stop_reason: StopReason | None = None
+
+    @property
+    def hand_over(self) -> bool:
+        """Whether the job should give its run back at the next step boundary."""
+        return self._loop.handing_over
+
+    def stop(self, reason: StopReason) -> None:
+        """Interrupt the job; the first reason counts."""
+        if self.stop_reason is None:
+            self.stop_reason = reason
+            if self.task is not None:
+                self.task.cancel()
+
+
+class Job(Protocol):
+    """A claimed job, ready to run."""
+
+    @property
+    def lease(self) -> Lease:
+        """The lease it runs under."""
+
+    async def run(self, control: Control) -> Ending:
+        """Do the work; never raises but CancelledError after `control.stop`."""
+
+
+class Handler(Protocol):
+    """Turns leases into jobs."""
+
+    async def begin(self, leases: Sequence[Lease]) -> Sequence[Job | Release | HandBack]:
+        """Read the leases' payloads and own their runs.
+
+        Raises:
+            StoreUnavailable, StoreRefused: nothing can be started now; the leases are given back.
+        """
+
+
+class _Held:
+    """A lease that this process answers for, from claim to release."""
+
+    __slots__ = ("control", "expires", "lease")
+
+    def __init__(self, lease: Lease, control: Control) -> None:
+        self.lease = lease
+        self.control = control
+        self.expires = lease.expires
+
+
+class ClaimLoop:
+    """Serves a list of queues with a number of slots. Run `run` as a task; `stop` ends it."""
+
+    def __init__(
+        self, queues: Sequence[LeaseQueue], handler: Handler, gate: StoreGate, *, slots: int, lease_seconds: int
+    ) -> None:
+        self._queues = {queue.queue_key: queue for queue in queues}
+        self._handler = handler
+        self._gate = gate
+        self.slots = slots
+        self._lease_seconds = lease_seconds
+        self._held: dict[str, _Held] = {}
+        self._busy = 0
+        self._endings: list[tuple[Lease, Release | HandBack]] = []
+        self._ended = asyncio.Event()
+        self._slot_freed = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._starting: set[asyncio.Task[None]] = set()
+        self.handing_over = False
+        self.last_turn = asyncio.get_running_loop().time()
+        """Monotonic time (s) of the last turn of the claim loop, failed ones included."""
+        self.lost_leases = 0
+
+    @property
+    def active(self) -> int:
+        """Jobs that hold a slot."""
+        return self._busy
+
+    @property
+    def stuck(self) -> int:
+        """Slots whose job was told to stop and has not."""
+        return sum(1 for held in self._held.values() if held.control.stop_reason is not None and held.control.task)
+
+    @property
+    def recovered(self) -> int:
+        """Leases of dead owners that this process returned to their queues."""
+        return sum(queue.recovered for queue in self._queues.values())
+
+    async def run(self) -> None:
+        """Claim until `stop`, then wait until every lease has ended."""
+        async with asyncio.TaskGroup() as group:
+            keeper = group.create_task(self._keep_leases())
+            ender = group.create_task(self._end_leases())
+            await self._claim()
+            while self._starting or self._held:
+                await self._wait(self._slot_freed, 0.2)
+            keeper.cancel()
+            ender.cancel()
+
+    def stop(self, *, hand_over: bool) -> None:
+        """Claim nothing more; with `hand_over`, running jobs give their runs back at the next step boundary."""
+        self.handing_over = self.handing_over or hand_over
+        self._stopping.set()
+        self._slot_freed.set()
+
+    def interrupt(self) -> None:
+        """Stop what still runs; the runs are given back as far as their last checkpoint."""
+        for held in list(self._held.values()):
+            held.control.stop(StopReason.INTERRUPTED)
+
+    def cancel(self, job_id: str) -> None:
+        """End a job because a user wants it."""
+        held = self._held.get(job_id)
+        if held is not None:
+            held.control.stop(StopReason.CANCELLED)
+
+    async def _claim(self) -> None:
+        clock = asyncio.get_running_loop().time
+        pause = _BUSY_POLL
+        while not self._stopping.is_set():
+            self.last_turn = clock()
+            if not self._gate.is_open:
+                await self._gate.wait(_GATE_WAIT)
+                continue
+            free = self.slots - self._busy
+            if free <= 0:
+                await self._wait(self._slot_freed, _GATE_WAIT)
+                continue
+            try:
+                claimed = await self._claim_from_each(min(free, _MAX_BATCH))
+            except (StoreUnavailable, StoreRefused) as error:
+                self._gate.trip(error)
+                continue
+            pause = _BUSY_POLL if claimed else min(_IDLE_POLL, pause * 1.5)
+            if not claimed:
+                await self._wait(self._stopping, pause * random.uniform(0.75, 1.0))  # noqa: S311 - spreads polls
+
+    async def _claim_from_each(self, free: int) -> int:
+        claimed = 0
+        for queue in self._queues.values():
+            if claimed >= free:
+                break
+            leases = await queue.claim(free - claimed, asyncio.get_running_loop().time())
+            if leases:
+                claimed += len(leases)
+                self._busy += len(leases)
+                for lease in leases:
+                    self._held[lease.job_id] = _Held(lease, Control(self))
+                start = asyncio.create_task(self._start(leases))
+                self._starting.add(start)
+                start.add_done_callback(self._starting.discard)
+        return claimed
+
+    async def _start(self, leases: Sequence[Lease]) -> None:
+        try:
+            begun = await self._handler.begin(leases)
+        except (StoreUnavailable, StoreRefused) as error:
+            self._gate.trip(error)
+            begun = [HandBack(lease, None) for lease in leases]
+        except Exception:
+            log.exception("claimed jobs could not be started; they are given back")
+            begun = [HandBack(lease, 5_000) for lease in leases]
+        for item in begun:
+            held = self._held.get(item.lease.job_id)
+            if held is None or held.control.stop_reason is StopReason.LOST:
+                self._forget(item.lease)
+            elif isinstance(item, Release | HandBack):
+                self._end(item.lease, item)
+            else:
+                held.control.task = asyncio.create_task(item.run(held.control), name=item.lease.job_id)
+                held.control.task.add_done_callback(lambda task, lease=item.lease: self._done(lease, task))
+                if held.control.stop_reason is not None:
+                    held.control.task.cancel()
+
+    def _done(self, lease: Lease, task: asyncio.Task[Ending]) -> None:
+        if task.cancelled():
+            ending: Ending = None
+        elif (error := task.exception()) is not None:
+            log.error("job %s ended in an unexpected error; its lease runs out", lease.job_id, exc_info=error)
+            ending = None
+        else:
+            ending = task.result()
+        if ending is None:
+            self._forget(lease)
+        else:
+            self._end(lease, ending)
+
+    def _end(self, lease: Lease, ending: Release | HandBack) -> None:
+        """Free the slot; the lease is prolonged until Redis has taken the ending."""
+        self._busy -= 1
+        self._slot_freed.set()
+        held = self._held.get(lease.job_id)
+        if held is not None:
+            held.control.task = None
+        self._endings.append((lease, ending))
+        self._ended.set()
+
+    def _forget(self, lease: Lease) -> None:
+        self._busy -= 1
+        self._held.pop(lease.job_id, None)
+        self._slot_freed.set()
+
+    async def _end_leases(self) -> None:
+        while True:
+            await self._ended.wait()
+            self._ended.clear()
+            batch, self._endings = self._endings, []
+            by_queue: dict[str, tuple[list[Release], list[HandBack]]] = defaultdict(lambda: ([], []))
+            for lease, ending in batch:
+                by_queue[lease.queue_key][isinstance(ending, HandBack)].append(ending)  # type: ignore[arg-type]
+            try:
+                for queue_key, (releases, hand_backs) in by_queue.items():
+                    queue = self._queues[queue_key]
+                    for start in range(0, len(releases), _CHUNK):
+                        await queue.release(releases[start : start + _CHUNK])
+                    for start in range(0, len(hand_backs), _CHUNK):
+                        await queue.hand_back(hand_backs[start : start + _CHUNK])
+            except (StoreUnavailable, StoreRefused) as error:
+                self._gate.trip(error)
+                now = asyncio.get_running_loop().time()
+                # What has run out meanwhile returns to its queue by itself; the ledger knows what had ended.
+                kept = [item for item in batch if self._expires(item[0]) > now]
+                for lease, _ in batch:
+                    if self._expires(lease) <= now:
+                        self._held.pop(lease.job_id, None)
+                self._endings = kept + self._endings
+                await self._gate.wait(_GATE_WAIT)
+                self._ended.set()
+                continue
+            for lease, _ in batch:
+                self._held.pop(lease.job_id, None)
+            self._slot_freed.set()
+
+    def _expires(self, lease: Lease) -> float:
+        held = self._held.get(lease.job_id)
+        return held.expires if held is not None else lease.expires
+
+    async def _keep_leases(self) -> None:
+        """Prolong all leases every third of their time; stop jobs whose lease cannot be shown to be ours."""
+        clock = asyncio.get_running_loop().time
+        period = self._lease_seconds / 3
+        margin = self._lease_seconds / 6
+        due = clock() + period
+        while True:
+            await asyncio.sleep(min(0.5, period / 4))
+            if clock() >= due:
+                started = clock()
+                due = started + (period if await self._extend_all(started, period) else min(1.0, period / 4))
+            now = clock()
+            for held in list(self._held.values()):
+                if held.expires - margin <= now and held.control.stop_reason is not StopReason.LOST:
+                    log.warning("the lease of job %s could not be prolonged; the job is stopped here", held.lease.job_id)
+                    self._lose(held)
+
+    async def _extend_all(self, started: float, timeout: float) -> bool:
+        by_queue: dict[str, list[_Held]] = defaultdict(list)
+        for held in self._held.values():
+            by_queue[held.lease.queue_key].append(held)
+        try:
+            for queue_key, helds in by_queue.items():
+                for start in range(0, len(helds), _CHUNK):
+                    chunk = helds[start : start + _CHUNK]
+                    async with asyncio.timeout(timeout):
+                        lost = await self._queues[queue_key].extend([held.lease for held in chunk])
+                    for held in chunk:
+                        if held.lease.job_id not in lost:
+                            held.expires = started + self._lease_seconds
+                        elif held.control.task is not None:
+                            log.warning("the lease of job %s is lost; the job is stopped here", held.lease.job_id)
+                            self._lose(held)
+        except (StoreUnavailable, StoreRefused) as error:
+            self._gate.trip(error)
+            return False
+        except TimeoutError:
+            self._gate.trip(StoreUnavailable("Redis", "does not answer a heartbeat in time"))
+            return False
+        return True
+
+    def _lose(self, held: _Held) -> None:
+        self.lost_leases += 1
+        if held.control.task is None and held.control.stop_reason is None:
+            held.control.stop_reason = StopReason.LOST
+            return
+        # A job that is being cancelled for a softer reason must not write on either.
+        held.control.stop_reason = StopReason.LOST
+        if held.control.task is not None:
+            held.control.task.cancel()
+
+    async def _wait(self, event: asyncio.Event, timeout: float) -> None:
+        try:
+            async with asyncio.timeout(timeout):
+                await event.wait()
+        except TimeoutError:
+            pass
+        if event is self._slot_freed:
+            event.clear()

@@ -1,0 +1,135 @@
+"""Reading and writing arq's job format, safely.
+
+Upstream and stock arq serialize jobs with pickle, so we must read it; an unpickler that finds no class at all
+can build only builtins. We write pickle of builtins too, since a stock worker that meets anything else deletes
+the job unrun. What the functions mean is left to `jobs`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Never
+
+from synapse_worker.errors import PayloadError
+
+MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
+_MAX_NODES = 1_000_000
+_MAX_DEPTH = 100
+
+
+@dataclass(frozen=True, slots=True)
+class JobPayload:
+    """One job: `function` by name, its keyword arguments (JSON values), when it was enqueued (ms), our extras."""
+
+    function: str
+    arguments: Mapping[str, object]
+    positional: tuple[object, ...] = ()
+    enqueued_ms: int = 0
+    extras: Mapping[str, object] = field(default_factory=dict)
+
+
+class _BuiltinsOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Never:
+        raise PayloadError(f"the payload is a pickle that asks for {module[:60]}.{name[:60]}; only plain values are accepted")
+
+    def persistent_load(self, pid: object) -> Never:
+        raise PayloadError("the payload is a pickle with persistent references; only plain values are accepted")
+
+
+def encode(payload: JobPayload) -> bytes:
+    """Return the bytes of arq's `arq:job:<id>` value, readable by stock arq."""
+    document: dict[str, object] = {
+        "t": None,
+        "f": payload.function,
+        "a": payload.positional,
+        "k": dict(payload.arguments),
+        "et": payload.enqueued_ms,
+    }
+    if payload.extras:
+        document["x"] = dict(payload.extras)
+    return pickle.dumps(document, protocol=4)
+
+
+def encode_result(payload: JobPayload, *, job_id: str, queue_key: str, success: bool, result: str, now_ms: int) -> bytes:
+    """Return the bytes of arq's `arq:result:<id>`: small, without the arguments."""
+    return pickle.dumps(
+        {
+            "t": 1,
+            "f": payload.function,
+            "a": (),
+            "k": {},
+            "et": payload.enqueued_ms,
+            "s": success,
+            "r": result,
+            "st": now_ms,
+            "ft": now_ms,
+            "q": queue_key,
+            "id": job_id,
+        },
+        protocol=4,
+    )
+
+
+def decode(raw: bytes) -> JobPayload:
+    """Read a job, pickled or JSON.
+
+    Raises:
+        PayloadError: it is too large, cannot be read, asks for classes, or is not a job of arq's shape.
+    """
+    if len(raw) > MAX_PAYLOAD_BYTES:
+        raise PayloadError(f"the payload has {len(raw)} bytes; at most {MAX_PAYLOAD_BYTES} are accepted")
+    document = _load(raw)
+    if not isinstance(document, dict) or not isinstance(document.get("f"), str):
+        raise PayloadError("the payload is not a job: it names no function")
+    arguments, positional = document.get("k") or {}, document.get("a") or ()
+    if not isinstance(arguments, dict) or not all(isinstance(key, str) for key in arguments):
+        raise PayloadError("the payload's keyword arguments are not a mapping of names")
+    if not isinstance(positional, list | tuple):
+        raise PayloadError("the payload's positional arguments are not a list")
+    extras = document.get("x")
+    _check_values([arguments, positional, extras])
+    enqueued = document.get("et")
+    return JobPayload(
+        function=document["f"],
+        arguments=arguments,
+        positional=tuple(positional),
+        enqueued_ms=enqueued if isinstance(enqueued, int) else 0,
+        extras=extras if isinstance(extras, dict) else {},
+    )
+
+
+def _load(raw: bytes) -> object:
+    try:
+        if raw[:1] == b"{":
+            return json.loads(raw)
+        return _BuiltinsOnly(io.BytesIO(raw)).load()
+    except PayloadError:
+        raise
+    except MemoryError:
+        raise PayloadError("the payload needs more memory than is allowed") from None
+    except Exception as error:  # noqa: BLE001 - a hostile pickle may raise anything
+        raise PayloadError(f"the payload cannot be read ({type(error).__name__})") from None
+
+
+def _check_values(root: object) -> None:
+    """Refuse what is not JSON: other types, cycles and structures that explode when written out."""
+    stack: list[tuple[object, int]] = [(root, 0)]
+    seen = 0
+    while stack:
+        value, depth = stack.pop()
+        seen += 1
+        if seen > _MAX_NODES or depth > _MAX_DEPTH:
+            raise PayloadError("the payload's arguments are nested too deeply or are too many")
+        if isinstance(value, dict):
+            for key, item in value.items():
+                if not isinstance(key, str):
+                    raise PayloadError("the payload's arguments hold a mapping whose keys are not text")
+                stack.append((item, depth + 1))
+        elif isinstance(value, list | tuple):
+            stack.extend((item, depth + 1) for item in value)
+        elif value is not None and not isinstance(value, str | int | float | bool):
+            raise PayloadError(f"the payload's arguments hold a {type(value).__name__}; only JSON values are accepted")

@@ -1,0 +1,182 @@
+"""The worker's settings, and the only place that reads the environment.
+
+`contract` says which variables exist; here their text becomes typed values, and a value that cannot be
+used stops the process with one line that names the variable, the problem and what is accepted.
+Values stored in `scale_settings` stand in for variables that are not set (`with_stored`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import socket
+from collections.abc import Mapping
+
+from pydantic import SecretStr
+
+from synapse_worker import contract
+from synapse_worker.contract import BY_NAME, Kind, Variable
+from synapse_worker.errors import ConfigurationError
+
+_TRUE = frozenset({"1", "true", "yes", "on"})
+_FALSE = frozenset({"0", "false", "no", "off"})
+_RESERVED_SHARD = re.compile(r"[{}]")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settings:
+    """What one process runs with. Units: seconds, unless the name says otherwise."""
+
+    redis_url: SecretStr
+    postgres_url: SecretStr
+    redis_ca_file: str
+    postgres_ca_file: str
+    pgbouncer_mode: bool
+    concurrency: int
+    job_timeout: int
+    max_retries: int
+    shards: tuple[str, ...]
+    default_tenant_id: str
+    health_port: int
+    metrics_token: SecretStr
+    k8s_mode: bool
+    event_ttl: int
+    lease_seconds: int
+    drain_seconds: int
+    definitions_dir: str
+    log_level: str
+    log_format: str
+    worker_id: str
+    from_environment: frozenset[str]
+    """Names of the variables that were set; the others may still come from `scale_settings`."""
+
+    def with_stored(self, stored: Mapping[str, object]) -> Settings:
+        """Return these settings with stored values where the environment said nothing.
+
+        Args:
+            stored: rows of `scale_settings`, key -> decoded JSON value.
+
+        Raises:
+            ConfigurationError: a stored value is out of range.
+        """
+        changes: dict[str, int] = {}
+        for field, name in _STORED_FIELDS.items():
+            variable = BY_NAME[name]
+            if name in self.from_environment or variable.stored is None or variable.stored not in stored:
+                continue
+            where = f"the stored setting {variable.stored}"
+            changes[field] = _integer(variable, str(stored[variable.stored]), where)
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]  # only integer fields are listed
+
+
+_STORED_FIELDS = {
+    "concurrency": "WORKER_CONCURRENCY",
+    "job_timeout": "WORKER_JOB_TIMEOUT",
+    "max_retries": "WORKER_MAX_RETRIES",
+    "event_ttl": "PUBSUB_EVENT_TTL",
+}
+
+
+def load(environment: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings from `environment` (default: the process's own).
+
+    Raises:
+        ConfigurationError: a required variable is missing, or a value is not accepted.
+    """
+    env = os.environ if environment is None else environment
+    given = frozenset(name for name in BY_NAME if env.get(name, "") != "")
+
+    def text(name: str) -> str:
+        variable = BY_NAME[name]
+        value = env.get(name, "")
+        if value != "":
+            return value
+        if variable.default is None:
+            raise ConfigurationError(f"{name} is not set; it is required: {variable.meaning}.")
+        return variable.default
+
+    def integer(name: str) -> int:
+        return _integer(BY_NAME[name], text(name), name)
+
+    def switch(name: str) -> bool:
+        value = text(name).strip().lower()
+        if value in _TRUE:
+            return True
+        if value in _FALSE:
+            return False
+        raise ConfigurationError(f"{name} is {value!r}; accepted: {BY_NAME[name].accepts}.")
+
+    def choice(name: str) -> str:
+        value = text(name).strip().lower()
+        if value not in BY_NAME[name].choices:
+            raise ConfigurationError(f"{name} is {value!r}; accepted: {BY_NAME[name].accepts}.")
+        return value
+
+    for variable in contract.VARIABLES:  # also what is not read yet must be well-formed
+        if variable.kind is Kind.INTEGER:
+            integer(variable.name)
+        elif variable.kind is Kind.SWITCH:
+            switch(variable.name)
+        elif variable.kind is Kind.CHOICE:
+            choice(variable.name)
+    if switch("ENABLE_TENANT_ISOLATION"):
+        raise ConfigurationError("ENABLE_TENANT_ISOLATION is 1; this release accepts 0 only: all tenants share one queue.")
+    if integer("NUM_QUEUE_SHARDS") != 1:
+        raise ConfigurationError("NUM_QUEUE_SHARDS is above 1; this release accepts 1 only: one queue, `default`.")
+    return Settings(
+        redis_url=SecretStr(text("REDIS_URL")),
+        postgres_url=SecretStr(text("SCALE_POSTGRES_URL")),
+        redis_ca_file=text("REDIS_CA_FILE"),
+        postgres_ca_file=text("POSTGRES_CA_FILE"),
+        pgbouncer_mode=switch("PGBOUNCER_MODE"),
+        concurrency=integer("WORKER_CONCURRENCY"),
+        job_timeout=integer("WORKER_JOB_TIMEOUT"),
+        max_retries=integer("WORKER_MAX_RETRIES"),
+        shards=parse_shards(text("WORKER_QUEUE_SHARD")),
+        default_tenant_id=text("DEFAULT_TENANT_ID"),
+        health_port=integer("WORKER_HEALTH_PORT"),
+        metrics_token=SecretStr(text("METRICS_TOKEN")),
+        k8s_mode=switch("K8S_MODE"),
+        event_ttl=integer("PUBSUB_EVENT_TTL"),
+        lease_seconds=integer("WORKER_LEASE_SECONDS"),
+        drain_seconds=integer("WORKER_DRAIN_SECONDS"),
+        definitions_dir=text("SYNAPSE_DEFINITIONS_DIR"),
+        log_level=choice("LOG_LEVEL"),
+        log_format=choice("LOG_FORMAT"),
+        worker_id=socket.gethostname() if switch("K8S_MODE") else f"{socket.gethostname()}-{os.getpid()}",
+        from_environment=given,
+    )
+
+
+def parse_shards(text: str) -> tuple[str, ...]:
+    """Split WORKER_QUEUE_SHARD into shard names, in order, without doubles.
+
+    Raises:
+        ConfigurationError: none is named, an index is above 63, or a name cannot be a queue's.
+    """
+    shards: list[str] = []
+    for part in (part.strip() for part in text.split(",")):
+        if part == "":
+            continue
+        if part == contract.TENANT_POOL:
+            raise ConfigurationError("WORKER_QUEUE_SHARD names `tenants`; this release serves no tenant pool yet.")
+        if part.isdecimal() and (int(part) >= contract.MAX_SHARDS or str(int(part)) != part):
+            raise ConfigurationError(f"WORKER_QUEUE_SHARD names shard {part}; accepted indexes: 0 to {contract.MAX_SHARDS - 1}.")
+        if _RESERVED_SHARD.search(part) or len(part) > contract.TENANT_ID_MAX_LENGTH:
+            raise ConfigurationError("WORKER_QUEUE_SHARD names a queue with braces or over 255 characters; those are refused.")
+        if part not in shards:
+            shards.append(part)
+    if not shards:
+        raise ConfigurationError("WORKER_QUEUE_SHARD names no shard; accepted: " + BY_NAME["WORKER_QUEUE_SHARD"].meaning + ".")
+    return tuple(shards)
+
+
+def _integer(variable: Variable, value: str, where: str) -> int:
+    try:
+        number = int(value.strip())
+    except ValueError:
+        raise ConfigurationError(f"{where} is {value!r}; accepted: {variable.accepts}.") from None
+    if variable.minimum is not None and variable.maximum is not None and not variable.minimum <= number <= variable.maximum:
+        raise ConfigurationError(f"{where} is {number}; accepted: {variable.accepts}.")
+    return number

@@ -1,0 +1,288 @@
+"""Owning runs: what a claimed job writes before it may work, and how it gives its run back.
+
+Every write of a run carries the claim number that `take` gave it; a statement that finds another number changes
+nothing, so two processes never both write for one run. Steps and ends are in `runs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import asyncpg
+
+from synapse_worker.store.database import Database, Transaction, from_jsonb
+
+State = dict[str, object]
+
+
+class Verdict(StrEnum):
+    """What `take` found out about a claimed job."""
+
+    OWNED = "owned"
+    ENDED = "ended"
+    """The job has an outcome already: only its lease is left to release."""
+    SUPERSEDED = "superseded"
+    """The run belongs to another job, or ended in a way that this job may not undo."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRequest:
+    """A leased job whose payload could be read and names a run."""
+
+    job_id: str
+    run_id: str
+    queue: str
+    envelope: bytes
+    enqueued_ms: int
+    orchestration_id: str
+    session_id: str | None
+    tenant_id: str
+    webhook_url: str | None
+    webhook_secret: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class OwnedRun:
+    """A run that this process may write to, as far as the last checkpoint.
+
+    `state` and `history` hold all finished steps; `cursor` is None for a run that has finished none;
+    `steps_done` counts them; `folded_steps` of them are in the row's own shared_state already.
+    """
+
+    run_id: str
+    job_id: str
+    claim: int
+    orchestration_id: str
+    tenant_id: str
+    session_id: str | None
+    cursor: State | None
+    definition: State | None
+    state: State
+    history: list[State]
+    steps_done: int
+    folded_steps: int
+    failures: int
+    active_seconds: float
+    suspect: bool
+    last_events: list[State]
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The answer for one request."""
+
+    request: ClaimRequest
+    verdict: Verdict
+    run: OwnedRun | None
+
+
+_LEDGER = """
+INSERT INTO job_ledger AS l (job_id, run_id, queue, claim, owner, envelope, enqueued_at, claimed_at)
+SELECT j.job_id, j.run_id, j.queue, nextval('claim_seq'), $1, j.envelope, to_timestamp(j.enqueued / 1000.0), now()
+FROM unnest($2::text[], $3::text[], $4::text[], $5::bytea[], $6::bigint[])
+     AS j (job_id, run_id, queue, envelope, enqueued)
+ON CONFLICT (job_id) DO UPDATE
+   SET claim = EXCLUDED.claim, suspect = l.owner IS NOT NULL, owner = EXCLUDED.owner, claimed_at = now(),
+       queue = EXCLUDED.queue, run_id = EXCLUDED.run_id
+ WHERE l.outcome IS NULL
+RETURNING l.job_id, l.claim, l.failures, l.active_seconds, l.suspect
+"""
+
+# A run is taken when it is queued, when this very job was running it (recovery), or when it had failed or was
+# cancelled under another job (upstream's dead-letter retry enqueues the run under a new job id).
+_RUNS = """
+UPDATE orchestration_runs AS r
+   SET status = 'running', claim = c.claim, worker_id = $1, job_id = c.job_id, ended_at = NULL, error = NULL,
+       started_at = coalesce(r.started_at, now())
+  FROM unnest($2::text[], $3::text[], $4::bigint[]) AS c (run_id, job_id, claim)
+ WHERE r.run_id = c.run_id
+   AND (r.status = 'queued'
+        OR (r.status = 'running' AND r.job_id = c.job_id)
+        OR (r.status IN ('failed', 'cancelled') AND r.job_id IS DISTINCT FROM c.job_id))
+RETURNING r.run_id, r.job_id, r.claim, r.orchestration_id, r.tenant_id, r.session_id, r.cursor::text,
+          r.definition_snapshot::text AS definition, r.shared_state::text, r.step_history::text,
+          coalesce(r.folded_steps, 0) AS folded_steps
+"""
+
+_CREATE = """
+INSERT INTO orchestration_runs (run_id, orchestration_id, session_id, tenant_id, status, shared_state, step_history,
+    waiting_for_human, total_tokens_used, total_cost_usd, created_at, job_id, webhook_url, webhook_secret)
+SELECT run_id, orchestration_id, session_id, tenant_id, 'queued', '{}', '[]', false, 0, 0, now(), job_id, url, secret
+  FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
+       AS n (run_id, orchestration_id, session_id, tenant_id, job_id, url, secret)
+ON CONFLICT (run_id) DO NOTHING
+"""
+
+_STEPS = """
+SELECT run_id, ordinal, delta::text, entry::text, events::text
+  FROM run_steps WHERE run_id = ANY($1::text[]) ORDER BY run_id, ordinal
+"""
+
+
+async def take(database: Database, worker_id: str, requests: Sequence[ClaimRequest]) -> list[Taken]:
+    """Give each job a claim number and its run, in one transaction.
+
+    A missing run row is created (an upstream producer may enqueue without one).
+
+    Returns:
+        One answer per request, in no particular order.
+    """
+    # Two jobs of one run in a batch would fight over the row; the later one is answered as superseded.
+    # Sorted, so that two workers never wait for each other's rows.
+    ordered = sorted(requests, key=lambda request: request.job_id)
+    async with database.transaction() as transaction:
+        ledger = {
+            row["job_id"]: row
+            for row in await transaction.fetch(
+                _LEDGER,
+                worker_id,
+                [request.job_id for request in ordered],
+                [request.run_id for request in ordered],
+                [request.queue for request in ordered],
+                [request.envelope for request in ordered],
+                [request.enqueued_ms for request in ordered],
+            )
+        }
+        live = [request for request in ordered if request.job_id in ledger]
+        claims = {job_id: int(row["claim"]) for job_id, row in ledger.items()}
+        rows = await _take_rows(transaction, worker_id, live, claims)
+        missing = [request for request in live if request.run_id not in rows]
+        if missing:
+            await _create(transaction, missing)
+            rows |= await _take_rows(transaction, worker_id, missing, claims)
+        resumed = [run_id for run_id, row in rows.items() if row["cursor"] is not None]
+        steps = await transaction.fetch(_STEPS, resumed) if resumed else []
+        answers: list[Taken] = []
+        for request in ordered:
+            row = rows.get(request.run_id)
+            if request.job_id not in ledger:
+                answers.append(Taken(request, Verdict.ENDED, None))
+            elif row is None or row["job_id"] != request.job_id:
+                await _supersede(transaction, request.job_id, claims[request.job_id])
+                answers.append(Taken(request, Verdict.SUPERSEDED, None))
+            else:
+                mine = [step for step in steps if step["run_id"] == request.run_id]
+                answers.append(Taken(request, Verdict.OWNED, _owned(row, ledger[request.job_id], mine)))
+    return answers
+
+
+async def give_back(database: Database, run: OwnedRun, *, active_seconds: float, failed: bool) -> bool:
+    """Set a run to queued again and clear the ledger's owner; call it before the queue entry is given back.
+
+    Args:
+        active_seconds: how long this claim worked on it.
+        failed: count this execution as a failed one.
+
+    Returns:
+        False when another claim owns the run.
+    """
+    row = await database.fetchrow(
+        """
+        WITH owned AS (
+          UPDATE orchestration_runs SET status = 'queued'
+           WHERE run_id = $1 AND claim = $2 AND status = 'running' RETURNING run_id),
+        ledger AS (
+          UPDATE job_ledger SET owner = NULL, active_seconds = active_seconds + $4,
+                 failures = failures + $5
+           WHERE job_id = $3 AND claim = $2 AND EXISTS (SELECT 1 FROM owned))
+        SELECT EXISTS (SELECT 1 FROM owned) OR EXISTS (
+          SELECT 1 FROM orchestration_runs WHERE run_id = $1 AND claim = $2 AND status = 'queued') AS owned
+        """,
+        run.run_id,
+        run.claim,
+        run.job_id,
+        active_seconds,
+        1 if failed else 0,
+    )
+    return bool(row and row["owned"])
+
+
+async def disown(database: Database, run: OwnedRun, *, active_seconds: float) -> None:
+    """Clear the ledger's owner after a self-fence, so that the lost lease does not look like a crash."""
+    await database.execute(
+        "UPDATE job_ledger SET owner = NULL, active_seconds = active_seconds + $3 WHERE job_id = $1 AND claim = $2",
+        run.job_id,
+        run.claim,
+        active_seconds,
+    )
+
+
+async def envelope_of(database: Database, job_id: str) -> bytes | None:
+    """Return the payload that our producer kept in the ledger, if it did."""
+    row = await database.fetchrow("SELECT envelope FROM job_ledger WHERE job_id = $1", job_id)
+    return None if row is None else row["envelope"]
+
+
+async def _take_rows(
+    transaction: Transaction, worker_id: str, requests: Sequence[ClaimRequest], claims: dict[str, int]
+) -> dict[str, asyncpg.Record]:
+    by_run = {request.run_id: request for request in reversed(requests)}
+    rows = await transaction.fetch(
+        _RUNS,
+        worker_id,
+        list(by_run),
+        [request.job_id for request in by_run.values()],
+        [claims[request.job_id] for request in by_run.values()],
+    )
+    return {row["run_id"]: row for row in rows}
+
+
+async def _create(transaction: Transaction, requests: Sequence[ClaimRequest]) -> None:
+    await transaction.fetch(
+        _CREATE,
+        [request.run_id for request in requests],
+        [request.orchestration_id for request in requests],
+        [request.session_id for request in requests],
+        [request.tenant_id for request in requests],
+        [request.job_id for request in requests],
+        [request.webhook_url for request in requests],
+        [request.webhook_secret for request in requests],
+    )
+
+
+async def _supersede(transaction: Transaction, job_id: str, claim: int) -> None:
+    await transaction.fetch(
+        "UPDATE job_ledger SET outcome = 'superseded', owner = NULL, ended_at = now() WHERE job_id = $1 AND claim = $2",
+        job_id,
+        claim,
+    )
+
+
+def _owned(row: asyncpg.Record, ledger: asyncpg.Record, steps: Sequence[asyncpg.Record]) -> OwnedRun:
+    state: State = from_jsonb(row["shared_state"], {})
+    history: list[State] = from_jsonb(row["step_history"], [])
+    folded = int(row["folded_steps"])
+    last_events: list[State] = []
+    done = 0
+    for step in steps:
+        done = step["ordinal"]
+        last_events = from_jsonb(step["events"], [])
+        if done > folded:
+            state.update(from_jsonb(step["delta"], {}))
+            history.append(from_jsonb(step["entry"], {}))
+    return OwnedRun(
+        run_id=str(row["run_id"]),
+        job_id=str(row["job_id"]),
+        claim=int(row["claim"]),
+        orchestration_id=str(row["orchestration_id"]),
+        tenant_id=str(row["tenant_id"]),
+        session_id=row["session_id"],
+        cursor=from_jsonb(row["cursor"], None),
+        definition=from_jsonb(row["definition"], None),
+        state=state,
+        history=history,
+        steps_done=done,
+        folded_steps=folded,
+        failures=ledger["failures"],
+        active_seconds=ledger["active_seconds"],
+        suspect=ledger["suspect"],
+        last_events=last_events,
+    )
+
+
+async def claim_of(database: Database, run_id: str) -> int:
+    """Return the claim that last wrote to a run, 0 when there is none."""
+    row = await database.fetchrow("SELECT claim FROM orchestration_runs WHERE run_id = $1", run_id)
+    return 0 if row is None or row["claim"] is None else int(row["claim"])

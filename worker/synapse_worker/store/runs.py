@@ -1,0 +1,293 @@
+"""A run's rows: creation by a producer, a checkpoint per step, the end, and what listings show.
+
+Each write is one statement, so it is atomic without a transaction's round trips, and carries the claim number:
+no row is touched once another claim owns the run. Taking and giving back runs is in `claims`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+import asyncpg
+
+from synapse_worker.store.claims import OwnedRun, State
+from synapse_worker.store.database import Database, from_jsonb, to_jsonb
+
+
+class RunStatus(StrEnum):
+    """Where a run stands, as upstream writes it."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedRun:
+    """What a producer writes before it queues a run; `envelope` is the job's payload as it goes to Redis."""
+
+    run_id: str
+    orchestration_id: str
+    session_id: str | None
+    tenant_id: str
+    job_id: str
+    queue: str
+    envelope: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StepRow:
+    """A finished step: `ordinal` counts the run's steps from 1, `delta` are the state keys it set."""
+
+    step_id: str
+    visit: int
+    ordinal: int
+    delta: State
+    entry: State
+    events: Sequence[State]
+    started_at: datetime
+    ended_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """The whole state and history up to a step, written into the run's own row."""
+
+    state: State
+    history: Sequence[State]
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """Why a job ended in the dead-letter queue: the function's keyword arguments and one sentence."""
+
+    function: str
+    payload: Mapping[str, object]
+    error: str
+    attempts: int
+
+
+async def create_queued(database: Database, run: QueuedRun) -> None:
+    """Write run row and ledger row of a new run; writing them again changes nothing."""
+    await database.execute(
+        """
+        WITH run AS (
+          INSERT INTO orchestration_runs (run_id, orchestration_id, session_id, tenant_id, status, shared_state,
+              step_history, waiting_for_human, total_tokens_used, total_cost_usd, created_at, job_id)
+          VALUES ($1, $2, $3, $4, 'queued', '{}', '[]', false, 0, 0, now(), $5)
+          ON CONFLICT (run_id) DO NOTHING)
+        INSERT INTO job_ledger (job_id, run_id, queue, envelope, enqueued_at) VALUES ($5, $1, $6, $7, now())
+        ON CONFLICT (job_id) DO NOTHING
+        """,
+        run.run_id,
+        run.orchestration_id,
+        run.session_id,
+        run.tenant_id,
+        run.job_id,
+        run.queue,
+        run.envelope,
+    )
+
+
+async def checkpoint(
+    database: Database,
+    run: OwnedRun,
+    step: StepRow,
+    *,
+    cursor: State,
+    engine_version: int,
+    current_step_id: str | None,
+    definition: State | None,
+    folded: Folded | None,
+) -> bool:
+    """Append a finished step and move the run's cursor.
+
+    Args:
+        definition: the snapshot to keep, with a run's first checkpoint; else None.
+        folded: state and history to write into the run's row now; None leaves them for later.
+
+    Returns:
+        False when another claim owns the run, or it is not running any more: nothing was written.
+        Calling it again after an answer got lost writes nothing twice.
+    """
+    touched = await database.execute(
+        """
+        WITH owned AS (
+          UPDATE orchestration_runs
+             SET cursor = $3::jsonb, engine_version = $4, current_step_id = $5,
+                 definition_snapshot = coalesce(definition_snapshot, $6::jsonb),
+                 shared_state = coalesce($7::jsonb, shared_state), step_history = coalesce($8::jsonb, step_history),
+                 folded_steps = coalesce($9::int, folded_steps)
+           WHERE run_id = $1 AND claim = $2 AND status = 'running' RETURNING run_id)
+        INSERT INTO run_steps (run_id, step_id, visit, ordinal, claim, delta, entry, events, started_at, ended_at)
+        SELECT run_id, $10, $11, $12, $2, $13::jsonb, $14::jsonb, $15::jsonb, $16, $17 FROM owned
+        ON CONFLICT (run_id, step_id, visit) DO UPDATE SET claim = EXCLUDED.claim
+           WHERE run_steps.claim = EXCLUDED.claim
+        """,
+        run.run_id,
+        run.claim,
+        to_jsonb(cursor),
+        engine_version,
+        current_step_id,
+        None if definition is None else to_jsonb(definition),
+        None if folded is None else to_jsonb(folded.state),
+        None if folded is None else to_jsonb(list(folded.history)),
+        None if folded is None else folded.steps,
+        step.step_id,
+        step.visit,
+        step.ordinal,
+        to_jsonb(step.delta),
+        to_jsonb(step.entry),
+        to_jsonb(list(step.events)),
+        step.started_at,
+        step.ended_at,
+    )
+    return touched == 1
+
+
+async def finish(
+    database: Database,
+    run: OwnedRun,
+    status: RunStatus,
+    *,
+    folded: Folded,
+    active_seconds: float,
+    error: str | None = None,
+    dead_letter: DeadLetter | None = None,
+) -> bool:
+    """End a run: its row, the ledger's outcome and, when it failed, a dead letter, all or nothing.
+
+    Returns:
+        False when another claim owns the run: nothing was written. True also when a call whose answer got
+        lost had ended the run already.
+    """
+    row = await database.fetchrow(
+        """
+        WITH owned AS (
+          UPDATE orchestration_runs
+             SET status = $3, shared_state = $4::jsonb, step_history = $5::jsonb, folded_steps = $6, error = $7,
+                 ended_at = now()
+           WHERE run_id = $1 AND claim = $2 AND status = 'running' RETURNING run_id, orchestration_id),
+        ledger AS (
+          UPDATE job_ledger SET outcome = $3, owner = NULL, ended_at = now(), active_seconds = active_seconds + $9
+           WHERE job_id = $8 AND claim = $2 AND EXISTS (SELECT 1 FROM owned)),
+        letter AS (
+          INSERT INTO dead_letter_queue (id, run_id, orchestration_id, job_function, job_payload, error_message,
+              attempt_count, first_failed_at, last_failed_at, resolved)
+          SELECT gen_random_uuid(), run_id, orchestration_id, $10, $11::jsonb, $12, $13, now(), now(), false
+            FROM owned WHERE $10::text IS NOT NULL)
+        SELECT EXISTS (SELECT 1 FROM owned) OR EXISTS (
+          SELECT 1 FROM orchestration_runs WHERE run_id = $1 AND claim = $2 AND status = $3) AS owned
+        """,
+        run.run_id,
+        run.claim,
+        status.value,
+        to_jsonb(folded.state),
+        to_jsonb(list(folded.history)),
+        folded.steps,
+        error,
+        run.job_id,
+        active_seconds,
+        None if dead_letter is None else dead_letter.function,
+        None if dead_letter is None else to_jsonb(dict(dead_letter.payload)),
+        None if dead_letter is None else dead_letter.error,
+        None if dead_letter is None else dead_letter.attempts,
+    )
+    return bool(row and row["owned"])
+
+
+async def reject(
+    database: Database, *, job_id: str, run_id: str, queue: str, envelope: bytes | None, letter: DeadLetter
+) -> None:
+    """End a job that cannot even start (payload unreadable or gone, unknown function): once, however often called."""
+    await database.execute(
+        """
+        WITH ledger AS (
+          INSERT INTO job_ledger AS l (job_id, run_id, queue, envelope, enqueued_at, ended_at, outcome)
+          VALUES ($1, $2, $3, $4, now(), now(), 'failed')
+          ON CONFLICT (job_id) DO UPDATE SET outcome = 'failed', owner = NULL, ended_at = now()
+             WHERE l.outcome IS NULL
+          RETURNING job_id),
+        run AS (
+          UPDATE orchestration_runs SET status = 'failed', error = $7, ended_at = now()
+           WHERE run_id = $2 AND status = 'queued' AND EXISTS (SELECT 1 FROM ledger) RETURNING orchestration_id)
+        INSERT INTO dead_letter_queue (id, run_id, orchestration_id, job_function, job_payload, error_message,
+            attempt_count, first_failed_at, last_failed_at, resolved)
+        SELECT gen_random_uuid(), $2, (SELECT orchestration_id FROM run), $5, $6::jsonb, $7, $8, now(), now(), false
+          FROM ledger
+        """,
+        job_id,
+        run_id,
+        queue,
+        envelope,
+        letter.function,
+        to_jsonb(dict(letter.payload)),
+        letter.error,
+        letter.attempts,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """A run as listings show it; `state` and `history` are whole only once the run has ended."""
+
+    run_id: str
+    orchestration_id: str
+    tenant_id: str
+    status: str
+    current_step_id: str | None
+    worker_id: str | None
+    error: str | None
+    steps_done: int
+    created_at: datetime | None
+    started_at: datetime | None
+    ended_at: datetime | None
+    state: State
+    history: list[State]
+
+
+_VIEW = """
+SELECT r.run_id, r.orchestration_id, r.tenant_id, r.status, r.current_step_id, r.worker_id, r.error, r.created_at,
+       r.started_at, r.ended_at, r.shared_state::text, r.step_history::text,
+       (SELECT count(*) FROM run_steps s WHERE s.run_id = r.run_id) AS steps_done
+  FROM orchestration_runs r
+"""
+
+
+async def recent(database: Database, *, limit: int, status: str | None) -> list[RunView]:
+    """Return the newest runs, newest first."""
+    rows = await database.fetch(
+        _VIEW + " WHERE ($2::text IS NULL OR r.status = $2) ORDER BY r.created_at DESC NULLS LAST LIMIT $1", limit, status
+    )
+    return [_view(row) for row in rows]
+
+
+async def get(database: Database, run_ids: Sequence[str]) -> list[RunView]:
+    """Return the named runs that exist, in no particular order."""
+    rows = await database.fetch(_VIEW + " WHERE r.run_id = ANY($1::text[])", list(run_ids))
+    return [_view(row) for row in rows]
+
+
+def _view(row: asyncpg.Record) -> RunView:
+    return RunView(
+        run_id=row["run_id"],
+        orchestration_id=row["orchestration_id"],
+        tenant_id=row["tenant_id"],
+        status=row["status"],
+        current_step_id=row["current_step_id"],
+        worker_id=row["worker_id"],
+        error=row["error"],
+        steps_done=row["steps_done"],
+        created_at=row["created_at"],
+        started_at=row["started_at"],
+        ended_at=row["ended_at"],
+        state=from_jsonb(row["shared_state"], {}),
+        history=from_jsonb(row["step_history"], []),
+    )

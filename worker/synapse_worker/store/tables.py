@@ -1,0 +1,268 @@
+"""The schema: upstream's tables with our additive columns, and the tables that are ours.
+
+Only names, types and keys; `migrate` brings a database there, the modules beside it hold the statements.
+Upstream's columns keep upstream's types and stay nullable where upstream leaves them to its own defaults.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Sequence,
+    String,
+    Table,
+    Text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, UUID
+
+metadata = MetaData()
+
+CLAIM_SEQUENCE = Sequence("claim_seq", metadata=metadata)
+"""Source of all claim numbers; it outlives any Redis, so a number never comes twice."""
+
+SCHEMA_VERSION = 1
+
+
+def _id(name: str) -> Column[str]:
+    return Column(name, String(255), primary_key=True)
+
+
+def _name(name: str) -> Column[str]:
+    return Column(name, String(255))
+
+
+def _tenant() -> Column[str]:
+    return Column("tenant_id", String(255), nullable=False)
+
+
+def _time(name: str) -> Column[object]:
+    return Column(name, DateTime(timezone=True))
+
+
+orchestrations = Table(
+    "orchestrations",
+    metadata,
+    _id("id"),
+    Column("name", String(500), nullable=False),
+    Column("description", Text),
+    Column("definition", JSONB, nullable=False),
+    _tenant(),
+    _time("created_at"),
+    _time("updated_at"),
+    Column("is_active", Boolean),
+    Index("idx_orchestrations_tenant", "tenant_id"),
+    Index("idx_orchestrations_updated", "updated_at"),
+)
+
+agents = Table(
+    "agents",
+    metadata,
+    _id("id"),
+    Column("name", String(500), nullable=False),
+    Column("definition", JSONB, nullable=False),
+    _tenant(),
+    _time("updated_at"),
+    Index("idx_agents_tenant", "tenant_id"),
+)
+
+tools = Table(
+    "tools",
+    metadata,
+    _id("id"),
+    Column("name", String(500), nullable=False),
+    Column("definition", JSONB, nullable=False),
+    _tenant(),
+    _time("updated_at"),
+    Index("idx_tools_tenant", "tenant_id"),
+)
+
+mcp_servers = Table(
+    "mcp_servers",
+    metadata,
+    _id("name"),
+    Column("label", String(500)),
+    Column("definition", JSONB, nullable=False),
+    _tenant(),
+    _time("updated_at"),
+)
+
+scale_settings = Table(
+    "scale_settings",
+    metadata,
+    _id("key"),
+    Column("value", Text, nullable=False),
+    _time("updated_at"),
+)
+
+orchestration_runs = Table(
+    "orchestration_runs",
+    metadata,
+    _id("run_id"),
+    Column("orchestration_id", String(255), nullable=False),
+    _name("session_id"),
+    _tenant(),
+    Column("status", String(50), nullable=False),
+    Column("shared_state", JSONB, nullable=False),
+    Column("step_history", JSONB, nullable=False),
+    _name("current_step_id"),
+    Column("waiting_for_human", Boolean),
+    Column("human_prompt", Text),
+    Column("human_fields", JSONB),
+    _name("nested_run_id"),
+    _name("nested_orch_id"),
+    Column("total_tokens_used", Integer),
+    Column("total_cost_usd", Float),
+    Column("cache_read_tokens", Integer),
+    Column("cache_write_tokens", Integer),
+    Column("cache_hit_count", Integer),
+    Column("estimated_savings_usd", Float),
+    _time("started_at"),
+    _time("ended_at"),
+    _time("created_at"),
+    _name("worker_id"),
+    _name("job_id"),
+    Column("webhook_url", Text),
+    Column("webhook_secret", Text),
+    # Ours: who may write, where the run stands, and the definition it keeps until it ends.
+    Column("claim", BigInteger),
+    Column("cursor", JSONB),
+    Column("folded_steps", Integer),
+    Column("definition_snapshot", JSONB),
+    Column("engine_version", Integer),
+    Column("error", Text),
+    Index("ix_orchestration_runs_orchestration_id", "orchestration_id"),
+    Index("idx_runs_status", "status"),
+    Index("idx_runs_tenant_status", "tenant_id", "status", "created_at"),
+)
+
+chat_sessions = Table(
+    "chat_sessions",
+    metadata,
+    _id("session_id"),
+    _name("agent_id"),
+    _tenant(),
+    Column("status", String(50)),
+    Column("messages", JSONB, nullable=False),
+    _time("last_message_at"),
+    _name("worker_id"),
+    _name("job_id"),
+    _time("created_at"),
+    Column("webhook_url", Text),
+    Column("webhook_secret", Text),
+    Column("claim", BigInteger),
+    Index("idx_chat_tenant_time", "tenant_id", "last_message_at"),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    _id("worker_id"),
+    Column("hostname", String(500)),
+    Column("address", String(500)),
+    Column("status", String(50)),
+    Column("capabilities", JSONB),
+    Column("active_jobs", Integer),
+    Column("max_jobs", Integer),
+    _time("last_heartbeat"),
+    _time("registered_at"),
+    Column("mcp_disabled", JSONB),
+)
+
+dead_letter_queue = Table(
+    "dead_letter_queue",
+    metadata,
+    Column("id", UUID, primary_key=True),
+    _name("run_id"),
+    _name("orchestration_id"),
+    _name("job_function"),
+    Column("job_payload", JSONB, nullable=False),
+    Column("error_message", Text),
+    Column("error_traceback", Text),
+    Column("attempt_count", Integer),
+    _time("first_failed_at"),
+    _time("last_failed_at"),
+    Column("resolved", Boolean),
+    Index("idx_dlq_resolved", "resolved", "last_failed_at"),
+)
+
+tenants = Table(
+    "tenants",
+    metadata,
+    _id("tenant_id"),
+    Column("name", String(500)),
+    Column("max_concurrent_runs", Integer),
+    Column("max_queued_runs", Integer),
+    Column("priority", Integer),
+    _time("created_at"),
+)
+
+job_ledger = Table(
+    "job_ledger",
+    metadata,
+    _id("job_id"),
+    _name("run_id"),
+    Column("queue", Text, nullable=False),
+    Column("claim", BigInteger),
+    _name("owner"),
+    Column("suspect", Boolean, nullable=False, server_default="false"),
+    Column("failures", Integer, nullable=False, server_default="0"),
+    Column("crashes", Integer, nullable=False, server_default="0"),
+    Column("active_seconds", Float, nullable=False, server_default="0"),
+    Column("envelope", LargeBinary),
+    Column("outcome", String(50)),
+    _time("enqueued_at"),
+    _time("claimed_at"),
+    _time("ended_at"),
+)
+"""One row per job; `owner` is set at claim and cleared by every orderly end, so a row with an owner and no
+outcome whose lease has expired is a crash. `outcome`: completed, failed, cancelled, paused, superseded, expired."""
+
+Index("idx_ledger_open", job_ledger.c.enqueued_at, postgresql_where=job_ledger.c.outcome.is_(None))
+
+run_steps = Table(
+    "run_steps",
+    metadata,
+    _id("run_id"),
+    _id("step_id"),
+    Column("visit", Integer, primary_key=True),
+    Column("ordinal", Integer, nullable=False),
+    Column("claim", BigInteger, nullable=False),
+    Column("delta", JSONB, nullable=False),
+    Column("entry", JSONB, nullable=False),
+    Column("events", JSONB, nullable=False),
+    Column("tokens", Integer),
+    Column("cost_usd", Float),
+    _time("started_at"),
+    _time("ended_at"),
+)
+"""One appended row per finished step: its changes to the state, its step_history entry and its events."""
+
+Index("idx_run_steps_order", run_steps.c.run_id, run_steps.c.ordinal, unique=True)
+
+scale_topology = Table(
+    "scale_topology",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("epoch", BigInteger, nullable=False),
+    Column("shards", Integer, nullable=False),
+    Column("isolation", Boolean, nullable=False),
+    Column("enabled", Boolean, nullable=False),
+    Column("routes", JSONB, nullable=False),
+    _name("owner_uid"),
+)
+
+schema_version = Table(
+    "synapse_scale_schema",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("version", Integer, nullable=False),
+    _time("migrated_at"),
+)

@@ -1,0 +1,45 @@
+"""The registry of workers: a row at start, a heartbeat, `offline` at exit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from synapse_worker.store.database import Database, to_jsonb
+
+SILENT_SECONDS = 90
+"""A worker that has not beaten for this long counts as gone, whatever its row says."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """What a worker says of itself; `address` is the base URL of its health port."""
+
+    worker_id: str
+    hostname: str
+    address: str
+    status: str
+    queues: tuple[str, ...]
+    version: str
+    active_jobs: int
+    max_jobs: int
+
+
+async def beat(database: Database, worker: WorkerRow) -> None:
+    """Write the worker's row, now."""
+    await database.execute(
+        """
+        INSERT INTO workers (worker_id, hostname, address, status, capabilities, active_jobs, max_jobs,
+                             last_heartbeat, registered_at, mcp_disabled)
+        VALUES ($1, $2, $3, $4, $5::jsonb, $6, $7, now(), now(), '[]')
+        ON CONFLICT (worker_id) DO UPDATE SET hostname = EXCLUDED.hostname, address = EXCLUDED.address,
+            status = EXCLUDED.status, capabilities = EXCLUDED.capabilities, active_jobs = EXCLUDED.active_jobs,
+            max_jobs = EXCLUDED.max_jobs, last_heartbeat = now()
+        """,
+        worker.worker_id,
+        worker.hostname,
+        worker.address,
+        worker.status,
+        to_jsonb({"queues": list(worker.queues), "version": worker.version}),
+        worker.active_jobs,
+        worker.max_jobs,
+    )
