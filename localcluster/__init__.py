@@ -6,10 +6,13 @@ standard library alone, so that it runs before any virtual environment exists.
 
 The modules, from the outside in:
 
-    cli                     arguments to calls, problems to exit codes
-    node, kind              the two kinds of cluster; control_plane is the small one without pods
-    images                  what images there are and which of them are out of date
-    tools, machine          the built programs; what the machine itself must offer
+    cli                     arguments to calls, errors to exit codes
+    native, kind            the same commands on a cluster of our own and on kind
+    node, control_plane     from nothing to ready, with pods and without
+    clusters                what these two share: a supervised state folder
     supervisor, isolation   the first process of a cluster and the namespaces it lives in
     components, addresses   pure: command lines, configuration files, address ranges
+    images, engines, ocilayout, wheels, loading
+                            what images there are, who builds them, how they reach the node
+    tools, machine          the built programs; what the machine itself must offer
 """

@@ -10,13 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
-from localcluster.problems import Problem
+from localcluster.errors import ClusterError
 
-# The middle of 10/8 is rarely used by routers and container engines; 172.16/12 helps where a VPN takes all of 10/8.
-CANDIDATES: Sequence[IPv4Network] = (
-    *(IPv4Network((f"10.{second}.0.0", 16)) for second in range(64, 192)),
-    *(IPv4Network((f"172.{second}.0.0", 16)) for second in range(18, 32)),
-)
+# The middle of 10/8 is rarely used by routers and container engines.
+PREFERRED: Sequence[IPv4Network] = [IPv4Network((f"10.{second}.0.0", 16)) for second in range(64, 192)]
+# For machines where a private network takes all of 10/8; container engines like this range too.
+SPARE: Sequence[IPv4Network] = [IPv4Network((f"172.{second}.0.0", 16)) for second in range(18, 32)]
 
 
 @dataclass(frozen=True)
@@ -59,11 +58,13 @@ def digest(name: str) -> str:
 def choose(name: str, taken: Iterable[IPv4Network]) -> Addresses:
     """The first free range, searched from a place that the name decides."""
     used = list(taken)
-    start = int(digest(name)[:8], 16) % len(CANDIDATES)
-    for candidate in (*CANDIDATES[start:], *CANDIDATES[:start]):
+    start = int(digest(name)[:8], 16) % len(PREFERRED)
+    for candidate in (*PREFERRED[start:], *PREFERRED[:start], *SPARE):
         if not any(candidate.overlaps(network) for network in used):
             return Addresses(candidate)
-    raise Problem("No private address range is free on this machine, remove a route to 10.0.0.0/8 or 172.16.0.0/12.")
+    raise ClusterError(
+        "No private address range is free on this machine, remove a route to 10.0.0.0/8 or 172.16.0.0/12."
+    )
 
 
 def link_name(name: str) -> str:

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from localcluster.commands import wait_for
-from localcluster.problems import NodeImpossible
+from localcluster.errors import NoNodeError
 
 MOUNT = Path("/sys/fs/cgroup")
 # What the kubelet insists on finding.
@@ -40,10 +40,10 @@ def check() -> None:
         present = {path.name for path in MOUNT.iterdir()} if MOUNT.is_dir() else set()
     missing = [controller for controller in NEEDED if controller not in present]
     if missing:
-        raise NodeImpossible(f"A node needs the cgroup controllers {', '.join(missing)}, which this machine lacks.")
+        raise NoNodeError(f"A node needs the cgroup controllers {', '.join(missing)}, which this machine lacks.")
     for hierarchy in _hierarchies():
         if not os.access(hierarchy, os.W_OK) or os.statvfs(hierarchy).f_flag & os.ST_RDONLY:
-            raise NodeImpossible(f"A node needs cgroups that can be written, and {hierarchy} is read-only here.")
+            raise NoNodeError(f"A node needs cgroups that can be written, and {hierarchy} is read-only here.")
 
 
 def create(name: str) -> None:
@@ -51,7 +51,7 @@ def create(name: str) -> None:
         try:
             (MOUNT / "cgroup.subtree_control").write_text(" ".join(f"+{controller}" for controller in NEEDED))
         except OSError as error:
-            raise NodeImpossible(f"A node needs cgroup controllers handed down by {MOUNT}: {error.strerror}.") from None
+            raise NoNodeError(f"A node needs cgroup controllers handed down by {MOUNT}: {error.strerror}.") from None
     for hierarchy in _hierarchies():
         folder = hierarchy / root_name(name)
         folder.mkdir(exist_ok=True)

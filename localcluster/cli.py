@@ -11,14 +11,13 @@ With CLUSTER=kind the commands that concern a cluster go to kind and Docker.
 import argparse
 import os
 import re
-import sys
 from collections.abc import Sequence
 
 from localcluster import images, machine, tools
+from localcluster.errors import ClusterError
 from localcluster.kind import Kind
 from localcluster.native import Native
 from localcluster.places import State
-from localcluster.problems import Problem
 from localcluster.progress import say
 
 DEFAULT_NAME = "synapse"
@@ -101,9 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     machine.add_sbin_to_path()
     try:
         return 0 if dispatch(asked) else 1
-    except Problem as problem:
-        say(f"localcluster: {problem}")
-        return problem.exit_code
+    except ClusterError as error:
+        say(f"localcluster: {error}")
+        return error.exit_code
     except KeyboardInterrupt:
         say("localcluster: interrupted")
         return 130

@@ -24,8 +24,8 @@ from localcluster import cgroups, components, network, pki
 from localcluster.api import Api
 from localcluster.commands import run, tail, wait_for
 from localcluster.components import Component, Endpoints
+from localcluster.errors import ClusterError
 from localcluster.places import REPOSITORY, Record, State
-from localcluster.problems import Problem
 
 # Generous, since a loaded machine may need many times what an idle one does.
 START_SECONDS = 120
@@ -87,7 +87,7 @@ def ask(state: State, action: str, component: str = "") -> dict[str, Any]:
                 stream.flush()
                 answer = json.loads(stream.read())
         except (OSError, ValueError):
-            raise Problem(f"Cluster {state.name} does not answer, start it again with `up`.") from None
+            raise ClusterError(f"Cluster {state.name} does not answer, start it again with `up`.") from None
     return dict(answer)
 
 
@@ -105,7 +105,7 @@ def await_ready(state: State, what: str, check: Callable[[], bool]) -> None:
         for name, child in ask(state, "status").items():
             if child["exit"]:
                 log = (state.logs / f"{name}.log").read_text(errors="replace")
-                raise Problem(f"{name} {child['exit']} while the cluster started; its log ends:\n{tail(log)}")
+                raise ClusterError(f"{name} {child['exit']} while the cluster started; its log ends:\n{tail(log)}")
         return False
 
     wait_for(f"{what} (logs are in {state.logs})", looked, seconds=START_SECONDS)
@@ -156,7 +156,7 @@ def _end(record: Record) -> None:
     os.kill(record.pid, signal.SIGTERM)
     try:
         wait_for("The end of the cluster", lambda: not alive(record), seconds=STOP_SECONDS)
-    except Problem:
+    except ClusterError:
         os.kill(record.pid, signal.SIGKILL)
         wait_for("The end of the cluster", lambda: not alive(record), seconds=STOP_SECONDS)
 
@@ -173,5 +173,5 @@ def found(state: State) -> Record:
     """The record of a cluster that runs; a problem otherwise."""
     record = state.read()
     if record is None or not alive(record):
-        raise Problem(f"There is no running cluster {state.name}, start it with `python3 -m localcluster up`.")
+        raise ClusterError(f"There is no running cluster {state.name}, start it with `python3 -m localcluster up`.")
     return record

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from localcluster.problems import Problem
+from localcluster.errors import ClusterError
 
 # Lines of a failed program's output worth repeating.
 TAIL_LINES = 15
@@ -22,8 +22,8 @@ def tail(output: str) -> str:
     return "\n".join(output.strip().splitlines()[-TAIL_LINES:])
 
 
-def failure(argv: Sequence[str], code: int, output: str) -> Problem:
-    return Problem(f"`{shlex.join(argv)}` failed with exit code {code}:\n{tail(output)}")
+def failure(argv: Sequence[str], code: int, output: str) -> ClusterError:
+    return ClusterError(f"`{shlex.join(argv)}` failed with exit code {code}:\n{tail(output)}")
 
 
 def run(
@@ -37,7 +37,7 @@ def run(
     try:
         done = subprocess.run(argv, input=given, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise Problem(f"`{argv[0]}` is not installed, install it and try again.") from None
+        raise ClusterError(f"`{argv[0]}` is not installed, install it and try again.") from None
     if done.returncode:
         raise failure(argv, done.returncode, done.stderr or done.stdout)
     return done.stdout
@@ -87,5 +87,5 @@ def wait_for(what: str, check: Callable[[], bool], *, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not check():
         if time.monotonic() > deadline:
-            raise Problem(f"{what} did not happen within {seconds:.0f} s.")
+            raise ClusterError(f"{what} did not happen within {seconds:.0f} s.")
         time.sleep(POLL_INTERVAL)

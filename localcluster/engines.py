@@ -5,6 +5,7 @@ its inputs as a label, so that what is up to date is known from the image itself
 """
 
 import subprocess
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,9 +13,9 @@ from typing import IO
 
 from localcluster import machine
 from localcluster.commands import failure, follow, run, succeeds
+from localcluster.errors import ClusterError
 from localcluster.ocilayout import Layout
 from localcluster.places import cache_root
-from localcluster.problems import Problem
 from localcluster.progress import Step
 
 FINGERPRINT_LABEL = "synapse-scale.fingerprint"
@@ -71,16 +72,19 @@ class Buildah(Engine):
             self._restore(value)
         # Isolation by chroot needs no cgroups or network set-up of the machine's.
         options = ["--isolation", "chroot", "--network", "host", "--layers"]
-        follow([*self.COMMAND, "build", *options, *build_arguments(name, file, args, label), str(context)], step.advance)
+        follow(
+            [*self.COMMAND, "build", *options, *build_arguments(name, file, args, label), str(context)], step.advance
+        )
         self.collect(name)
 
     def fingerprint(self, name: str) -> str:
         return self.layout.label(name, FINGERPRINT_LABEL)
 
     def collect(self, name: str) -> None:
-        # Without compression: the archive only crosses this machine.
-        run([*self.COMMAND, "push", "--quiet", "--disable-compression", name, f"oci:{self.layout.root}:{name}"])
-        self.layout.prune()
+        with tempfile.TemporaryDirectory(dir=cache_root(), prefix="push-") as scratch:
+            # As plain files, since a push into a layout would compress every layer anew each time.
+            run([*self.COMMAND, "push", "--quiet", "--disable-compression", name, f"dir:{scratch}"])
+            self.layout.take(Path(scratch), name)
 
     def _restore(self, name: str) -> None:
         """Puts an image from the layout back into a storage that was wiped."""
@@ -104,7 +108,7 @@ class Docker(Engine):
 
     def collect(self, name: str) -> None:
         if not self._inspect(name, "{{.Id}}"):
-            raise Problem(f"Docker has no image {name}, build it first.")
+            raise ClusterError(f"Docker has no image {name}, build it first.")
 
     def digests(self, names: Sequence[str]) -> dict[str, str]:
         return {name: identity for name in names if (identity := self._inspect(name, "{{.Id}}"))}

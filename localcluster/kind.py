@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from localcluster import images
 from localcluster.commands import follow, run, succeeds
+from localcluster.errors import ClusterError, NoNodeError
 from localcluster.places import REPOSITORY, State
-from localcluster.problems import NodeImpossible, Problem
 from localcluster.progress import say, step
 
 CONFIG = REPOSITORY / "kind-config.yaml"
@@ -25,11 +25,11 @@ class Kind:
         self.node = f"{state.name}-control-plane"
         for program in ("docker", "kind", "kubectl"):
             if not succeeds(["which", program]):
-                raise NodeImpossible(f"CLUSTER=kind needs {program}; install it, or unset CLUSTER.")
+                raise NoNodeError(f"CLUSTER=kind needs {program}; install it, or unset CLUSTER.")
 
     def up(self, *, control_plane_only: bool) -> None:
         if control_plane_only:
-            raise Problem("A control plane alone is not made with kind, unset CLUSTER for it.")
+            raise ClusterError("A control plane alone is not made with kind, unset CLUSTER for it.")
         with self.state.locked():
             if not self._exists():
                 self.state.root.mkdir(mode=0o700, exist_ok=True)
@@ -49,7 +49,9 @@ class Kind:
 
     def status(self) -> bool:
         if not self._exists():
-            raise Problem(f"There is no kind cluster {self.state.name}, start it with `python3 -m localcluster up`.")
+            raise ClusterError(
+                f"There is no kind cluster {self.state.name}, start it with `python3 -m localcluster up`."
+            )
         ready = ["wait", "--for=condition=Ready", "node", "--all", "--timeout=5s"]
         print(run(["kubectl", "--kubeconfig", str(self.state.kubeconfig), "get", "nodes"]), end="")
         return succeeds(["kubectl", "--kubeconfig", str(self.state.kubeconfig), *ready])
@@ -78,7 +80,7 @@ class Kind:
         """The kubelet starts a stopped part of the control plane again."""
         ids = run(["docker", "exec", self.node, "crictl", "ps", "--quiet", "--name", component]).split()
         if not ids:
-            raise Problem(f"No container {component} runs in kind cluster {self.state.name}.")
+            raise ClusterError(f"No container {component} runs in kind cluster {self.state.name}.")
         run(["docker", "exec", self.node, "crictl", "stop", *ids])
 
     def _exists(self) -> bool:

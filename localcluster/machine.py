@@ -14,7 +14,7 @@ from pathlib import Path
 from localcluster import cgroups
 from localcluster.commands import follow, succeeds
 from localcluster.components import CNI_FOLDERS
-from localcluster.problems import NodeImpossible, Problem
+from localcluster.errors import ClusterError, NoNodeError
 from localcluster.progress import say, step
 
 # Programs and the Debian package that has each.
@@ -38,7 +38,7 @@ def architecture() -> str:
     """This machine's, as the kernel names it; the programs and images are built for it."""
     name = platform.machine()
     if sys.platform != "linux" or name not in GO_ARCHITECTURES:
-        raise NodeImpossible("The local cluster runs on Linux, x86_64 or aarch64; use CLUSTER=kind on this machine.")
+        raise NoNodeError("The local cluster runs on Linux, x86_64 or aarch64; use CLUSTER=kind on this machine.")
     return name
 
 
@@ -69,9 +69,9 @@ def provide(programs: dict[str, str], *, cni: bool = False) -> None:
 def install(packages: Sequence[str]) -> None:
     names = ", ".join(packages)
     if not shutil.which("apt-get"):
-        raise NodeImpossible(f"These Debian packages or their like are missing, install them by hand: {names}.")
+        raise NoNodeError(f"These Debian packages or their like are missing, install them by hand: {names}.")
     if os.geteuid():
-        raise NodeImpossible(f"These packages are missing, run `apt-get install {' '.join(packages)}` as root.")
+        raise NoNodeError(f"These packages are missing, run `apt-get install {' '.join(packages)}` as root.")
     say(f"  installing Debian packages that are missing: {names}")
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     if not any(APT_LISTS.glob("*_Packages*")):
@@ -81,7 +81,7 @@ def install(packages: Sequence[str]) -> None:
     with step(f"apt-get install {' '.join(packages)}") as current:
         try:
             follow(command, current.advance, env=env)
-        except Problem:
+        except ClusterError:
             # Lists that are there may still be too old to name a file that exists.
             follow(["apt-get", "update"], current.advance, env=env)
             follow(command, current.advance, env=env)
@@ -91,9 +91,9 @@ def check_node(scratch: Path) -> None:
     """Raises the first reason why no node can run here; `scratch` is where its data would be."""
     architecture()
     if os.geteuid():
-        raise NodeImpossible("A node needs root, and this is another user; `up --control-plane` works without.")
+        raise NoNodeError("A node needs root, and this is another user; `up --control-plane` works without.")
     if not succeeds(["unshare", "--net", "--pid", "--mount", "--fork", "true"]):
-        raise NodeImpossible("A node needs network, process and mount namespaces, which this machine does not allow.")
+        raise NoNodeError("A node needs network, process and mount namespaces, which this machine does not allow.")
     cgroups.check()
     layers = scratch / "overlay-check"
     folders = [layers / part for part in ("lower", "upper", "work", "merged")]
@@ -104,4 +104,4 @@ def check_node(scratch: Path) -> None:
     works = succeeds(["unshare", "--mount", "sh", "-c", mount])
     shutil.rmtree(layers)
     if not works:
-        raise NodeImpossible(f"A node needs overlay mounts, and {scratch} allows none; point TMPDIR to another disk.")
+        raise NoNodeError(f"A node needs overlay mounts, and {scratch} allows none; point TMPDIR to another disk.")

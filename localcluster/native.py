@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from localcluster import clusters, control_plane, loading, node, tools
 from localcluster.api import Api
+from localcluster.errors import ClusterError
 from localcluster.places import State
-from localcluster.problems import Problem
 from localcluster.progress import duration, say
 
 
@@ -46,7 +46,7 @@ class Native:
     def load(self, names: Sequence[str]) -> None:
         record = clusters.found(self.state)
         if record.kind != "node":
-            raise Problem(f"Cluster {self.state.name} is a control plane without a node, so it runs no images.")
+            raise ClusterError(f"Cluster {self.state.name} is a control plane without a node, so it runs no images.")
         with self.state.locked():
             if names:
                 loading.load_named(self.state, tools.ensure(), names)
@@ -57,7 +57,7 @@ class Native:
         log = self.state.logs / f"{component}.log"
         if not log.exists():
             known = ", ".join(sorted(path.stem for path in self.state.logs.glob("*.log"))) or "none"
-            raise Problem(f"There is no log of {component}; there are: {known}.")
+            raise ClusterError(f"There is no log of {component}; there are: {known}.")
         with log.open("rb") as source:
             shutil.copyfileobj(source, sys.stdout.buffer)
 
@@ -68,14 +68,14 @@ class Native:
     def exec_node(self, argv: Sequence[str]) -> None:
         record = clusters.found(self.state)
         if record.kind != "node":
-            raise Problem(f"Cluster {self.state.name} has no node to run a command on.")
+            raise ClusterError(f"Cluster {self.state.name} has no node to run a command on.")
         os.execvp("nsenter", ["nsenter", f"--target={record.pid}", "--net", "--pid", "--mount", "--", *argv])  # noqa: S606
 
     def restart(self, component: str) -> None:
         record = clusters.found(self.state)
         with self.state.locked():
             if component not in clusters.ask(self.state, "status"):
-                raise Problem(f"Cluster {self.state.name} has no component {component}, see `status`.")
+                raise ClusterError(f"Cluster {self.state.name} has no component {component}, see `status`.")
             clusters.ask(self.state, "restart", component)
             clusters.await_ready(self.state, f"The restart of {component}", Api(self.state, record.server).ready)
         say(f"{component} was restarted")

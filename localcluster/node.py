@@ -66,7 +66,10 @@ def _configure(state: State, addresses: Addresses) -> None:
     for path, text in (
         (state.containerd / "config.toml", components.containerd_configuration(state, machine.cni_folders())),
         (network_folder / "10-pods.conflist", components.pod_network(addresses)),
-        (state.root / "kubelet.json", components.kubelet_configuration(state, addresses, cgroups.root_name(state.name))),
+        (
+            state.root / "kubelet.json",
+            components.kubelet_configuration(state, addresses, cgroups.root_name(state.name)),
+        ),
         (state.root / "kube-proxy.json", components.proxy_configuration(state, addresses)),
         (state.root / "Corefile", components.dns_configuration(state, addresses)),
     ):

@@ -5,10 +5,11 @@ is there once. What a containerd already has is left out of the archive for it,
 so that loading a change of our own code moves kilobytes.
 """
 
+import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +17,9 @@ from typing import IO, Any
 NAME_ANNOTATION = "org.opencontainers.image.ref.name"
 # containerd takes this one as the whole name, where the other may be a tag alone.
 CONTAINERD_ANNOTATION = "io.containerd.image.name"
+
+
+LAYOUT_VERSION = {"imageLayoutVersion": "1.0.0"}
 
 
 @dataclass(frozen=True)
@@ -63,21 +67,41 @@ class Layout:
         manifests = [{**entries[name], "annotations": {CONTAINERD_ANNOTATION: name}} for name in names]
         blobs = {digest for entry in manifests for digest in self._parts(entry["digest"])}
         with tarfile.open(fileobj=out, mode="w|") as archive:
-            _add(archive, "oci-layout", {"imageLayoutVersion": "1.0.0"})
+            _add(archive, "oci-layout", LAYOUT_VERSION)
             for digest in sorted(blobs):
                 if not present(digest):
                     archive.add(self._blob(digest), f"blobs/sha256/{digest.removeprefix('sha256:')}")
             _add(archive, "index.json", {"schemaVersion": 2, "manifests": manifests})
 
-    def prune(self) -> None:
-        """Removes the blobs that no image uses any more."""
-        used = {self._blob(digest).name for entry in self._index() for digest in self._parts(entry["digest"])}
-        for blob in self._blobs():
+    def take(self, folder: Path, name: str) -> None:
+        """Moves an image in that was pushed as plain files: a manifest and blobs named after their hash."""
+        blobs = self.root / "blobs" / "sha256"
+        blobs.mkdir(parents=True, exist_ok=True)
+        manifest = (folder / "manifest.json").read_bytes()
+        content = json.loads(manifest)
+        digest = hashlib.sha256(manifest).hexdigest()
+        (blobs / digest).write_bytes(manifest)
+        for part in (content["config"], *content["layers"]):
+            blob = self._blob(part["digest"])
+            (folder / blob.name).replace(blob)
+        entry = {
+            "mediaType": content["mediaType"],
+            "digest": f"sha256:{digest}",
+            "size": len(manifest),
+            "annotations": {NAME_ANNOTATION: name},
+        }
+        self._write([*(other for other_name, other in self._entries().items() if other_name != name), entry])
+
+    def _write(self, entries: list[dict[str, Any]]) -> None:
+        (self.root / "oci-layout").write_text(json.dumps(LAYOUT_VERSION))
+        partial = self.root / "index.partial"
+        partial.write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
+        partial.replace(self.root / "index.json")
+        # What no image uses any more goes.
+        used = {self._blob(digest).name for entry in entries for digest in self._parts(entry["digest"])}
+        for blob in list((self.root / "blobs" / "sha256").iterdir()):
             if blob.name not in used:
                 blob.unlink()
-
-    def _blobs(self) -> Iterable[Path]:
-        return list((self.root / "blobs" / "sha256").glob("*"))
 
 
 def _add(archive: tarfile.TarFile, name: str, document: dict[str, Any]) -> None:

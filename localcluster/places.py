@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
-from localcluster.problems import Problem
+from localcluster.errors import ClusterError
 from localcluster.progress import say
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -40,7 +40,7 @@ def state_root() -> Path:
     root.mkdir(mode=0o700, exist_ok=True)
     found = root.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        raise Problem(f"{root} is not a folder of this user's alone, remove it or point TMPDIR elsewhere.")
+        raise ClusterError(f"{root} is not a folder of this user's alone, remove it or point TMPDIR elsewhere.")
     return root
 
 
@@ -72,7 +72,7 @@ class State:
     def root(self) -> Path:
         root = state_root() / self.name
         if len(os.fsencode(root)) + LONGEST_SOCKET_SUFFIX > SOCKET_PATH_LIMIT:
-            raise Problem(f"The path {root} is too long for sockets below it, point TMPDIR to a shorter one.")
+            raise ClusterError(f"The path {root} is too long for sockets below it, point TMPDIR to a shorter one.")
         return root
 
     @property

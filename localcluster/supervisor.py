@@ -24,8 +24,8 @@ from typing import Any
 from localcluster import isolation
 
 PR_SET_PDEATHSIG = 1
-# A component that is told to stop gets this long before it is killed.
-GRACE_SECONDS = 10.0
+# A component that is told to stop gets this long before it is killed; the API server would drain for a minute.
+GRACE_SECONDS = 3.0
 REQUEST_TIMEOUT_SECONDS = 5.0
 
 
@@ -48,9 +48,7 @@ class Child:
 class Supervisor:
     def __init__(self, root: Path) -> None:
         plan = json.loads((root / "components.json").read_text())
-        self.children = {
-            entry["name"]: Child(entry["argv"], root / "logs" / f"{entry['name']}.log") for entry in plan
-        }
+        self.children = {entry["name"]: Child(entry["argv"], root / "logs" / f"{entry['name']}.log") for entry in plan}
         self.ending = False
         self._wakeup, wake = socket.socketpair()
         self._wakeup.setblocking(False)

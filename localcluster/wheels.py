@@ -36,7 +36,10 @@ def dependencies(lock: Path) -> Path:
         return place
     place.parent.mkdir(exist_ok=True)
     options = [word for name in platforms(architecture) for word in ("--platform", name)]
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix="partial-") as scratch, step(f"wheels of {lock.name}") as now:
+    with (
+        tempfile.TemporaryDirectory(dir=place.parent, prefix="partial-") as scratch,
+        step(f"wheels of {lock.name}") as now,
+    ):
         fetched = Path(scratch) / "wheels"
         command = [str(pythonenv.ensure()), "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
         requirements = ["--require-hashes", "--only-binary=:all:", "--requirement", str(lock)]

@@ -13,7 +13,6 @@ import asyncio
 import logging
 import math
 import random
-import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -78,7 +77,7 @@ class Elector:
             except OperatorError as error:
                 _log.warning("cannot read or take the Lease %s/%s: %s", self._namespace, self._name, error)
             # Not later than the moment at which what we watch runs out: takeover is what users wait for.
-            await self._pause(self._watched_until - time.monotonic())
+            await self._pause(self._watched_until - _clock())
 
     async def hold(self) -> None:
         """Renew the Lease for as long as that succeeds.
@@ -88,14 +87,14 @@ class Elector:
         """
         while True:
             await self._pause()
-            left = self._renewed_at + self._timing.deadline - time.monotonic()
+            left = self._renewed_at + self._timing.deadline - _clock()
             try:
                 # The bound covers the case that an answer trickles in beyond every other deadline.
                 async with asyncio.timeout(max(left, 0.0)):
                     await self._renew()
             except (ApiUnavailable, TimeoutError) as error:
                 _log.warning("cannot renew the Lease: %s", error or "no answer before the deadline")
-            if time.monotonic() - self._renewed_at >= self._timing.deadline:
+            if _clock() - self._renewed_at >= self._timing.deadline:
                 self._held = None
                 raise LeaseLost(f"The Lease could not be renewed for {self._timing.deadline:.0f} s.")
 
@@ -110,12 +109,12 @@ class Elector:
             _log.warning("cannot release the Lease: %s", error)
 
     async def _try_to_take(self) -> bool:
-        began = time.monotonic()
+        began = _clock()
         try:
             lease = await self._call(self._leases.read_namespaced_lease(self._name, self._namespace))
         except ApiNotFound:
             lease = None
-        self.answered_at = time.monotonic()
+        self.answered_at = _clock()
         if lease is not None and not self._is_free(lease):
             return False
         try:
@@ -130,7 +129,7 @@ class Elector:
     def _is_free(self, lease: V1Lease) -> bool:
         """Judge by our own clock since when the Lease looks like this; its time stamps may be from anywhere."""
         spec, version = lease.spec, _version(lease)
-        now = time.monotonic()
+        now = _clock()
         if not spec or not spec.holder_identity or spec.holder_identity == self._identity:
             return True
         if self._watched != version:
@@ -145,7 +144,7 @@ class Elector:
             LeaseLost: the Lease is gone or somebody else's.
             ApiUnavailable: try again.
         """
-        began = time.monotonic()
+        began = _clock()
         try:
             await self._write(self._held, holder=self._identity)
         except ApiRefused as error:
@@ -182,7 +181,7 @@ class Elector:
             metadata.resource_version = _version(lease)
             body = V1Lease(metadata=metadata, spec=spec)
             written = await self._call(self._leases.replace_namespaced_lease(self._name, self._namespace, body))
-        self.answered_at = time.monotonic()
+        self.answered_at = _clock()
         self._held = written if holder else None
 
     async def _call(self, call: Awaitable[T]) -> T:
@@ -196,6 +195,10 @@ class Elector:
         """Sleep one retry with jitter, but no longer than a positive `limit`."""
         pause = self._timing.retry * random.uniform(1.0, 1.2)  # noqa: S311  # no secret depends on it
         await asyncio.sleep(min(pause, limit) if limit > 0 else pause)
+
+
+def _clock() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _version(lease: V1Lease) -> str:

@@ -13,7 +13,7 @@ rewrites in our own request, and fields that others add (`kubectl rollout restar
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -22,9 +22,9 @@ from typing import Literal
 from synapse_operator.api.common import JsonObject
 from synapse_operator.api.reasons import EventReason, Reason
 from synapse_operator.api.scale import SynapseScale
-from synapse_operator.desired.model import Blocked, Desired
 from synapse_operator.desired.manifest import Manifest
-from synapse_operator.naming import Kind, Ref
+from synapse_operator.desired.model import Blocked, Desired
+from synapse_operator.naming import CONFIG_HASH_ANNOTATION, SCALE_KIND, Kind, Ref
 from synapse_operator.observed import Child, Observed, Rollout
 
 LOOK_AGAIN = timedelta(seconds=15)
@@ -195,6 +195,70 @@ def _item_owned(item: object, owned: JsonObject) -> bool:
 def _ours(scale: SynapseScale, child: Child) -> bool:
     """Whether a child may be written: ours, or left behind by a scale of the same name that was deleted."""
     owners = child.raw["metadata"].get("ownerReferences") or ()
-    by_name = any(owner.get("kind") == _KIND and owner.get("name") == scale.metadata.name for owner in owners)
+    by_name = any(owner.get("kind") == SCALE_KIND and owner.get("name") == scale.metadata.name for owner in owners)
     # Without an owner but with fields that we applied: somebody removed the owner reference.
     return child.owner_uid == scale.metadata.uid or by_name or (not owners and child.owned_fields is not None)
+
+
+def _name_taken(child: Child) -> Failure:
+    sentence = f"{child.ref} exists and does not belong to this SynapseScale; delete it, or rename the SynapseScale"
+    return Failure(child.ref, Reason.NAME_TAKEN, sentence)
+
+
+def _spoilt(child: Child, manifest: Manifest) -> bool:
+    live = child.raw
+    return bool(
+        child.ref.kind is Kind.CONFIG_MAP and live.get("immutable") and live.get("data") != manifest.body["data"]
+    )
+
+
+def _superseded_config_maps(scale: SynapseScale, desired: Desired, observed: Observed) -> Iterator[Delete]:
+    """Yield the ConfigMaps that no pod can need any more: all rollouts are over, and it is not the previous one.
+
+    The previous one stays for the ReplicaSet that a Deployment keeps for `kubectl rollout undo`.
+    """
+    wanted = {manifest.ref: manifest for manifest in desired.manifests}
+    for ref, manifest in wanted.items():
+        if ref.kind is not Kind.DEPLOYMENT:
+            continue
+        live = observed.child(ref)
+        if live is None or live.applied_hash != manifest.applied_hash or not Rollout.of(live).complete:
+            return
+    old = [
+        child
+        for child in observed.of_kind(Kind.CONFIG_MAP)
+        if child.ref not in wanted and not child.terminating and child.owner_uid == scale.metadata.uid
+    ]
+    newest_first = sorted(old, key=lambda child: (child.created, child.ref.name), reverse=True)
+    for child in newest_first[1:]:
+        yield Delete(child.ref, child.uid)
+
+
+def _creation(manifest: Manifest) -> Event | None:
+    if manifest.ref.kind is not Kind.DEPLOYMENT:
+        return None
+    return Event("Normal", EventReason.CREATED, f"Created {manifest.ref} with {_workers(manifest.body)}")
+
+
+def _change(child: Child, manifest: Manifest) -> Event | None:
+    if manifest.ref.kind is not Kind.DEPLOYMENT:
+        return None
+    before, after = _workers(child.raw), _workers(manifest.body)
+    if before != after and _config_hash(child.raw) == _config_hash(manifest.body):
+        return Event("Normal", EventReason.SCALED, f"Scaled {manifest.ref} from {before} to {after}")
+    return Event("Normal", EventReason.UPDATED, f"Updated {manifest.ref}, which rolls out new pods")
+
+
+def _repair(manifest: Manifest) -> Event:
+    return Event("Warning", EventReason.REPAIRED, f"Put {manifest.ref} right, which somebody had changed")
+
+
+def _workers(deployment: JsonObject) -> str:
+    replicas = deployment["spec"].get("replicas", 1)
+    return f"{replicas} worker" if replicas == 1 else f"{replicas} workers"
+
+
+def _config_hash(deployment: JsonObject) -> str | None:
+    annotations = deployment["spec"]["template"]["metadata"].get("annotations") or {}
+    found: str | None = annotations.get(CONFIG_HASH_ANNOTATION)
+    return found

@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
 
 import redis.exceptions as redis_errors
@@ -63,31 +64,33 @@ def open_redis(url: SecretStr, *, ca_file: str = "", timeout: float = STORE_TIME
     """
     parts = _split(url, "REDIS_URL", REDIS_ACCEPTED)
     if parts.scheme in ("redis+cluster", "rediss+cluster"):
-        raise ConfigurationError(f"REDIS_URL names a Redis Cluster; this release accepts a single node: {REDIS_ACCEPTED}.")
+        raise ConfigurationError(
+            f"REDIS_URL names a Redis Cluster; this release accepts a single node: {REDIS_ACCEPTED}."
+        )
     if parts.scheme not in ("redis", "rediss"):
         raise ConfigurationError(f"REDIS_URL has the scheme {parts.scheme!r}; accepted: {REDIS_ACCEPTED}.")
     database = parts.path.strip("/")
     if database and not database.isdecimal():
-        raise ConfigurationError("REDIS_URL ends in a database that is not a number; accepted: /0 to /15, as far as the server has them.")
-    tls: dict[str, object] = {}
+        raise ConfigurationError(
+            "REDIS_URL ends in a database that is not a number; accepted: /0 to /15, as far as the server has them."
+        )
+    options: dict[str, Any] = {
+        "socket_timeout": timeout,
+        "socket_connect_timeout": min(timeout, 5.0),
+        "socket_keepalive": True,
+        "health_check_interval": 15,
+        "max_connections": _MAX_CONNECTIONS,
+        # A script that changed something must not be sent twice by the client; callers decide.
+        "retry": Retry(NoBackoff(), 0),
+    }
     if parts.scheme == "rediss":
         # redis-py leaves the host name unchecked unless told otherwise.
-        tls = {"ssl_check_hostname": True}
+        options["ssl_check_hostname"] = True
         if ca_file:
             _readable(ca_file, "REDIS_CA_FILE")
-            tls["ssl_ca_certs"] = ca_file
+            options["ssl_ca_certs"] = ca_file
     try:
-        client: Redis = Redis.from_url(
-            url.get_secret_value(),
-            socket_timeout=timeout,
-            socket_connect_timeout=min(timeout, 5.0),
-            socket_keepalive=True,
-            health_check_interval=15,
-            max_connections=_MAX_CONNECTIONS,
-            # A script that changed something must not be sent twice by the client; callers decide.
-            retry=Retry(NoBackoff(), 0),
-            **tls,
-        )
+        client: Redis = Redis.from_url(url.get_secret_value(), **options)
     except ValueError:
         raise ConfigurationError(f"REDIS_URL cannot be read; accepted: {REDIS_ACCEPTED}.") from None
     return client
@@ -100,7 +103,7 @@ def redis_errors_as_ours() -> Iterator[None]:
         yield
     except redis_errors.AuthenticationError:
         raise StoreUnavailable("Redis", "refuses the user name or password of its URL") from None
-    except (redis_errors.NoPermissionError,) as error:
+    except redis_errors.NoPermissionError as error:
         raise StoreRefused(f"Redis does not allow our user a command or key that we need: {error}") from None
     except redis_errors.TimeoutError:
         raise StoreUnavailable("Redis", "does not answer in time") from None
@@ -119,7 +122,9 @@ def redis_errors_as_ours() -> Iterator[None]:
         if text.startswith("OOM"):
             raise StoreUnavailable("Redis", "is out of memory and takes no writes") from None
         if text.startswith("WRONGTYPE"):
-            raise StoreRefused("Redis holds a key of ours with another type; another program uses this database") from None
+            raise StoreRefused(
+                "Redis holds a key of ours with another type; another program uses this database"
+            ) from None
         raise StoreRefused(f"Redis refuses a command: {_short(error)}") from None
 
 
@@ -204,7 +209,8 @@ def _split(url: SecretStr, name: str, accepted: str) -> SplitResult:
         _ = parts.port
     except ValueError:
         raise ConfigurationError(
-            f"{name} cannot be read as a URL (a password with special characters must be percent-encoded); accepted: {accepted}."
+            f"{name} cannot be read as a URL (special characters of a password must be percent-encoded);"
+            f" accepted: {accepted}."
         ) from None
     if not parts.scheme or (not parts.hostname and "+cluster" not in parts.scheme):
         raise ConfigurationError(f"{name} names no host; accepted: {accepted}.")

@@ -121,7 +121,9 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         elif variable.kind is Kind.CHOICE:
             choice(variable.name)
     if switch("ENABLE_TENANT_ISOLATION"):
-        raise ConfigurationError("ENABLE_TENANT_ISOLATION is 1; this release accepts 0 only: all tenants share one queue.")
+        raise ConfigurationError(
+            "ENABLE_TENANT_ISOLATION is 1; this release accepts 0 only: all tenants share one queue."
+        )
     if integer("NUM_QUEUE_SHARDS") != 1:
         raise ConfigurationError("NUM_QUEUE_SHARDS is above 1; this release accepts 1 only: one queue, `default`.")
     return Settings(
@@ -162,13 +164,19 @@ def parse_shards(text: str) -> tuple[str, ...]:
         if part == contract.TENANT_POOL:
             raise ConfigurationError("WORKER_QUEUE_SHARD names `tenants`; this release serves no tenant pool yet.")
         if part.isdecimal() and (int(part) >= contract.MAX_SHARDS or str(int(part)) != part):
-            raise ConfigurationError(f"WORKER_QUEUE_SHARD names shard {part}; accepted indexes: 0 to {contract.MAX_SHARDS - 1}.")
+            raise ConfigurationError(
+                f"WORKER_QUEUE_SHARD names shard {part}; accepted indexes: 0 to {contract.MAX_SHARDS - 1}."
+            )
         if _RESERVED_SHARD.search(part) or len(part) > contract.TENANT_ID_MAX_LENGTH:
-            raise ConfigurationError("WORKER_QUEUE_SHARD names a queue with braces or over 255 characters; those are refused.")
+            raise ConfigurationError(
+                "WORKER_QUEUE_SHARD names a queue with braces or over 255 characters; those are refused."
+            )
         if part not in shards:
             shards.append(part)
     if not shards:
-        raise ConfigurationError("WORKER_QUEUE_SHARD names no shard; accepted: " + BY_NAME["WORKER_QUEUE_SHARD"].meaning + ".")
+        raise ConfigurationError(
+            "WORKER_QUEUE_SHARD names no shard; accepted: " + BY_NAME["WORKER_QUEUE_SHARD"].meaning + "."
+        )
     return tuple(shards)
 
 
@@ -177,6 +185,10 @@ def _integer(variable: Variable, value: str, where: str) -> int:
         number = int(value.strip())
     except ValueError:
         raise ConfigurationError(f"{where} is {value!r}; accepted: {variable.accepts}.") from None
-    if variable.minimum is not None and variable.maximum is not None and not variable.minimum <= number <= variable.maximum:
+    if (
+        variable.minimum is not None
+        and variable.maximum is not None
+        and not variable.minimum <= number <= variable.maximum
+    ):
         raise ConfigurationError(f"{where} is {number}; accepted: {variable.accepts}.")
     return number

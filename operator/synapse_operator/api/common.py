@@ -37,14 +37,14 @@ class ObjectMeta(ApiModel):
     deletion_timestamp: str | None = None
 
 
-_SECRET_NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+_OBJECT_NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 
 
 class SecretKeySelector(ApiModel):
     """One key of a Secret in the namespace of the resource."""
 
     name: str = Field(
-        min_length=1, max_length=253, pattern=_SECRET_NAME, description="Name of a Secret in the same namespace."
+        min_length=1, max_length=253, pattern=_OBJECT_NAME, description="Name of a Secret in the same namespace."
     )
     key: str = Field(
         min_length=1,
@@ -58,7 +58,7 @@ class LocalObjectReference(ApiModel):
     """An object in the namespace of the resource, by name."""
 
     name: str = Field(
-        min_length=1, max_length=253, pattern=_SECRET_NAME, description="Name of a Secret in the same namespace."
+        min_length=1, max_length=253, pattern=_OBJECT_NAME, description="Name of a Secret in the same namespace."
     )
 
 
@@ -68,7 +68,7 @@ class Condition(ApiModel):
     type: str = Field(max_length=316, description="What the condition is about; one entry for each type.")
     status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
     observed_generation: int = Field(
-        ge=0, description="metadata.generation of the spec that this was said of; older than the present one = outdated."
+        ge=0, description="metadata.generation of the spec that this is about; an older one = outdated."
     )
     last_transition_time: str = Field(
         json_schema_extra={"format": "date-time"}, description="When `status` last changed (not the message)."

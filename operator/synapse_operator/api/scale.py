@@ -35,12 +35,12 @@ DEFAULT_DRAIN_SECONDS = 300
 # A colon and later an @: a password. Without the second pattern, a URL with host and port and an @ in its
 # query would count too. A password with an unencoded / or ? in it makes the URL invalid, but it would be
 # readable all the same, so the first pattern takes those as well.
-_PASSWORD_IN_URL = (
+_CARRIES_A_PASSWORD = (
     "(self.matches('://[^@]*:[^@]*@') && !self.matches('^[a-z+]+://[^@:/?#]+(:[0-9]+)?(/[^@?#]*)?[?#]'))"
     " || self.matches('(?i)[?&](ssl)?password=')"
 )
-_NO_PASSWORD = rule(
-    f"!({_PASSWORD_IN_URL})",
+_NO_INLINE_SECRET = rule(
+    f"!({_CARRIES_A_PASSWORD})",
     "an inline URL with a password puts the password where everybody who may view the resource reads it: "
     "put the URL in a Secret and name it in urlSecretRef",
 )
@@ -89,7 +89,7 @@ class RedisSpec(ApiModel):
             f"1 to {URL_MAX_LENGTH} characters. No default; give this or urlSecretRef."
         ),
         json_schema_extra={
-            "x-kubernetes-validations": [_scheme("redis", "^rediss?://", "redis:// or rediss://"), _NO_PASSWORD]
+            "x-kubernetes-validations": [_scheme("redis", "^rediss?://", "redis:// or rediss://"), _NO_INLINE_SECRET]
         },
     )
 
@@ -118,7 +118,7 @@ class PostgresSpec(ApiModel):
         json_schema_extra={
             "x-kubernetes-validations": [
                 _scheme("postgres", "^postgres(ql)?://", "postgresql:// or postgres://"),
-                _NO_PASSWORD,
+                _NO_INLINE_SECRET,
             ]
         },
     )
@@ -146,7 +146,8 @@ class QueueSpec(ApiModel):
             "x-kubernetes-validations": [
                 rule(
                     "self == 1",
-                    "queue.shards: this release accepts 1 only, the queue `default`; spread the load with workers.replicas",
+                    "queue.shards: this release accepts 1 only, the queue `default`; "
+                    "spread the load with workers.replicas",
                 )
             ]
         },
@@ -179,8 +180,8 @@ class WorkersSpec(ApiModel):
         ge=_JOB_TIMEOUT.minimum,
         le=_JOB_TIMEOUT.maximum,
         description=(
-            "Seconds of work, over all workers that had the job and without waiting time, until a job is cancelled and its "
-            f"run is marked failed. {_accepted(_JOB_TIMEOUT)} Unset: the setting stored in Postgres "
+            "Seconds of work, over all workers that had the job and without waiting time, until a job is cancelled "
+            f"and its run is marked failed. {_accepted(_JOB_TIMEOUT)} Unset: the setting stored in Postgres "
             f"(`{_JOB_TIMEOUT.stored}`), else {_JOB_TIMEOUT.default}."
         ),
     )
@@ -199,8 +200,8 @@ class WorkersSpec(ApiModel):
         ge=_DRAIN.minimum,
         le=_DRAIN.maximum,
         description=(
-            "Longest time in seconds that a worker which is told to stop may stay inside one step; its jobs go to other "
-            "workers at the next step anyway. The pod's grace period is "
+            "Longest time in seconds that a worker which is told to stop may stay inside one step; its jobs go to "
+            "other workers at the next step anyway. The pod's grace period is "
             f"{PROCESS_MARGIN_SECONDS} seconds more. {_accepted(_DRAIN)} Default: {DEFAULT_DRAIN_SECONDS}."
         ),
     )
@@ -212,8 +213,8 @@ class SynapseScaleSpec(ApiModel):
     enabled: bool = Field(
         default=True,
         description=(
-            "Scale mode. false: workers finish what runs and what is queued, then go to 0; nothing is cancelled, and a job "
-            "that still arrives brings one worker back. Default: true."
+            "Scale mode. false: workers finish what runs and what is queued, then go to 0; nothing is cancelled, and "
+            "a job that still arrives brings one worker back. Default: true."
         ),
     )
     image: str | None = Field(
@@ -246,7 +247,9 @@ class SynapseScaleSpec(ApiModel):
     queue: QueueSpec = Field(
         default_factory=QueueSpec, description="How jobs are spread over queues. Default: one queue, `default`."
     )
-    workers: WorkersSpec = Field(default_factory=WorkersSpec, description="The workers of each shard. Default: one worker.")
+    workers: WorkersSpec = Field(
+        default_factory=WorkersSpec, description="The workers of each shard. Default: one worker."
+    )
 
 
 class WorkersStatus(ApiModel):
@@ -263,16 +266,16 @@ class WorkersStatus(ApiModel):
     active: int | None = Field(
         default=None,
         ge=0,
-        description=(
-            "Jobs that the workers run, by their last heartbeat, at most 30 seconds old. Absent: PostgreSQL cannot be asked."
-        ),
+        description="Jobs that the workers run, by their last heartbeat. Absent: PostgreSQL cannot be asked.",
     )
 
 
 class QueueStatus(ApiModel):
     """The queues as they are, written at most every 15 seconds. Absent: the store could not be asked."""
 
-    queued: int | None = Field(default=None, ge=0, description="Jobs that wait for a worker. Absent: Redis cannot be asked.")
+    queued: int | None = Field(
+        default=None, ge=0, description="Jobs that wait for a worker. Absent: Redis cannot be asked."
+    )
     active: int | None = Field(
         default=None, ge=0, description="Jobs that a worker holds a lease on. Absent: Redis cannot be asked."
     )
@@ -307,7 +310,9 @@ class SynapseScaleStatus(ApiModel):
         default=None, ge=0, description="Worker pods for each shard as they are; what the scale subresource reports."
     )
     selector: str | None = Field(
-        default=None, max_length=1024, description="Label selector of the worker pods; what the scale subresource reports."
+        default=None,
+        max_length=1024,
+        description="Label selector of the worker pods; what the scale subresource reports.",
     )
     workers: WorkersStatus | None = Field(default=None, description="The workers as they are.")
     queue: QueueStatus | None = Field(

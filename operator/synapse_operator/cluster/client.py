@@ -19,6 +19,7 @@ from kubernetes.aio.client.exceptions import ApiException
 from kubernetes.aio.client.rest import RESTResponse
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
+from synapse_operator.api.common import JsonObject
 from synapse_operator.errors import ApiNotFound, ApiRefused, ApiUnavailable
 from synapse_operator.settings import SettingsError
 from synapse_operator.telemetry import Metrics
@@ -30,12 +31,16 @@ PARALLEL_CALLS = 16
 """Requests of one client at a time; more wait, so that a thousand keys do not storm the API server."""
 
 APPLY_PATCH = "application/apply-patch+yaml"
-MERGE_PATCH = "application/merge-patch+json"
+JSON_PATCH = "application/json-patch+json"
 
 _VERBS = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
-Json = dict[str, Any]
-"""An object as the API server writes it."""
+
+def path(api_version: str, namespace: str, plural: str, name: str = "", subresource: str = "") -> str:
+    """Return the path of a namespaced collection, object or subresource; `namespace` "" = all of them."""
+    root = f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
+    scope = f"/namespaces/{namespace}" if namespace else ""
+    return root + scope + "".join(f"/{part}" for part in (plural, name, subresource) if part)
 
 
 async def load_configuration(kubeconfig: str) -> Configuration:
@@ -84,9 +89,9 @@ class Client(ApiClient):
         path: str,
         *,
         query: Mapping[str, str] | None = None,
-        body: Json | None = None,
+        body: JsonObject | list[JsonObject] | None = None,
         content_type: str = "application/json",
-    ) -> Json:
+    ) -> JsonObject:
         """Send one request for `path` (from the root) and return the object that comes back.
 
         Raises:

@@ -50,11 +50,11 @@ def loads(text: str) -> JsonValue:
         raise NotJson(f"it nests deeper than {MAX_DEPTH} levels") from None
     except ValueError as error:
         raise NotJson(str(error)) from None
-    # Both checks look at the text first: a value without any bracket or escape need not be walked.
+    # Both checks look at the text first, so that most values need not be walked.
     if text.count("[") + text.count("{") > MAX_DEPTH and depth_exceeds(value, MAX_DEPTH):
         raise NotJson(f"it nests deeper than {MAX_DEPTH} levels")
-    if "\\u0000" in text and "\x00" in json.dumps(value, ensure_ascii=False).replace("\\u0000", "\x00"):
-        _refuse_zero_bytes(value)
+    if "\\u0000" in text or "\\ud" in text.lower():
+        _refuse_unstorable_text(value)
     return value
 
 
@@ -63,20 +63,21 @@ def depth_exceeds(value: JsonValue, limit: int) -> bool:
     level: list[JsonValue] = [value]
     for _ in range(limit + 1):
         inner: list[JsonValue] = []
+        containers = 0
         for item in level:
             if isinstance(item, dict):
                 inner.extend(item.values())
+                containers += 1
             elif isinstance(item, list):
                 inner.extend(item)
-            else:
-                continue
-        if not any(isinstance(item, dict | list) for item in level):
+                containers += 1
+        if not containers:
             return False
         level = inner
     return True
 
 
-def _refuse_zero_bytes(value: JsonValue) -> None:
+def _refuse_unstorable_text(value: JsonValue) -> None:
     pending: list[JsonValue] = [value]
     while pending:
         item = pending.pop()
@@ -85,8 +86,11 @@ def _refuse_zero_bytes(value: JsonValue) -> None:
             pending.extend(item.values())
         elif isinstance(item, list):
             pending.extend(item)
-        elif isinstance(item, str) and "\x00" in item:
-            raise NotJson("it holds a zero byte, which cannot be stored")
+        elif isinstance(item, str):
+            if "\x00" in item:
+                raise NotJson("it holds a zero byte, which cannot be stored")
+            if any("\ud800" <= character <= "\udfff" for character in item):
+                raise NotJson("it holds half of a surrogate pair, which is no text")
 
 
 def _no_constant(name: str) -> float:

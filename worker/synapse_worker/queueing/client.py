@@ -101,8 +101,10 @@ async def queue_figures(client: Redis, queue_keys: Sequence[str]) -> dict[str, Q
     pipeline.time()
     for queue_key in queue_keys:
         again = keys.again(queue_key)
-        pipeline.zcard(queue_key).zcard(again).zcard(keys.leases(queue_key))
-        pipeline.zrange(queue_key, 0, 0, withscores=True).zrange(again, 0, 0, withscores=True)
+        for name in (queue_key, again, keys.leases(queue_key)):
+            pipeline.zcard(name)
+        for name in (queue_key, again):
+            pipeline.zrange(name, 0, 0, withscores=True)
     with redis_errors_as_ours():
         (seconds, micros), *answers = await pipeline.execute()
     now_ms = seconds * 1000 + micros / 1000

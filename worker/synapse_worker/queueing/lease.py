@@ -52,7 +52,7 @@ class Release:
 def load_script(client: Redis, name: str) -> AsyncScript:
     """Return the script `name` of the scripts folder, ready to be called on `client`."""
     text = (resources.files(__package__) / "scripts" / f"{name}.lua").read_text(encoding="ascii")
-    return client.register_script(text)  # type: ignore[no-any-return]
+    return client.register_script(text)
 
 
 class LeaseQueue:
@@ -156,9 +156,7 @@ class LeaseQueue:
             args=arguments,
         )
         expires = now + self._lease_ms / 1000
-        return [
-            Lease(self.queue_key, job_id, tokens[job_id], score, expires) for score, job_id, _ in _pairs(taken, "")
-        ]
+        return [Lease(self.queue_key, job_id, tokens[job_id], score, expires) for score, job_id, _ in _pairs(taken, "")]
 
 
 def _pairs(flat: Sequence[bytes], returned: str) -> list[tuple[float, str, str]]:

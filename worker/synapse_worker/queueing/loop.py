@@ -13,6 +13,7 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import partial
 from typing import Protocol
 
 from synapse_worker.errors import StoreRefused, StoreUnavailable
@@ -156,12 +157,6 @@ class ClaimLoop:
         for held in list(self._held.values()):
             held.control.stop(StopReason.INTERRUPTED)
 
-    def cancel(self, job_id: str) -> None:
-        """End a job because a user wants it."""
-        held = self._held.get(job_id)
-        if held is not None:
-            held.control.stop(StopReason.CANCELLED)
-
     async def _claim(self) -> None:
         clock = asyncio.get_running_loop().time
         pause = _BUSY_POLL
@@ -216,7 +211,7 @@ class ClaimLoop:
                 self._end(item.lease, item)
             else:
                 held.control.task = asyncio.create_task(item.run(held.control), name=item.lease.job_id)
-                held.control.task.add_done_callback(lambda task, lease=item.lease: self._done(lease, task))
+                held.control.task.add_done_callback(partial(self._done, item.lease))
                 if held.control.stop_reason is not None:
                     held.control.task.cancel()
 
@@ -297,7 +292,9 @@ class ClaimLoop:
             now = clock()
             for held in list(self._held.values()):
                 if held.expires - margin <= now and held.control.stop_reason is not StopReason.LOST:
-                    log.warning("the lease of job %s could not be prolonged; the job is stopped here", held.lease.job_id)
+                    log.warning(
+                        "the lease of job %s could not be prolonged; the job is stopped here", held.lease.job_id
+                    )
                     self._lose(held)
 
     async def _extend_all(self, started: float, timeout: float) -> bool:

@@ -18,8 +18,6 @@ from pydantic import SecretStr
 
 from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
 
-
-
 T = TypeVar("T")
 
 
@@ -166,11 +164,15 @@ def _errors_as_ours(timeout: float) -> Iterator[None]:
     except TimeoutError:
         raise StoreUnavailable("PostgreSQL", f"does not answer within {timeout:g} s") from None
     except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError):
-        raise StoreRefused("PostgreSQL lacks our tables; run `synapse-worker migrate` once against this database") from None
+        raise StoreRefused(
+            "PostgreSQL lacks our tables; run `synapse-worker migrate` once against this database"
+        ) from None
     except asyncpg.InsufficientPrivilegeError as error:
         raise StoreRefused(f"PostgreSQL does not allow our user what it needs: {first_line(error)}") from None
     except ssl.SSLCertVerificationError as error:
-        raise StoreUnavailable("PostgreSQL", f"shows a certificate that we cannot trust: {error.verify_message}") from None
+        raise StoreUnavailable(
+            "PostgreSQL", f"shows a certificate that we cannot trust: {error.verify_message}"
+        ) from None
     except OSError as error:
         raise StoreUnavailable("PostgreSQL", f"cannot be reached: {first_line(error)}") from None
     except asyncpg.ClientConfigurationError as error:

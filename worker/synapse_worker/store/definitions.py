@@ -29,7 +29,8 @@ class Document:
 async def read_orchestrations(database: Database, ids: Sequence[str]) -> dict[str, State]:
     """Return the definitions of the active orchestrations among `ids`."""
     rows = await database.fetch(
-        "SELECT id, name, definition::text FROM orchestrations WHERE id = ANY($1::text[]) AND coalesce(is_active, true)",
+        "SELECT id, name, definition::text FROM orchestrations"
+        " WHERE id = ANY($1::text[]) AND coalesce(is_active, true)",
         list(ids),
     )
     found: dict[str, State] = {}
@@ -70,7 +71,8 @@ def _arguments(document: Document, tenant_id: str) -> tuple[object, ...]:
 # A row that would not change is not written, so that syncing again costs no write.
 _UPSERT = {
     ORCHESTRATIONS: """
-        INSERT INTO orchestrations AS o (id, name, description, definition, tenant_id, created_at, updated_at, is_active)
+        INSERT INTO orchestrations AS o
+            (id, name, description, definition, tenant_id, created_at, updated_at, is_active)
         VALUES ($1, $2, $3, $4::jsonb, $5, now(), now(), true)
         ON CONFLICT (id) DO UPDATE SET name = EXCLUDED.name, description = EXCLUDED.description,
             definition = EXCLUDED.definition, updated_at = now(), is_active = true

@@ -18,7 +18,7 @@ from synapse_worker.store.database import Database, Transaction
 
 _LOCK = 7_203_419_552_118_201
 _LOCK_TIMEOUT = "10s"
-_DIALECT = postgresql.dialect()
+_DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)

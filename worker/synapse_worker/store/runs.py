@@ -264,7 +264,9 @@ SELECT r.run_id, r.orchestration_id, r.tenant_id, r.status, r.current_step_id, r
 async def recent(database: Database, *, limit: int, status: str | None) -> list[RunView]:
     """Return the newest runs, newest first."""
     rows = await database.fetch(
-        _VIEW + " WHERE ($2::text IS NULL OR r.status = $2) ORDER BY r.created_at DESC NULLS LAST LIMIT $1", limit, status
+        _VIEW + " WHERE ($2::text IS NULL OR r.status = $2) ORDER BY r.created_at DESC NULLS LAST LIMIT $1",
+        limit,
+        status,
     )
     return [_view(row) for row in rows]
 

@@ -5,13 +5,13 @@ Anything else that is raised is a bug and keeps its traceback.
 """
 
 
-class Problem(Exception):
+class ClusterError(Exception):
     """The command could not do what was asked."""
 
     exit_code = 1
 
 
-class NodeImpossible(Problem):
+class NoNodeError(ClusterError):
     """This machine cannot run a node; the control plane alone may still work.
 
     A code of its own lets `make test` leave the layers with pods out and say so,

@@ -1,0 +1,187 @@
+"""The operator's own view of each scale's Redis and PostgreSQL; the only store IO of this package.
+
+What is asked and how lives in `synapse_worker` (no key name or statement exists twice); here are the
+connections: one small lazy set per scale, closed when the scale goes or a URL changes, and a deadline on
+every question, so that a store that is dead or hangs costs its own scale a few seconds and nobody else
+anything. Failures are values for `status`, never exceptions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import SecretStr
+from redis.asyncio import Redis
+from synapse_worker.connections import open_database, open_redis, ping_redis
+from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
+from synapse_worker.queueing import keys
+from synapse_worker.queueing.client import queue_figures
+from synapse_worker.store.database import Database
+from synapse_worker.store.overview import overview
+
+from synapse_operator.observed import (
+    Found,
+    NotTried,
+    Overview,
+    PostgresAnswers,
+    PostgresState,
+    QueueFigures,
+    RedisAnswers,
+    RedisState,
+    SecretLookup,
+    Unknown,
+    Unreachable,
+    Unusable,
+)
+
+_log = logging.getLogger(__name__)
+
+CALL_SECONDS = 3.0
+"""Longest wait for one answer of a store; below the workers' own, since a reconcile waits for it."""
+
+QUESTION_SECONDS = 4.0
+"""Longest wait for all that one reconcile asks of one store, name resolution and connecting included."""
+
+_NO_URL = "there is no URL to ask with"
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """How the two stores of a scale are reached; equal values share connections."""
+
+    redis_url: SecretLookup
+    postgres_url: SecretLookup
+    pgbouncer: bool
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What the stores said; fields as in `observed.Observed`."""
+
+    redis: RedisState
+    queues: Mapping[str, QueueFigures] | Unknown
+    postgres: PostgresState
+    overview: Overview | Unknown
+
+
+class Backends:
+    """Connections to the stores of all scales, by the scale's UID."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, _Connections] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def look(self, uid: str, stores: Stores, shards: Sequence[str]) -> View:
+        """Ask both stores at the same time; returns within `QUESTION_SECONDS`.
+
+        Args:
+            uid: the scale.
+            stores: its URLs; when they differ from the last time, the old connections are closed.
+            shards: names of the queues whose figures are wanted.
+        """
+        connections = self._open.get(uid)
+        if connections is None or connections.stores != stores:
+            self.forget(uid)
+            connections = self._open[uid] = _Connections(stores)
+        (redis, queues), (postgres, totals) = await asyncio.gather(
+            _ask_redis(connections.redis, shards), _ask_postgres(connections.database)
+        )
+        return View(redis, queues, postgres, totals)
+
+    def forget(self, uid: str) -> None:
+        """Close the connections of a scale that is gone, in the background."""
+        connections = self._open.pop(uid, None)
+        if connections is not None:
+            task = asyncio.create_task(connections.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """Close everything and wait for it."""
+        for uid in list(self._open):
+            self.forget(uid)
+        await asyncio.gather(*self._closing)
+
+
+class _Connections:
+    """One client of each store, or what the status says instead."""
+
+    def __init__(self, stores: Stores) -> None:
+        self.stores = stores
+        self.redis: Redis | Unusable | NotTried = NotTried(_NO_URL)
+        self.database: Database | Unusable | NotTried = NotTried(_NO_URL)
+        if isinstance(stores.redis_url, Found):
+            try:
+                self.redis = open_redis(stores.redis_url.value, timeout=CALL_SECONDS)
+            except ConfigurationError as error:
+                self.redis = Unusable(str(error))
+        if isinstance(stores.postgres_url, Found):
+            try:
+                # One connection: a hundred scales may share one server.
+                self.database = open_database(
+                    stores.postgres_url.value, pgbouncer=stores.pgbouncer, pool_size=1, timeout=CALL_SECONDS
+                )
+            except ConfigurationError as error:
+                self.database = Unusable(str(error))
+
+    async def close(self) -> None:
+        if isinstance(self.redis, Redis):
+            await _quietly(self.redis.aclose(close_connection_pool=True))
+        if isinstance(self.database, Database):
+            await _quietly(self.database.close())
+
+
+async def _ask_redis(
+    client: Redis | Unusable | NotTried, shards: Sequence[str]
+) -> tuple[RedisState, Mapping[str, QueueFigures] | Unknown]:
+    if not isinstance(client, Redis):
+        return client, Unknown(client.sentence)
+    try:
+        async with asyncio.timeout(QUESTION_SECONDS):
+            facts = await ping_redis(client)
+            figures = await queue_figures(client, [keys.queue(shard) for shard in shards])
+    except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError) as error:
+        state = _failed("Redis", error)
+        return state, Unknown(state.sentence)
+    queues = {
+        keys.shard_of(queue_key): QueueFigures(figure.queued, figure.active, figure.oldest_seconds)
+        for queue_key, figure in figures.items()
+    }
+    return RedisAnswers(facts.version, facts.maxmemory_policy), queues
+
+
+async def _ask_postgres(database: Database | Unusable | NotTried) -> tuple[PostgresState, Overview | Unknown]:
+    if not isinstance(database, Database):
+        return database, Unknown(database.sentence)
+    try:
+        async with asyncio.timeout(QUESTION_SECONDS):
+            totals = await overview(database)
+    except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError) as error:
+        state = _failed("PostgreSQL", error)
+        return state, Unknown(state.sentence)
+    return PostgresAnswers(totals.schema_version), Overview(
+        dead_letters=totals.dead_letters,
+        slots=totals.slots,
+        active_jobs=totals.active_jobs,
+        open_jobs=totals.open_jobs,
+    )
+
+
+def _failed(store: str, error: Exception) -> Unreachable | Unusable:
+    """Waiting may repair what does not answer; what answered "no" somebody must change."""
+    if isinstance(error, TimeoutError):
+        return Unreachable(f"{store} does not answer within {QUESTION_SECONDS:.0f} s")
+    return Unreachable(str(error)) if isinstance(error, StoreUnavailable) else Unusable(str(error))
+
+
+async def _quietly(closing: Coroutine[Any, Any, None]) -> None:
+    """Close with a deadline; a connection that cannot be closed properly is dropped."""
+    try:
+        async with asyncio.timeout(QUESTION_SECONDS):
+            await closing
+    except Exception as error:
+        _log.info("a store's connection was dropped: %s", type(error).__name__)

@@ -1,0 +1,97 @@
+"""Reads from the API server what `observed` describes: the scale, its children, its pods, its Secrets.
+
+Everything is read afresh for each reconcile (level, not edge). What was read is interpreted by
+`observed`; what cannot be read raises, except where "not allowed" is something a user can repair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+
+from synapse_operator import naming
+from synapse_operator.api.common import JsonObject
+from synapse_operator.api.scale import SynapseScale
+from synapse_operator.cluster.client import Client, path
+from synapse_operator.echo import Version
+from synapse_operator.errors import ApiNotFound, ApiRefused
+from synapse_operator.naming import Kind
+from synapse_operator.observed import Child, Pod, Rollout, Unknown
+
+
+async def read_scale(client: Client, namespace: str, name: str) -> JsonObject | None:
+    """Return a SynapseScale as it is stored; None = there is none."""
+    try:
+        return await client.request("GET", path(naming.API_VERSION, namespace, naming.SCALE_PLURAL, name))
+    except ApiNotFound:
+        return None
+
+
+async def list_versions(client: Client, namespaces: Sequence[str]) -> list[Version]:
+    """Return what exists in the given namespaces ("" = all): the question of `echo`."""
+    answers = await asyncio.gather(
+        *(client.request("GET", path(naming.API_VERSION, each, naming.SCALE_PLURAL)) for each in namespaces)
+    )
+    return [
+        Version(meta["namespace"], meta["name"], meta["uid"], meta.get("generation", 1))
+        for answer in answers
+        for meta in (item["metadata"] for item in answer.get("items") or ())
+    ]
+
+
+async def read_children(client: Client, scale: SynapseScale) -> tuple[Child, ...]:
+    """Return the children of a scale, found by label, and by name where the label got lost."""
+    namespace, name = scale.metadata.namespace, scale.metadata.name
+    selector = naming.selector_text({naming.SCALE_LABEL: naming.scale_label(name)})
+    lists = await asyncio.gather(*(_list(client, kind, namespace, selector) for kind in Kind))
+    children = [child for found in lists for child in found]
+    present = {child.ref for child in children}
+    expected = naming.expected_refs(namespace, name, shards=scale.spec.queue.shards)
+    others = await asyncio.gather(*(_read(client, ref) for ref in expected if ref not in present))
+    return (*children, *(child for child in others if child is not None))
+
+
+async def read_pods(client: Client, scale: SynapseScale, children: Iterable[Child]) -> tuple[Pod, ...]:
+    """Return the worker pods of a scale; none are read while every Deployment is complete, as nothing is wrong then."""
+    rollouts = [Rollout.of(child) for child in children if child.ref.kind is Kind.DEPLOYMENT]
+    if all(rollout.complete for rollout in rollouts):
+        return ()
+    selector = naming.selector_text(naming.worker_selector(scale.metadata.name))
+    answer = await client.request(
+        "GET", path("v1", scale.metadata.namespace, "pods"), query={"labelSelector": selector}
+    )
+    return tuple(Pod.read(item) for item in answer.get("items") or ())
+
+
+async def read_secrets(client: Client, namespace: str, names: Iterable[str]) -> dict[str, JsonObject | Unknown | None]:
+    """Return Secrets by name: None = it does not exist, `Unknown` = we may not read it."""
+    wanted = sorted(set(names))
+    return dict(zip(wanted, await asyncio.gather(*(_secret(client, namespace, name) for name in wanted)), strict=True))
+
+
+async def _secret(client: Client, namespace: str, name: str) -> JsonObject | Unknown | None:
+    try:
+        return await client.request("GET", path("v1", namespace, "secrets", name))
+    except ApiNotFound:
+        return None
+    except ApiRefused as error:
+        return Unknown(str(error))
+
+
+async def _list(client: Client, kind: Kind, namespace: str, selector: str) -> list[Child]:
+    try:
+        answer = await client.request(
+            "GET", path(kind.api_version, namespace, kind.plural), query={"labelSelector": selector}
+        )
+    except ApiNotFound:
+        return []  # the cluster does not know the kind: applying one says so
+    return [Child.read(kind, item) for item in answer.get("items") or ()]
+
+
+async def _read(client: Client, ref: naming.Ref) -> Child | None:
+    try:
+        return Child.read(
+            ref.kind, await client.request("GET", path(ref.kind.api_version, ref.namespace, ref.kind.plural, ref.name))
+        )
+    except ApiNotFound:
+        return None

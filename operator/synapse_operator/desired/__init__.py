@@ -1,0 +1,79 @@
+"""Everything that one SynapseScale needs in the cluster, as manifests: pure builders, one module for each kind.
+
+`desired_for_scale` puts them together. Whether one of them has to be sent is decided in `plan`.
+"""
+
+from __future__ import annotations
+
+from pydantic import SecretStr
+
+from synapse_operator.api.reasons import Reason
+from synapse_operator.api.scale import SynapseScale
+from synapse_operator.desired.configmap import environment_config_map
+from synapse_operator.desired.deployment import worker_deployment
+from synapse_operator.desired.environment import POSTGRES_URL, REDIS_URL, worker_environment
+from synapse_operator.desired.model import Blocked, Desired
+from synapse_operator.desired.pdb import worker_disruption_budget
+from synapse_operator.desired.replicas import wanted_replicas
+from synapse_operator.desired.service import metrics_service
+from synapse_operator.desired.serviceaccount import worker_service_account
+from synapse_operator.observed import Found, KeyMissing, Observed, SecretLookup, SecretMissing, Unusable
+
+__all__ = ["Blocked", "Desired", "desired_for_scale"]
+
+
+def desired_for_scale(
+    scale: SynapseScale, observed: Observed, *, default_image: str, hash_key: SecretStr
+) -> Desired | Blocked:
+    """Return the children that the scale should have, or why they must stay as they are.
+
+    Args:
+        scale: what the user wants.
+        observed: what is there: the store URLs, and for `enabled: false` the load and the present replicas.
+        default_image: image of workers whose spec names none.
+        hash_key: the installation's own key for fingerprints of Secrets (`naming.secret_fingerprint`); another
+            key rolls all pods once.
+    """
+    urls = {}
+    for name, field, lookup in (
+        (REDIS_URL, "redis.urlSecretRef", observed.redis_url),
+        (POSTGRES_URL, "postgres.urlSecretRef", observed.postgres_url),
+    ):
+        if not isinstance(lookup, Found):
+            return Blocked(_reason(lookup), f"{field}: {lookup.sentence}")
+        urls[name] = lookup.value
+    if isinstance(observed.redis, Unusable):
+        return Blocked(Reason.REDIS_UNUSABLE, observed.redis.sentence)
+    if isinstance(observed.postgres, Unusable):
+        return Blocked(Reason.POSTGRES_UNUSABLE, observed.postgres.sentence)
+
+    image = scale.spec.image or default_image
+    replicas = wanted_replicas(scale, observed)
+    account = worker_service_account(scale)
+    manifests = [account]
+    for shard in range(scale.spec.queue.shards):
+        config_map = environment_config_map(scale, worker_environment(scale, shard))
+        if config_map not in manifests:
+            manifests.append(config_map)
+        manifests.append(
+            worker_deployment(
+                scale,
+                shard,
+                replicas=replicas,
+                image=image,
+                config_map=config_map,
+                urls=urls,
+                hash_key=hash_key,
+            )
+        )
+        manifests.append(worker_disruption_budget(scale, shard))
+    manifests.append(metrics_service(scale))
+    return Desired(tuple(manifests), replicas, replicas * scale.spec.queue.shards, image)
+
+
+def _reason(lookup: SecretLookup) -> Reason:
+    if isinstance(lookup, SecretMissing):
+        return Reason.SECRET_NOT_FOUND
+    if isinstance(lookup, KeyMissing):
+        return Reason.SECRET_KEY_NOT_FOUND
+    return Reason.SECRET_UNREADABLE

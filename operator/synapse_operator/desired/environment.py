@@ -1,0 +1,66 @@
+"""The environment of a worker, from the spec.
+
+Names come from the worker's own table, so one that the image does not know fails at import. What the spec leaves
+open is not rendered: a variable that is set hides the value stored in Postgres.
+"""
+
+from __future__ import annotations
+
+from synapse_operator.api.common import JsonObject, SecretKeySelector
+from synapse_operator.api.scale import SynapseScale
+from synapse_worker.contract import BY_NAME, DEFAULT_QUEUE
+
+REDIS_URL = BY_NAME["REDIS_URL"].name
+POSTGRES_URL = BY_NAME["SCALE_POSTGRES_URL"].name
+HEALTH_PORT = int(BY_NAME["WORKER_HEALTH_PORT"].default or 0)
+DATA_DIR = BY_NAME["SYNAPSE_DATA_DIR"].default or ""
+
+_K8S_MODE = BY_NAME["K8S_MODE"].name
+_SHARDS_TO_SERVE = BY_NAME["WORKER_QUEUE_SHARD"].name
+_CONCURRENCY = BY_NAME["WORKER_CONCURRENCY"].name
+_JOB_TIMEOUT = BY_NAME["WORKER_JOB_TIMEOUT"].name
+_MAX_RETRIES = BY_NAME["WORKER_MAX_RETRIES"].name
+_DRAIN_SECONDS = BY_NAME["WORKER_DRAIN_SECONDS"].name
+_PGBOUNCER = BY_NAME["PGBOUNCER_MODE"].name
+
+
+def served_shards(scale: SynapseScale) -> tuple[str, ...]:
+    """Return the names of the queues that the scale serves; the figures of all of them are its load."""
+    return tuple(_shard_queue(shard) for shard in range(scale.spec.queue.shards))
+
+
+def worker_environment(scale: SynapseScale, shard: int) -> dict[str, str]:
+    """Return the variables of the workers of `shard` that hold no secret."""
+    workers = scale.spec.workers
+    environment = {
+        _K8S_MODE: "1",
+        _SHARDS_TO_SERVE: _shard_queue(shard),
+        _DRAIN_SECONDS: str(workers.drain_timeout_seconds),
+    }
+    settings = {
+        _CONCURRENCY: workers.concurrency,
+        _JOB_TIMEOUT: workers.job_timeout_seconds,
+        _MAX_RETRIES: workers.max_retries,
+    }
+    environment |= {name: str(value) for name, value in settings.items() if value is not None}
+    if scale.spec.postgres.pgbouncer:
+        environment[_PGBOUNCER] = "1"
+    return environment
+
+
+def url_variable(name: str, reference: SecretKeySelector | None, url: str | None) -> JsonObject:
+    """Return the entry of a container's `env` for a store's URL: exactly one of `reference` and `url` is given."""
+    if reference is not None:
+        selector = {"name": reference.name, "key": reference.key}
+        return {"name": name, "valueFrom": {"secretKeyRef": selector}}
+    return {"name": name, "value": literal(url or "")}
+
+
+def literal(text: str) -> str:
+    """Return `text` as the value of an `env` entry, in which Kubernetes would expand `$(NAME)`."""
+    return text.replace("$(", "$$(")
+
+
+def _shard_queue(shard: int) -> str:
+    """Shard 0 serves `default`, where upstream main instances enqueue."""
+    return DEFAULT_QUEUE if shard == 0 else str(shard)

@@ -1,0 +1,66 @@
+"""What the watch brings becomes keys in the work queue; nothing else happens here.
+
+Only `kopf.on.event`: kopf's change handlers, timers and daemons would put finalizers and annotations on
+every object, and a namespace could then not be deleted while the operator is down. `watch` configures kopf
+and sends the label selectors to the server; `reconcile` finds out what there is to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import kopf
+
+from synapse_operator import naming
+from synapse_operator.echo import Echo
+from synapse_operator.naming import Kind
+from synapse_operator.reconcile import ScaleKey
+from synapse_operator.workqueue import WorkQueue
+
+CHILD_DELAY_SECONDS = 0.2
+"""A rollout brings many events within a moment; one look at the scale answers them all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inbox:
+    """Where the handlers put what they hear; kopf hands it to them as `memo`."""
+
+    queue: WorkQueue[ScaleKey]
+    echo: Echo
+
+
+@kopf.on.event(naming.GROUP, naming.VERSION, naming.SCALE_PLURAL)
+async def scale_event(event: kopf.RawEvent, memo: Inbox, **_: object) -> None:
+    """Wake the scale when it came, went or got another spec; our own status writes wake nobody."""
+    metadata = event["object"]["metadata"]
+    key = ScaleKey(metadata["namespace"], metadata["name"])
+    if event["type"] == "DELETED":
+        memo.echo.heard_gone(metadata["uid"])
+        memo.queue.add(key)
+    elif memo.echo.heard(metadata["uid"], metadata["generation"]):
+        memo.queue.add(key)
+
+
+async def child_event(event: kopf.RawEvent, memo: Inbox, **_: object) -> None:
+    """Wake the scale that a changed or deleted child belongs to."""
+    # The first listing says nothing new: each scale is looked at anyway.
+    if event["type"] is not None:
+        memo.queue.add(owner(event["object"]["metadata"]), CHILD_DELAY_SECONDS)
+
+
+for _kind in Kind:
+    kopf.on.event(_kind.group, _kind.version, _kind.plural, id=f"child_event/{_kind.plural}")(child_event)
+
+
+def owner(metadata: Mapping[str, object]) -> ScaleKey:
+    """Return the scale of a child: its owner, or, where somebody removed that, what its label says."""
+    owners = metadata.get("ownerReferences")
+    names = [
+        str(each["name"])
+        for each in (owners if isinstance(owners, list) else ())
+        if each["kind"] == naming.SCALE_KIND and str(each["apiVersion"]).startswith(f"{naming.GROUP}/")
+    ]
+    labels = metadata.get("labels")
+    label = labels.get(naming.SCALE_LABEL, "") if isinstance(labels, Mapping) else ""
+    return ScaleKey(str(metadata["namespace"]), names[0] if names else str(label))

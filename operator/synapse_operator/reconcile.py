@@ -1,0 +1,95 @@
+"""The order of one reconcile: observe, decide, act, report. What each step knows is in its own module."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from pydantic import SecretStr
+
+from synapse_operator import plan
+from synapse_operator.api.scale import InvalidScale, SynapseScale, read_scale
+from synapse_operator.backends import Backends, Stores
+from synapse_operator.cluster import apply, events, observe
+from synapse_operator.cluster.client import Client
+from synapse_operator.desired import desired_for_scale
+from synapse_operator.desired.environment import served_shards
+from synapse_operator.naming import SCALE_KIND
+from synapse_operator.observed import Observed
+from synapse_operator.status import figures_due, invalid_status, next_status, transition_events
+from synapse_operator.telemetry import Metrics
+from synapse_operator.workqueue import Again
+
+
+class ScaleKey(NamedTuple):
+    """Which SynapseScale."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{SCALE_KIND} {self.namespace}/{self.name}"
+
+
+class Reconciler:
+    """Brings SynapseScales to what their specs say, one call each."""
+
+    def __init__(
+        self, client: Client, backends: Backends, metrics: Metrics, *, worker_image: str, hash_key: SecretStr, instance: str
+    ) -> None:
+        self._client = client
+        self._backends = backends
+        self._metrics = metrics
+        self._worker_image = worker_image
+        self._hash_key = hash_key
+        self._instance = instance
+        self._figures_at: dict[ScaleKey, datetime] = {}
+
+    async def __call__(self, key: ScaleKey) -> Again | None:
+        """Reconcile once and say when to look again; None = the scale is gone.
+
+        Raises:
+            ApiUnavailable, ApiRefused: the API server could not be asked or told; try again.
+        """
+        with self._metrics.reconcile(SCALE_KIND):
+            stored = await observe.read_stored(self._client, key.namespace, key.name)
+            scale = read_scale(stored) if stored is not None else None
+            if stored is None or scale is None or scale.metadata.deletion_timestamp is not None:
+                self._forget(key)
+                return None
+            previous = stored.get("status") or {}
+            if isinstance(scale, InvalidScale):
+                now = datetime.now(UTC)
+                await self._report(scale, invalid_status(scale, previous=previous, now=now), previous, (), now)
+                return Again()
+            return await self._reconcile(key, scale, previous)
+
+    async def _reconcile(self, key: ScaleKey, scale: SynapseScale, previous: JsonObject) -> Again:
+        observed = await self._observe(key, scale)
+
+        now = datetime.now(UTC)
+        desired = desired_for_scale(scale, observed, default_image=self._worker_image, hash_key=self._hash_key)
+        todo = plan.plan(scale, desired, observed, now)
+
+        report = await apply.carry_out(self._client, todo)
+
+        figures = figures_due(self._figures_at.get(key), now)
+        status = next_status(scale, desired, observed, report, previous=previous, now=now, figures=figures)
+        done = [step.event for step in todo.apply if step.event and step.manifest.ref in report.applied]
+        await self._report(scale, status, previous, done, now)
+        if status is not None and figures:
+            self._figures_at[key] = now
+        apply.raise_if_unavailable(report)
+        return Again(after=(todo.wake_at - now).total_seconds() if todo.wake_at else None)
+
+    async def _observe(self, key: ScaleKey, scale: SynapseScale) -> Observed:
+        redis_url, postgres_url = await observe.read_urls(self._client, scale)
+        stores = Stores(redis_url, postgres_url, pgbouncer=scale.spec.postgres.pgbouncer)
+        view, children = await asyncio.gather(
+            self._backends.look(key, stores, served_shards(scale)), observe.read_children(self._client, scale)
+        )
+        pods = await observe.read_pods(self._client, scale, children)
+        return Observed(
+            redis_url, postgres_url, view.redis, view.postgres, view.queues, view.overview, children, pods
+        )

@@ -1,0 +1,436 @@
+"""What the user is told: conditions, figures, and the Events that their transitions deserve.
+
+Every condition is judged afresh from what was observed and what became of the plan; the previous status only
+lends its transition times, and its figures while new ones are not due. The result is the whole status or None,
+never a part: it is sent as one server-side apply to the status subresource, which removes what is absent here.
+
+Messages say what is wrong and what to do. They may hold text from a pod or from the API server, so all of them
+pass through `_Redactor`, which takes out the secrets that we know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from urllib.parse import unquote, urlsplit
+
+from pydantic import SecretStr
+
+from synapse_operator import naming
+from synapse_operator.api.common import JsonObject, ObjectMeta
+from synapse_operator.api.reasons import ConditionType, EventReason, Reason
+from synapse_operator.api.scale import InvalidScale, SynapseScale, SynapseScaleStatus
+from synapse_operator.desired.model import Blocked, Desired
+from synapse_operator.naming import Kind
+from synapse_operator.observed import (
+    Found,
+    NotTried,
+    Observed,
+    PodProblemKind,
+    PostgresAnswers,
+    RedisAnswers,
+    Rollout,
+    Unknown,
+    Unreachable,
+    Unusable,
+)
+from synapse_operator.plan import ApplyReport, Event
+
+FIGURES_EVERY = timedelta(seconds=15)
+"""Shortest time between two statuses of a scale that differ in figures only; transitions are written at once."""
+
+MINIMUM_REDIS = (6, 2)
+SAFE_EVICTION_POLICY = "noeviction"
+
+_SHORTEST_SECRET = 4
+"""Shorter ones are not taken out: each occurrence of such a text would be starred, and tell what it is."""
+
+
+class _Status(StrEnum):
+    TRUE = "True"
+    FALSE = "False"
+    UNKNOWN = "Unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    type: ConditionType
+    status: _Status
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """Why a scale is not ready; `stalled` = waiting does not help."""
+
+    reason: Reason
+    message: str
+    stalled: bool
+
+
+def figures_due(written_at: datetime | None, now: datetime) -> bool:
+    """Return whether a status may be written for the sake of its figures.
+
+    Args:
+        written_at: when this process last wrote one while they were due; None = never.
+        now: the present time.
+    """
+    return written_at is None or now - written_at >= FIGURES_EVERY
+
+
+def next_status(
+    scale: SynapseScale,
+    desired: Desired | Blocked,
+    observed: Observed,
+    report: ApplyReport,
+    *,
+    previous: JsonObject,
+    now: datetime,
+    figures: bool,
+) -> JsonObject | None:
+    """Return the status to be written, or None when the previous one still says it all.
+
+    Args:
+        scale: the scale.
+        desired: what it should have.
+        observed: what was there before the plan was carried out.
+        report: what became of the plan.
+        previous: the stored status ({} = none).
+        now: the present time, UTC; used for transition times only.
+        figures: whether figures are due (`figures_due`); if not, the previous ones stay, unless they became
+            known or unknown.
+    """
+    rollouts = [Rollout.of(child) for child in observed.of_kind(Kind.DEPLOYMENT) if not child.terminating]
+    ready = sum(rollout.ready for rollout in rollouts)
+    wanted = desired.workers if isinstance(desired, Desired) else sum(rollout.wanted for rollout in rollouts)
+    applied = _children_applied(desired, report, rollouts)
+    problem = _problem(desired, observed, applied, ready, wanted)
+    moving = _moving(desired, report, rollouts)
+    verdicts = (
+        _ready(scale, desired, observed, problem, ready, wanted),
+        _reconciling(problem, moving, ready, wanted, applied),
+        _stalled(problem),
+        _redis_reachable(observed),
+        _redis_safe(observed),
+        _postgres_reachable(observed),
+        applied,
+    )
+    status: JsonObject = {
+        **_head(scale.metadata, verdicts, previous, now, _Redactor(observed)),
+        "replicas": max((rollout.total for rollout in rollouts), default=0),
+        "selector": naming.selector_text(naming.worker_selector(scale.metadata.name)),
+        "workers": {"desired": wanted, "ready": ready, "summary": f"{ready}/{wanted}", **_worker_figures(observed)},
+    }
+    if queue := _queue_figures(observed):
+        status["queue"] = queue
+    image = desired.image if isinstance(desired, Desired) else previous.get("image")
+    if image is not None:
+        status["image"] = image
+    return _unless_same(status if figures else _with_figures_of(previous, status), previous)
+
+
+def invalid_status(invalid: InvalidScale, *, previous: JsonObject, now: datetime) -> JsonObject | None:
+    """Return the status of a stored object that cannot be read, or None when it stands there already."""
+    verdicts = (
+        _Verdict(ConditionType.READY, _Status.FALSE, Reason.INVALID_SPEC, invalid.sentence),
+        _Verdict(ConditionType.RECONCILING, _Status.FALSE, Reason.SETTLED, "Nothing is under way"),
+        _Verdict(ConditionType.STALLED, _Status.TRUE, Reason.INVALID_SPEC, invalid.sentence),
+        *(
+            _Verdict(type_, _Status.UNKNOWN, Reason.NOT_TRIED, "The spec cannot be read")
+            for type_ in (ConditionType.REDIS_REACHABLE, ConditionType.REDIS_SAFE, ConditionType.POSTGRES_REACHABLE)
+        ),
+        _Verdict(
+            ConditionType.CHILDREN_APPLIED,
+            _Status.UNKNOWN,
+            Reason.FROZEN,
+            "Children are left as they are until the spec is repaired",
+        ),
+    )
+    kept = {key: previous[key] for key in ("replicas", "selector", "workers", "image") if key in previous}
+    return _unless_same({**_head(invalid.metadata, verdicts, previous, now, None), **kept}, previous)
+
+
+def transition_events(previous: JsonObject, status: JsonObject) -> tuple[Event, ...]:
+    """Return the Events that the step from one status to the next deserves, one for each transition."""
+    events = []
+    before, after = _by_type(previous), _by_type(status)
+    was, now = before.get(ConditionType.READY, {}), after[ConditionType.READY]
+    if now["status"] == _Status.TRUE:
+        if was.get("status") != _Status.TRUE:
+            events.append(Event("Normal", EventReason.BECAME_READY, now["message"]))
+    elif was.get("reason") != now["reason"] and now["reason"] != Reason.WORKERS_NOT_READY:
+        events.append(Event("Warning", EventReason.NOT_READY, f"{now['reason']}: {now['message']}"))
+    was, now = before.get(ConditionType.REDIS_SAFE, {}), after[ConditionType.REDIS_SAFE]
+    if now["status"] == _Status.FALSE and was.get("reason") != now["reason"]:
+        events.append(Event("Warning", EventReason.REDIS_UNSAFE, now["message"]))
+    return tuple(events)
+
+
+# ---- conditions
+
+
+def _children_applied(desired: Desired | Blocked, report: ApplyReport, rollouts: list[Rollout]) -> _Verdict:
+    type_ = ConditionType.CHILDREN_APPLIED
+    if isinstance(desired, Blocked):
+        message = f"Children are left as they are: {desired.sentence}"
+        return _Verdict(type_, _Status.UNKNOWN, Reason.FROZEN, message)
+    if report.failures:
+        first = report.failures[0]
+        return _Verdict(type_, _Status.FALSE, first.reason, f"{first.ref}: {first.sentence}")
+    refusal = next((rollout.refusal for rollout in rollouts if rollout.refusal), None)
+    if refusal is not None:
+        reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in refusal else Reason.REFUSED
+        return _Verdict(type_, _Status.FALSE, reason, f"pods cannot be created: {refusal}")
+    return _Verdict(type_, _Status.TRUE, Reason.APPLIED, "Every object is as it should be")
+
+
+def _problem(
+    desired: Desired | Blocked, observed: Observed, applied: _Verdict, ready: int, wanted: int
+) -> _Problem | None:
+    """Return the first thing that keeps the scale from being ready: causes before their consequences."""
+    if isinstance(desired, Blocked):
+        # Only reading a Secret is repeated by itself; all else that blocks waits for somebody.
+        return _Problem(desired.reason, desired.sentence, stalled=desired.reason is not Reason.SECRET_UNREADABLE)
+    if applied.status is _Status.FALSE:
+        stalled = applied.reason is not Reason.CLUSTER_UNAVAILABLE
+        return _Problem(applied.reason, _with_advice(applied), stalled)
+    if isinstance(observed.redis, Unreachable):
+        return _Problem(Reason.REDIS_UNREACHABLE, _unreachable(observed.redis), stalled=False)
+    if isinstance(observed.postgres, Unreachable):
+        return _Problem(Reason.POSTGRES_UNREACHABLE, _unreachable(observed.postgres), stalled=False)
+    if wanted and (hindered := observed.pod_problem):
+        reason, advice, stalled = _POD_PROBLEMS[hindered.kind]
+        return _Problem(reason, f"{hindered.sentence}; {advice}", stalled)
+    if ready < wanted:
+        return _Problem(Reason.WORKERS_NOT_READY, f"{ready} of {wanted} workers are ready", stalled=False)
+    return None
+
+
+_POD_PROBLEMS = {
+    PodProblemKind.UNSCHEDULABLE: (Reason.UNSCHEDULABLE, "add nodes or free some, or lower workers.replicas", False),
+    PodProblemKind.IMAGE: (Reason.IMAGE_PULL_FAILED, "check image, imagePullPolicy and imagePullSecrets", True),
+    PodProblemKind.CONFIGURATION: (
+        Reason.POD_CONFIG_ERROR,
+        "check that the image runs as a numeric user other than 0 and that the Secrets exist",
+        True,
+    ),
+    PodProblemKind.CRASH: (Reason.CRASH_LOOP, "read its log with `kubectl logs --previous`", True),
+}
+
+_ADVICE = {
+    Reason.QUOTA_EXCEEDED: "raise the ResourceQuota, or lower workers.replicas",
+    Reason.REFUSED: "change what the message names, or the policy that refuses it",
+    Reason.KIND_ABSENT: "the cluster is too old for this release",
+}
+
+
+def _with_advice(verdict: _Verdict) -> str:
+    advice = _ADVICE.get(verdict.reason)
+    return f"{verdict.message}; {advice}" if advice else verdict.message
+
+
+def _unreachable(state: Unreachable) -> str:
+    return f"{state.sentence}; check that it runs, its URL and its password; nothing is scaled down meanwhile"
+
+
+def _moving(desired: Desired | Blocked, report: ApplyReport, rollouts: list[Rollout]) -> bool:
+    """Whether something was written just now or Kubernetes is not yet through with it."""
+    if isinstance(desired, Blocked):
+        return False
+    expected = sum(1 for manifest in desired.manifests if manifest.ref.kind is Kind.DEPLOYMENT)
+    return bool(report.applied) or len(rollouts) < expected or not all(rollout.complete for rollout in rollouts)
+
+
+def _ready(
+    scale: SynapseScale,
+    desired: Desired | Blocked,
+    observed: Observed,
+    problem: _Problem | None,
+    ready: int,
+    wanted: int,
+) -> _Verdict:
+    type_ = ConditionType.READY
+    if problem is not None:
+        return _Verdict(type_, _Status.FALSE, problem.reason, problem.message)
+    if not scale.spec.enabled:
+        rest = "no work is left" if observed.idle is True else "workers finish what is left"
+        return _Verdict(type_, _Status.TRUE, Reason.DISABLED, f"Scale mode is off; {rest}")
+    if wanted == 0:
+        message = "No worker is wanted (workers.replicas is 0); jobs wait"
+        return _Verdict(type_, _Status.TRUE, Reason.SCALED_TO_ZERO, message)
+    return _Verdict(type_, _Status.TRUE, Reason.WORKERS_READY, f"{min(ready, wanted)} of {wanted} workers are ready")
+
+
+def _reconciling(problem: _Problem | None, moving: bool, ready: int, wanted: int, applied: _Verdict) -> _Verdict:
+    type_ = ConditionType.RECONCILING
+    if problem is not None and problem.stalled:
+        return _Verdict(type_, _Status.FALSE, Reason.SETTLED, "Nothing is under way; see Stalled")
+    if applied.status is _Status.FALSE:
+        return _Verdict(type_, _Status.TRUE, Reason.APPLYING, f"It is tried again: {applied.message}")
+    if moving:
+        return _Verdict(type_, _Status.TRUE, Reason.ROLLING_OUT, f"{ready} of {wanted} workers are ready")
+    return _Verdict(type_, _Status.FALSE, Reason.SETTLED, "Nothing is under way")
+
+
+def _stalled(problem: _Problem | None) -> _Verdict:
+    type_ = ConditionType.STALLED
+    if problem is not None and problem.stalled:
+        return _Verdict(type_, _Status.TRUE, problem.reason, problem.message)
+    return _Verdict(type_, _Status.FALSE, Reason.NOTHING_TO_DO, "Nothing needs attention")
+
+
+def _redis_reachable(observed: Observed) -> _Verdict:
+    type_, state = ConditionType.REDIS_REACHABLE, observed.redis
+    if isinstance(state, RedisAnswers):
+        return _Verdict(type_, _Status.TRUE, Reason.REACHABLE, f"Redis {state.version} answers".replace("  ", " "))
+    if isinstance(state, Unreachable):
+        return _Verdict(type_, _Status.FALSE, Reason.REDIS_UNREACHABLE, _unreachable(state))
+    if isinstance(state, Unusable):
+        return _Verdict(type_, _Status.FALSE, Reason.REDIS_UNUSABLE, state.sentence)
+    return _Verdict(type_, _Status.UNKNOWN, Reason.NOT_TRIED, f"Redis was not asked: {state.sentence}")
+
+
+def _postgres_reachable(observed: Observed) -> _Verdict:
+    type_, state = ConditionType.POSTGRES_REACHABLE, observed.postgres
+    if isinstance(state, PostgresAnswers):
+        tables = "" if state.schema_version is not None else "; the first worker that starts creates its tables"
+        return _Verdict(type_, _Status.TRUE, Reason.REACHABLE, f"PostgreSQL answers{tables}")
+    if isinstance(state, Unreachable):
+        return _Verdict(type_, _Status.FALSE, Reason.POSTGRES_UNREACHABLE, _unreachable(state))
+    if isinstance(state, Unusable):
+        return _Verdict(type_, _Status.FALSE, Reason.POSTGRES_UNUSABLE, state.sentence)
+    return _Verdict(type_, _Status.UNKNOWN, Reason.NOT_TRIED, f"PostgreSQL was not asked: {state.sentence}")
+
+
+def _redis_safe(observed: Observed) -> _Verdict:
+    type_, state = ConditionType.REDIS_SAFE, observed.redis
+    if not isinstance(state, RedisAnswers):
+        why = state.sentence if isinstance(state, NotTried) else "it does not answer as it should"
+        return _Verdict(type_, _Status.UNKNOWN, Reason.NOT_TRIED, f"Redis was not asked: {why}")
+    if _too_old(state.version):
+        needed = ".".join(str(part) for part in MINIMUM_REDIS)
+        message = f"Redis {state.version} is too old for the workers; they need {needed} or newer"
+        return _Verdict(type_, _Status.FALSE, Reason.REDIS_TOO_OLD, message)
+    if state.eviction_policy == SAFE_EVICTION_POLICY:
+        message = f"maxmemory-policy is {SAFE_EVICTION_POLICY}: Redis keeps its keys"
+        return _Verdict(type_, _Status.TRUE, Reason.NO_EVICTION, message)
+    if not state.eviction_policy:
+        message = f"Redis does not tell its maxmemory-policy; make sure that it is {SAFE_EVICTION_POLICY}"
+        return _Verdict(type_, _Status.UNKNOWN, Reason.EVICTION_POLICY_UNKNOWN, message)
+    message = (
+        f"maxmemory-policy is {state.eviction_policy}: Redis drops jobs when its memory is full; "
+        f"set it to {SAFE_EVICTION_POLICY}"
+    )
+    return _Verdict(type_, _Status.FALSE, Reason.EVICTION_POLICY, message)
+
+
+def _too_old(version: str) -> bool:
+    """Whether a version is known to be older than what the workers need."""
+    parts = version.split(".")[: len(MINIMUM_REDIS)]
+    return all(part.isdecimal() for part in parts) and tuple(int(part) for part in parts) < MINIMUM_REDIS
+
+
+# ---- figures
+
+
+def _worker_figures(observed: Observed) -> JsonObject:
+    if isinstance(observed.overview, Unknown):
+        return {}
+    return {"capacity": observed.overview.slots, "active": observed.overview.active_jobs}
+
+
+def _queue_figures(observed: Observed) -> JsonObject:
+    figures: JsonObject = {}
+    queue = observed.queue
+    if not isinstance(queue, Unknown):
+        figures |= {"queued": queue.queued, "active": queue.active}
+        if queue.oldest_seconds is not None:
+            figures["oldestSeconds"] = max(0, int(queue.oldest_seconds))
+    if not isinstance(observed.overview, Unknown):
+        figures["deadLettered"] = observed.overview.dead_letters
+    return figures
+
+
+def _with_figures_of(previous: JsonObject, status: JsonObject) -> JsonObject:
+    """Return `status` with the figures of `previous`, unless a store became known or unknown since."""
+    merged = dict(status)
+    old, new = previous.get("queue") or {}, status.get("queue") or {}
+    if all((key in old) == (key in new) for key in ("queued", "deadLettered")) and old:
+        merged["queue"] = old
+    old, new = previous.get("workers") or {}, status["workers"]
+    if "capacity" in old and "capacity" in new:
+        merged["workers"] = {**new, **{key: old[key] for key in ("capacity", "active") if key in old}}
+    return merged
+
+
+# ---- form
+
+
+class _Redactor:
+    """Takes the URLs of the stores and their passwords out of texts that others wrote."""
+
+    def __init__(self, observed: Observed) -> None:
+        found = [lookup.value for lookup in (observed.redis_url, observed.postgres_url) if isinstance(lookup, Found)]
+        self._secrets = sorted({text for value in found for text in _parts(value)}, key=len, reverse=True)
+
+    def __call__(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+
+def _parts(url: SecretStr) -> Iterable[str]:
+    """Yield what must not be shown: the URL as a whole, and its password, encoded and decoded."""
+    text = url.get_secret_value().strip()
+    try:
+        password = urlsplit(text).password or ""
+    except ValueError:
+        password = ""
+    return [part for part in (text, password, unquote(password)) if len(part) >= _SHORTEST_SECRET]
+
+
+def _head(
+    metadata: ObjectMeta,
+    verdicts: Iterable[_Verdict],
+    previous: JsonObject,
+    now: datetime,
+    redact: _Redactor | None,
+) -> JsonObject:
+    before = _by_type(previous)
+    conditions = []
+    for verdict in sorted(verdicts, key=lambda verdict: verdict.type):
+        old = before.get(verdict.type, {})
+        kept = old.get("lastTransitionTime") if old.get("status") == verdict.status else None
+        conditions.append(
+            {
+                "type": str(verdict.type),
+                "status": str(verdict.status),
+                "observedGeneration": metadata.generation,
+                "lastTransitionTime": kept or now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+                "reason": str(verdict.reason),
+                "message": redact(verdict.message) if redact else verdict.message,
+            }
+        )
+    return {"observedGeneration": metadata.generation, "conditions": conditions}
+
+
+def _by_type(status: JsonObject) -> dict[str, JsonObject]:
+    return {condition["type"]: condition for condition in status.get("conditions") or ()}
+
+
+_FIELDS = frozenset(field.alias for field in SynapseScaleStatus.model_fields.values())
+
+
+def _unless_same(status: JsonObject, previous: JsonObject) -> JsonObject | None:
+    """Return `status`, or None when it differs from `previous` in nothing that is ours.
+
+    Conditions of other types may have been put there by others; we neither keep nor fight them.
+    """
+    ours = {key: value for key, value in previous.items() if key in _FIELDS}
+    if "conditions" in ours:
+        known = [condition for condition in ours["conditions"] if condition["type"] in set(ConditionType)]
+        ours["conditions"] = sorted(known, key=lambda condition: str(condition["type"]))
+    return None if status == ours else status

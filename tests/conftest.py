@@ -1,0 +1,56 @@
+"""Fixtures that several layers share: real stores, one server per session, fresh data per test."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from pydantic import SecretStr
+from redis.asyncio import Redis
+
+from synapse_worker.connections import open_database, open_redis
+from synapse_worker.store import migrate
+from synapse_worker.store.database import Database
+from tests.support.servers import PostgresServer, RedisServer
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """One Redis for the session; tests empty it before they use it (fixture `redis_client`)."""
+    server = RedisServer()
+    server.start()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """One PostgreSQL for the session; tests take databases of their own (`new_database`)."""
+    server = PostgresServer()
+    server.start()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+async def redis_client(redis_server: RedisServer) -> AsyncIterator[Redis]:
+    """A client of an empty Redis."""
+    client = open_redis(SecretStr(redis_server.url))
+    await client.flushall()
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> str:
+    """The URL of an empty database."""
+    return postgres_server.new_database()
+
+
+@pytest.fixture
+async def database(postgres_url: str) -> AsyncIterator[Database]:
+    """A migrated database."""
+    opened = open_database(SecretStr(postgres_url))
+    await migrate.migrate(opened)
+    yield opened
+    await opened.close()

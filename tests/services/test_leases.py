@@ -1,0 +1,157 @@
+"""Owned leases against a real Redis: one owner, original order, stock arq beside us."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from arq.connections import ArqRedis
+from redis.asyncio import Redis
+
+from synapse_worker.queueing import keys
+from synapse_worker.queueing.client import put, queue_figures
+from synapse_worker.queueing.lease import HandBack, LeaseQueue, Release
+from synapse_worker.queueing.payload import JobPayload, encode
+
+Q = keys.queue("default")
+ENVELOPE = encode(JobPayload("run_orchestration_job", {"run_id": "r"}))
+
+
+def _worker(client: Redis, name: str, *, lease_seconds: int = 30) -> LeaseQueue:
+    return LeaseQueue(client, Q, worker_id=name, lease_seconds=lease_seconds)
+
+
+async def _fill(client: Redis, *job_ids: str) -> None:
+    for number, job_id in enumerate(job_ids):
+        await client.set(keys.job(job_id), ENVELOPE)
+        await client.zadd(Q, {job_id: 1_000 + number})
+
+
+async def _expire(client: Redis, *job_ids: str) -> None:
+    """What time would do: the lease's deadline has passed, and arq's key with it."""
+    for job_id in job_ids:
+        await client.zadd(keys.leases(Q), {job_id: 1})
+        await client.delete(keys.in_progress(job_id))
+
+
+async def test_two_claims_never_hold_one_job(redis_client: Redis) -> None:
+    await _fill(redis_client, *(f"j{number:03}" for number in range(200)))
+    workers = [_worker(redis_client, f"w{number}") for number in range(8)]
+    ids: list[str] = []
+    while await redis_client.zcard(Q):
+        for leases in await asyncio.gather(*(worker.claim(20, 0.0) for worker in workers)):
+            ids += [lease.job_id for lease in leases]
+    assert len(ids) == len(set(ids)) == 200
+
+
+async def test_a_claim_takes_the_oldest_first_and_no_more_than_wanted(redis_client: Redis) -> None:
+    await _fill(redis_client, "a", "b", "c")
+    assert [lease.job_id for lease in await _worker(redis_client, "w").claim(2, 0.0)] == ["a", "b"]
+
+
+async def test_a_job_that_is_due_later_waits(redis_client: Redis) -> None:
+    seconds, _ = await redis_client.time()
+    await redis_client.zadd(Q, {"later": (seconds + 60) * 1000})
+    assert await _worker(redis_client, "w").claim(5, 0.0) == []
+
+
+async def test_an_expired_lease_returns_ahead_of_younger_jobs(redis_client: Redis) -> None:
+    await _fill(redis_client, "old", "young")
+    (lost,) = await _worker(redis_client, "dead").claim(1, 0.0)
+    await _expire(redis_client, "old")
+    second = _worker(redis_client, "w")
+    leases = await second.claim(2, 0.0)
+    assert [(lease.job_id, lease.score) for lease in leases] == [("old", 1_000.0), ("young", 1_001.0)]
+    assert second.recovered == 1
+    # The dead owner wakes up: its token is worth nothing, whatever it tries.
+    dead = _worker(redis_client, "dead")
+    assert await dead.extend([lost]) == {"old"}
+    assert await dead.release([Release(lost, b"")]) == {"old"}
+    assert await dead.hand_back([HandBack(lost, None)]) == {"old"}
+    assert await redis_client.zscore(keys.leases(Q), "old") is not None
+    assert await redis_client.exists(keys.job("old")) == 1
+
+
+async def test_a_worker_whose_clock_is_ahead_takes_no_leased_job(redis_client: Redis) -> None:
+    await _fill(redis_client, "a")
+    await _worker(redis_client, "w1").claim(1, 0.0)
+    # Its own idea of now is an hour ahead; only Redis' clock counts.
+    assert await _worker(redis_client, "w2").claim(1, 3_600.0) == []
+
+
+async def test_an_extended_lease_stays(redis_client: Redis) -> None:
+    await _fill(redis_client, "a")
+    worker = _worker(redis_client, "w", lease_seconds=30)
+    leases = await worker.claim(1, 0.0)
+    await _expire(redis_client, "a")
+    assert await worker.extend(leases) == set()
+    assert await _worker(redis_client, "other").claim(1, 0.0) == []
+    assert await redis_client.pttl(keys.in_progress("a")) > 25_000
+
+
+async def test_release_removes_every_key_of_the_job(redis_client: Redis) -> None:
+    await _fill(redis_client, "a")
+    worker = _worker(redis_client, "w")
+    (lease,) = await worker.claim(1, 0.0)
+    assert await worker.release([Release(lease, b"result")]) == set()
+    assert [key async for key in redis_client.scan_iter()] == [keys.result("a").encode()]
+
+
+async def test_a_handed_back_job_is_out_of_reach_of_stock_workers(redis_client: Redis) -> None:
+    await _fill(redis_client, "a", "b")
+    worker = _worker(redis_client, "w")
+    first, second = await worker.claim(2, 0.0)
+    await worker.hand_back([HandBack(first, None), HandBack(second, 60_000)])
+    assert await redis_client.zcard(Q) == 0
+    assert await redis_client.zscore(keys.again(Q), "a") == 1_000.0
+    assert [lease.job_id for lease in await _worker(redis_client, "w2").claim(5, 0.0)] == ["a"]
+
+
+async def test_jobs_that_stock_workers_run_are_passed_over(redis_client: Redis) -> None:
+    running = [f"s{number:03}" for number in range(250)]
+    await _fill(redis_client, *running, "mine")
+    for job_id in running:
+        await redis_client.set(keys.in_progress(job_id), "1", px=60_000)
+    assert [lease.job_id for lease in await _worker(redis_client, "w").claim(10, 0.0)] == ["mine"]
+    assert await redis_client.zcard(Q) == 250
+
+
+async def test_our_claim_between_a_stock_workers_look_and_its_own_claim_wins(redis_client: Redis) -> None:
+    await _fill(redis_client, "a")
+    stock = ArqRedis(connection_pool=redis_client.connection_pool)
+    async with stock.pipeline(transaction=True) as pipe:  # the steps of arq.Worker.start_jobs
+        await pipe.watch(keys.in_progress("a"))
+        assert not await pipe.exists(keys.in_progress("a"))
+        assert await pipe.zscore(Q, "a") == 1_000.0
+        assert len(await _worker(redis_client, "w").claim(1, 0.0)) == 1
+        pipe.multi()
+        pipe.psetex(keys.in_progress("a"), 1_000, b"1")
+        with pytest.raises(Exception, match="Watched variable changed"):
+            await pipe.execute()
+
+
+async def test_putting_a_job_twice_or_while_it_is_leased_queues_it_once(redis_client: Redis) -> None:
+    assert await put(redis_client, Q, "a", ENVELOPE)
+    assert not await put(redis_client, Q, "a", ENVELOPE)
+    await _worker(redis_client, "w").claim(1, 0.0)
+    assert not await put(redis_client, Q, "a", ENVELOPE)
+    figures = (await queue_figures(redis_client, [Q]))[Q]
+    assert (figures.queued, figures.active, figures.oldest_seconds) == (0, 1, None)
+
+
+async def test_a_job_enqueued_again_while_leased_is_not_run_twice(redis_client: Redis) -> None:
+    await _fill(redis_client, "a")
+    await _worker(redis_client, "w").claim(1, 0.0)
+    await _fill(redis_client, "a")  # an upstream producer does not look at our leases
+    await redis_client.delete(keys.in_progress("a"))
+    assert await _worker(redis_client, "w2").claim(1, 0.0) == []
+
+
+async def test_figures_tell_how_long_the_oldest_has_waited(redis_client: Redis) -> None:
+    seconds, _ = await redis_client.time()
+    await redis_client.zadd(Q, {"a": (seconds - 30) * 1000, "b": seconds * 1000})
+    await redis_client.zadd(keys.again(Q), {"c": (seconds - 90) * 1000})
+    figures = (await queue_figures(redis_client, [Q]))[Q]
+    assert figures.queued == 3
+    assert figures.oldest_seconds is not None
+    assert 89 < figures.oldest_seconds < 95

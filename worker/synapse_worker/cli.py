@@ -1,0 +1,280 @@
+"""The command `synapse-worker`: run the worker, or look at and feed the installation it belongs to.
+
+Commands print for people, or JSON with `-o json`; an error is one sentence on standard error and exit code 1
+(2 for a wrong command line).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+
+import click
+from redis.asyncio import Redis
+
+from synapse_worker import __version__
+from synapse_worker import settings as settings_module
+from synapse_worker.connections import open_database, open_redis
+from synapse_worker.errors import ConfigurationError, SynapseError
+from synapse_worker.queueing.client import NewRun, enqueue_run, new_run_id
+from synapse_worker.settings import Settings
+from synapse_worker.store import migrate as migration
+from synapse_worker.store import runs as run_store
+from synapse_worker.store.database import Database
+from synapse_worker.store.runs import RunStatus, RunView
+from synapse_worker.telemetry import set_up_logging
+
+_ENDED = {RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.PAUSED}
+_POLL_SECONDS = 0.3
+
+OUTPUT = click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="Form of the output.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="synapse-worker")
+def cli() -> None:
+    """Run Synapse orchestrations. Settings come from the environment (docs/environment.md)."""
+
+
+@cli.command()
+def run() -> None:
+    """Serve the queues of WORKER_QUEUE_SHARD until SIGTERM."""
+    from synapse_worker.lifecycle import Worker
+
+    settings = settings_module.load()
+    set_up_logging(level=settings.log_level, form=settings.log_format)
+
+    async def serve() -> None:
+        await Worker(settings).run()
+
+    asyncio.run(serve())
+
+
+@cli.command()
+def migrate() -> None:
+    """Create or complete the tables in PostgreSQL; existing data stays."""
+
+    async def work(settings: Settings) -> None:
+        async with _database(settings) as database:
+            done = await migration.migrate(database)
+        click.echo(
+            f"schema version {done.version}: "
+            + (f"{len(done.statements)} statements run" if done.statements else "nothing to do")
+        )
+
+    _do(work)
+
+
+@cli.command()
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.option("--tenant", default=None, help="Tenant of the definitions [default: DEFAULT_TENANT_ID].")
+@OUTPUT
+def sync(folder: Path | None, tenant: str | None, output: str) -> None:
+    """Store the definitions in FOLDER (default: SYNAPSE_DEFINITIONS_DIR) into PostgreSQL."""
+    from synapse_worker.sync import sync_folder
+
+    async def work(settings: Settings) -> None:
+        where = folder or (Path(settings.definitions_dir) if settings.definitions_dir else None)
+        if where is None:
+            raise ConfigurationError("name a folder, or set SYNAPSE_DEFINITIONS_DIR.")
+        async with _database(settings) as database:
+            report = await sync_folder(database, where, tenant_id=tenant or settings.default_tenant_id)
+        if output == "json":
+            click.echo(json.dumps(report.as_json(), indent=2))
+        else:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.counts.items())) or "nothing"
+            click.echo(f"synced {report.total_synced} ({kinds}), {report.changed} changed")
+            for error in report.errors:
+                click.echo(f"refused: {error}", err=True)
+        if report.errors:
+            sys.exit(1)
+
+    _do(work)
+
+
+@cli.command()
+@click.argument("orchestration_id")
+@click.option("-m", "--message", default="", help="The run's input (state key user_input).")
+@click.option(
+    "-s", "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Initial state; VALUE may be JSON."
+)
+@click.option("--tenant", default=None, help="Tenant of the run [default: DEFAULT_TENANT_ID].")
+@click.option("--session", default=None, help="Session id of the run.")
+@click.option("-n", "--count", default=1, show_default=True, type=click.IntRange(1, 1_000_000), help="How many runs.")
+@click.option("--wait", "wait_seconds", default=0.0, metavar="SECONDS", help="Wait until the runs have ended.")
+@OUTPUT
+def enqueue(
+    orchestration_id: str,
+    message: str,
+    assignments: Sequence[str],
+    tenant: str | None,
+    session: str | None,
+    count: int,
+    wait_seconds: float,
+    output: str,
+) -> None:
+    """Queue runs of ORCHESTRATION_ID and print their ids."""
+    state = dict(_assignment(text) for text in assignments)
+
+    async def work(settings: Settings) -> None:
+        async with _database(settings) as database, _redis(settings) as client:
+            ids: list[str] = []
+            for _ in range(count):
+                now_ms = int(time.time() * 1000)
+                new = NewRun(orchestration_id, message, tenant or settings.default_tenant_id, session, state or None)
+                ids.append(await enqueue_run(database, client, new, run_id=new_run_id(now_ms), now_ms=now_ms))
+                if wait_seconds <= 0 and output == "table":
+                    click.echo(ids[-1])
+            views = await _wait_for(database, ids, wait_seconds) if wait_seconds > 0 else []
+        if output == "json":
+            click.echo(json.dumps([_as_json(view) for view in views] if wait_seconds > 0 else ids, indent=2))
+        elif wait_seconds > 0:
+            _print_runs(views)
+        if wait_seconds > 0 and not all(view.status == RunStatus.COMPLETED for view in views):
+            sys.exit(1)
+
+    _do(work)
+
+
+@cli.group()
+def runs() -> None:
+    """Look at runs."""
+
+
+@runs.command("list")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 10_000))
+@click.option("--status", type=click.Choice([status.value for status in RunStatus]), default=None)
+@OUTPUT
+def list_runs(limit: int, status: str | None, output: str) -> None:
+    """List the newest runs."""
+
+    async def work(settings: Settings) -> None:
+        async with _database(settings) as database:
+            found = await run_store.recent(database, limit=limit, status=status)
+        if output == "json":
+            click.echo(json.dumps([_as_json(view) for view in found], indent=2))
+        elif found:
+            _print_runs(found)
+        else:
+            click.echo("no runs")
+
+    _do(work)
+
+
+@runs.command("show")
+@click.argument("run_id")
+@OUTPUT
+def show_run(run_id: str, output: str) -> None:
+    """Show one run: its steps and its state."""
+
+    async def work(settings: Settings) -> None:
+        async with _database(settings) as database:
+            found = await run_store.get(database, [run_id])
+        if not found:
+            raise SynapseError(f"there is no run {run_id!r}; `synapse-worker runs list` shows the newest")
+        view = found[0]
+        if output == "json":
+            click.echo(json.dumps(_as_json(view), indent=2))
+            return
+        _print_runs([view])
+        for entry in view.history:
+            click.echo(f"  {entry.get('step_name')!s:32} {entry.get('status')!s:10} {entry.get('duration_seconds')} s")
+        if view.error:
+            click.echo(f"error: {view.error}")
+        click.echo(json.dumps(view.state, indent=2, ensure_ascii=False))
+
+    _do(work)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        cli(standalone_mode=True)
+    except SynapseError as error:
+        click.echo(f"synapse-worker: {error}", err=True)
+        sys.exit(1)
+
+
+def _do(work: Callable[[Settings], Coroutine[None, None, None]]) -> None:
+    settings = settings_module.load()
+    set_up_logging(level="warning", form="console")
+    asyncio.run(work(settings))
+
+
+@asynccontextmanager
+async def _database(settings: Settings) -> AsyncIterator[Database]:
+    database = open_database(
+        settings.postgres_url, pgbouncer=settings.pgbouncer_mode, pool_size=2, ca_file=settings.postgres_ca_file
+    )
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+@asynccontextmanager
+async def _redis(settings: Settings) -> AsyncIterator[Redis]:
+    client = open_redis(settings.redis_url, ca_file=settings.redis_ca_file)
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
+async def _wait_for(database: Database, ids: Sequence[str], seconds: float) -> list[RunView]:
+    deadline = time.monotonic() + seconds
+    while True:
+        views = await run_store.get(database, ids)
+        if all(view.status in _ENDED for view in views) or time.monotonic() > deadline:
+            return sorted(views, key=lambda view: ids.index(view.run_id))
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+def _assignment(text: str) -> tuple[str, object]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise click.BadParameter(f"{text!r} is not of the form KEY=VALUE", param_hint="--set")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def _print_runs(views: Sequence[RunView]) -> None:
+    rows = [("RUN", "ORCHESTRATION", "STATUS", "STEPS", "SECONDS", "WORKER", "ERROR")]
+    for view in views:
+        seconds = (
+            f"{(view.ended_at - view.started_at).total_seconds():.2f}" if view.started_at and view.ended_at else "-"
+        )
+        rows.append(
+            (
+                view.run_id,
+                view.orchestration_id,
+                view.status,
+                str(view.steps_done),
+                seconds,
+                view.worker_id or "-",
+                (view.error or "")[:80],
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        click.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _as_json(view: RunView) -> dict[str, object]:
+    return {key: value.isoformat() if isinstance(value, datetime) else value for key, value in asdict(view).items()}

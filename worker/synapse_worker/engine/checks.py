@@ -1,0 +1,36 @@
+"""Judges the code of a whole definition before a run starts or `sync` stores it, without running it.
+
+`model` has judged the graph by then. Both `sync` and a run's start call this, so that they say the same sentence.
+"""
+
+from __future__ import annotations
+
+from synapse_worker.engine.errors import CodeRefused, DefinitionError
+from synapse_worker.engine.model import Definition, StepType
+from synapse_worker.engine.sandbox import Sandbox
+
+
+async def check_code(definition: Definition, sandbox: Sandbox) -> None:
+    """Have the sandbox judge every expression and transform of `definition`.
+
+    Raises:
+        DefinitionError: the first one that it refuses; names orchestration, step, field and line.
+        SandboxCrashed: the sandbox went away without a verdict.
+    """
+    for step in definition.steps.values():
+        field = ""
+        try:
+            if step.type is StepType.IF_ELSE:
+                field = "if_condition"
+                await sandbox.check_expression(step.if_condition)
+            elif step.type is StepType.SWITCH:
+                field = "switch_expression"
+                await sandbox.check_expression(step.switch_expression)
+            elif step.type is StepType.TRANSFORM:
+                field = "transform_code"
+                await sandbox.check_transform(step.transform_code)
+        except CodeRefused as refused:
+            raise DefinitionError(
+                f"{definition.title[0].upper()}{definition.title[1:]}, {step.title} has a {field} "
+                f"that cannot run: {refused}"
+            ) from None

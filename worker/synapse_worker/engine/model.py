@@ -1,0 +1,382 @@
+"""An orchestration as users write it, read once into a value that the rest of the engine can trust.
+
+Reading is tolerant where users' files differ: any field may be null or missing, numbers may be text, and whatever
+we do not know (canvas positions, caches, avatars) is ignored here and kept in the stored document. It is strict
+where a run would go astray: unknown targets, double ids, a step without what it needs, or a step type that this
+release does not run. Whether expressions and transforms can run is judged by `sandbox`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import cast
+
+from synapse_worker.engine.errors import DefinitionError
+from synapse_worker.engine.json_values import JsonObject, JsonValue
+
+DEFAULT_MAX_TOTAL_TURNS = 100
+DEFAULT_MAX_ITERATIONS = 3
+DEFAULT_TIMEOUT_SECONDS = 300.0
+
+ORCHESTRATIONS = "orchestrations"
+AGENTS = "agents"
+MCP_SERVERS = "mcp_servers"
+TOOLS = "tools"
+
+
+class StepType(StrEnum):
+    """Every step type that definitions may name."""
+
+    AGENT = "agent"
+    LLM = "llm"
+    TOOL = "tool"
+    EVALUATOR = "evaluator"
+    PARALLEL = "parallel"
+    MERGE = "merge"
+    LOOP = "loop"
+    HUMAN = "human"
+    TRANSFORM = "transform"
+    EXTRACT_JSON = "extract_json"
+    IF_ELSE = "if_else"
+    SWITCH = "switch"
+    PRINT = "print"
+    END = "end"
+
+
+RUNNABLE: frozenset[StepType] = frozenset(
+    {StepType.PRINT, StepType.IF_ELSE, StepType.SWITCH, StepType.TRANSFORM, StepType.END}
+)
+"""The step types that this release runs; each has a module in `steps`."""
+
+_REQUIRED: Mapping[StepType, str] = {
+    StepType.PRINT: "print_content",
+    StepType.IF_ELSE: "if_condition",
+    StepType.SWITCH: "switch_expression",
+    StepType.TRANSFORM: "transform_code",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One node of the graph; fields of other types than the step's own are empty.
+
+    Attributes:
+        max_iterations: finished visits after which a transition to the step is refused; 0 = never entered.
+        timeout_seconds: seconds that one visit may take.
+        switch_cases: text of the value -> target; a target of None ends the run.
+    """
+
+    id: str
+    name: str
+    type: StepType
+    input_keys: tuple[str, ...] = ()
+    output_key: str | None = None
+    next_step_id: str | None = None
+    max_iterations: int = DEFAULT_MAX_ITERATIONS
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+    print_content: str = ""
+    if_condition: str = ""
+    if_true_step_id: str | None = None
+    if_false_step_id: str | None = None
+    switch_expression: str = ""
+    switch_cases: Mapping[str, str | None] = MappingProxyType({})
+    switch_default_step_id: str | None = None
+    transform_code: str = ""
+
+    @property
+    def title(self) -> str:
+        """The step as a sentence names it."""
+        return f"step {self.name!r} ({self.id})"
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """A graph of steps that can be run.
+
+    Attributes:
+        steps: id -> step, in the order of the document.
+        state_schema: state key -> {type, default, description}, as written.
+        max_total_turns: steps that one run may do.
+        timeout_minutes: minutes that a run may take; None = no limit of its own.
+    """
+
+    id: str
+    name: str
+    description: str
+    steps: Mapping[str, Step]
+    entry_step_id: str
+    state_schema: Mapping[str, JsonValue]
+    max_total_turns: int
+    timeout_minutes: float | None
+
+    @property
+    def title(self) -> str:
+        """The orchestration as a sentence names it."""
+        return f"orchestration {self.name!r} ({self.id})"
+
+    @classmethod
+    def parse(cls, document: Mapping[str, object], *, source: str = "") -> Definition:
+        """Read a definition.
+
+        Args:
+            document: the decoded JSON of one orchestration.
+            source: the file or object it came from; put in front of an error's sentence.
+
+        Raises:
+            DefinitionError: it cannot be run; one sentence with orchestration, step and what is accepted.
+        """
+        try:
+            return _definition(document)
+        except DefinitionError as error:
+            if source:
+                raise DefinitionError(f"{source}: {error}") from None
+            raise
+
+
+def definition_documents(document: Mapping[str, object], *, source: str = "") -> list[tuple[str, str, JsonObject]]:
+    """Split an export bundle, or take a single orchestration.
+
+    Returns:
+        (kind, id, document) in the order of the bundle; kind is ORCHESTRATIONS, AGENTS, MCP_SERVERS or TOOLS, and
+        the id of an MCP server is its name.
+
+    Raises:
+        DefinitionError: the document is neither, or one of its items has no id.
+    """
+    place = f"{source}: " if source else ""
+    if document.get("synapse_export") is True:
+        found: list[tuple[str, str, JsonObject]] = []
+        for kind, field, key in _BUNDLE:
+            items = document.get(field) or []
+            if not isinstance(items, list):
+                raise DefinitionError(f"{place}{field} of the export bundle is no list.")
+            for number, item in enumerate(items, 1):
+                identity = _text(item.get(key) or item.get("id")) if isinstance(item, Mapping) else None
+                if identity is None:
+                    raise DefinitionError(f"{place}item {number} of {field} in the export bundle has no {key}.")
+                found.append((kind, identity, cast(JsonObject, dict(item))))
+        return found
+    if isinstance(document.get("steps"), list):
+        identity = _text(document.get("id"))
+        if identity is None:
+            raise DefinitionError(f"{place}the orchestration has no id.")
+        return [(ORCHESTRATIONS, identity, cast(JsonObject, dict(document)))]
+    raise DefinitionError(
+        f"{place}the document is neither an export bundle (synapse_export: true) nor an orchestration (steps: [...])."
+    )
+
+
+_BUNDLE: tuple[tuple[str, str, str], ...] = (
+    (ORCHESTRATIONS, "orchestrations", "id"),
+    (AGENTS, "agents", "id"),
+    (MCP_SERVERS, "mcp_servers", "name"),
+    (TOOLS, "custom_tools", "id"),
+)
+
+
+def _definition(document: Mapping[str, object]) -> Definition:
+    identity = _text(document.get("id"))
+    if identity is None:
+        raise DefinitionError("The orchestration has no id.")
+    name = _text(document.get("name")) or identity
+    fields = _Fields(document, f"orchestration {name!r} ({identity})")
+    items = fields.sequence("steps")
+    if not items:
+        raise fields.error("has no steps")
+    steps: dict[str, Step] = {}
+    for number, item in enumerate(items, 1):
+        step = _step(item, number, fields)
+        if step.id in steps:
+            raise fields.error(f"has two steps with the id {step.id!r}; ids are unique")
+        steps[step.id] = step
+    # Users' files may leave the entry out; the canvas shows the first step as the start then.
+    entry = fields.text("entry_step_id") or next(iter(steps))
+    if entry not in steps:
+        raise fields.error(f"starts at {entry!r}, which is no step; {_ids(steps)}")
+    for step in steps.values():
+        for field, target in _targets(step):
+            if target not in steps:
+                raise fields.error(f"has {step.title} whose {field} is {target!r}, which is no step; {_ids(steps)}")
+    return Definition(
+        id=identity,
+        name=name,
+        description=fields.text("description") or "",
+        steps=MappingProxyType(steps),
+        entry_step_id=entry,
+        state_schema=MappingProxyType(cast(JsonObject, fields.mapping("state_schema"))),
+        max_total_turns=fields.whole("max_total_turns", DEFAULT_MAX_TOTAL_TURNS, minimum=1),
+        timeout_minutes=fields.positive("timeout_minutes"),
+    )
+
+
+def _step(item: object, number: int, parent: _Fields) -> Step:
+    if not isinstance(item, Mapping):
+        raise parent.error(f"has a step (number {number}) that is no object")
+    identity = _text(item.get("id"))
+    if identity is None:
+        raise parent.error(f"has a step (number {number}) without an id")
+    name = _text(item.get("name")) or identity
+    fields = _Fields(item, f"{parent.title}, step {name!r} ({identity})")
+    kind = _step_type(fields)
+    required = _REQUIRED.get(kind)
+    # An empty text to print is a choice; an empty condition or an empty script is not.
+    if (
+        required is not None
+        and not fields.code(required).strip()
+        and not (kind is StepType.PRINT and item.get(required) == "")
+    ):
+        raise fields.error(f"is of type {kind} and needs {required}")
+    return Step(
+        id=identity,
+        name=name,
+        type=kind,
+        input_keys=fields.texts("input_keys"),
+        output_key=fields.text("output_key"),
+        next_step_id=fields.text("next_step_id"),
+        max_iterations=fields.whole("max_iterations", DEFAULT_MAX_ITERATIONS, minimum=0),
+        timeout_seconds=fields.positive("timeout_seconds") or DEFAULT_TIMEOUT_SECONDS,
+        print_content=fields.code("print_content"),
+        if_condition=fields.code("if_condition"),
+        if_true_step_id=fields.text("if_true_step_id"),
+        if_false_step_id=fields.text("if_false_step_id"),
+        switch_expression=fields.code("switch_expression"),
+        switch_cases=MappingProxyType(_cases(fields)),
+        switch_default_step_id=fields.text("switch_default_step_id"),
+        transform_code=fields.code("transform_code"),
+    )
+
+
+def _step_type(fields: _Fields) -> StepType:
+    written = fields.text("type")
+    accepted = "this release runs " + ", ".join(sorted(RUNNABLE))
+    if written is None:
+        raise fields.error(f"has no type; {accepted}")
+    try:
+        kind = StepType(written.strip().lower())
+    except ValueError:
+        raise fields.error(f"is of type {written!r}, which is no step type; {accepted}") from None
+    if kind not in RUNNABLE:
+        raise fields.error(f"is of type {kind}; {accepted}")
+    return kind
+
+
+def _cases(fields: _Fields) -> dict[str, str | None]:
+    cases: dict[str, str | None] = {}
+    for value, target in fields.mapping("switch_cases").items():
+        if target is not None and _text(target) is None and target != "":
+            raise fields.error(f"has a switch case {value!r} whose target is no step id")
+        cases[str(value)] = _text(target)
+    return cases
+
+
+def _targets(step: Step) -> Iterator[tuple[str, str]]:
+    named = [
+        ("next_step_id", step.next_step_id),
+        ("if_true_step_id", step.if_true_step_id),
+        ("if_false_step_id", step.if_false_step_id),
+        ("switch_default_step_id", step.switch_default_step_id),
+        *((f"switch case {value!r}", target) for value, target in step.switch_cases.items()),
+    ]
+    for field, target in named:
+        if target is not None:
+            yield field, target
+
+
+def _ids(steps: Mapping[str, Step]) -> str:
+    shown = list(steps)[:10]
+    return "its steps are " + ", ".join(shown) + (", ..." if len(steps) > len(shown) else "")
+
+
+def _text(value: object) -> str | None:
+    """An id or name: text, or a number that a tool wrote without quotes; empty counts as missing."""
+    if isinstance(value, str):
+        return value if value.strip() else None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    return None
+
+
+class _Fields:
+    """Reads fields of one object of a document; every error names the object."""
+
+    def __init__(self, document: Mapping[str, object], title: str) -> None:
+        self._document = document
+        self.title = title
+
+    def error(self, predicate: str) -> DefinitionError:
+        return DefinitionError(f"{self.title[0].upper()}{self.title[1:]} {predicate}.")
+
+    def text(self, field: str) -> str | None:
+        value = self._document.get(field)
+        if value is None or value == "":
+            return None
+        text = _text(value)
+        if text is None and not isinstance(value, str):
+            raise self.error(f"has a {field} that is no text")
+        return text
+
+    def code(self, field: str) -> str:
+        value = self._document.get(field)
+        if value is None:
+            return ""
+        # `if_condition: true` in YAML is a condition too.
+        if isinstance(value, bool | int | float):
+            return str(value)
+        if not isinstance(value, str):
+            raise self.error(f"has a {field} that is no text")
+        return value
+
+    def texts(self, field: str) -> tuple[str, ...]:
+        values = self.sequence(field)
+        texts = tuple(text for value in values if (text := _text(value)) is not None)
+        if len(texts) != len([value for value in values if value not in (None, "")]):
+            raise self.error(f"has {field} with an item that is no text")
+        return texts
+
+    def sequence(self, field: str) -> list[object]:
+        value = self._document.get(field)
+        if value is None:
+            return []
+        if not isinstance(value, list):
+            raise self.error(f"has {field} that are no list")
+        return value
+
+    def mapping(self, field: str) -> Mapping[str, object]:
+        value = self._document.get(field)
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping):
+            raise self.error(f"has {field} that is no object")
+        return value
+
+    def whole(self, field: str, default: int, *, minimum: int) -> int:
+        value = self._number(field)
+        if value is None:
+            return default
+        if not value.is_integer() or value < minimum:
+            raise self.error(f"has {field} {self._document.get(field)!r}; it is a whole number of at least {minimum}")
+        return int(value)
+
+    def positive(self, field: str) -> float | None:
+        """A duration; 0 means, as in a main instance, that none is set."""
+        value = self._number(field)
+        if value is not None and value < 0:
+            raise self.error(f"has {field} {self._document.get(field)!r}; it is a number above 0")
+        return value or None
+
+    def _number(self, field: str) -> float | None:
+        value = self._document.get(field)
+        if value is None or value == "":
+            return None
+        try:
+            if isinstance(value, bool) or not isinstance(value, int | float | str):
+                raise ValueError(value)
+            number = float(value)
+            if number != number or number in (float("inf"), float("-inf")):
+                raise ValueError(value)
+        except (ValueError, OverflowError):
+            raise self.error(f"has {field} {value!r}, which is no number") from None
+        return number

@@ -1,0 +1,128 @@
+"""The worker's HTTP port: probes, status and metrics, served from the loop that runs the jobs.
+
+It runs in that same loop on purpose: a blocked loop fails its probes. What the numbers are comes from the
+`Status` that `lifecycle` gives; nothing here is a constant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from pydantic import SecretStr
+
+from synapse_worker.errors import ConfigurationError
+
+METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a worker says of itself, as observed now."""
+
+    status: str
+    worker_id: str
+    hostname: str
+    address: str
+    shard: str
+    queues: list[str]
+    active_jobs: int
+    max_jobs: int
+    uptime_seconds: float
+    redis_connected: bool
+    postgres_connected: bool
+    draining: bool
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """The answers of the probes: "" = well, else the reason of a 503."""
+
+    status: Callable[[], Status]
+    started: Callable[[], str]
+    ready: Callable[[], str]
+    live: Callable[[], str]
+    metrics: Callable[[], bytes]
+
+
+def application(probes: Probes, *, k8s_mode: bool, metrics_token: SecretStr) -> FastAPI:
+    """Return the health application.
+
+    Args:
+        k8s_mode: False: every probe answers 200 while the process runs, as upstream's does.
+        metrics_token: bearer token of /metrics; empty = open.
+    """
+    app = FastAPI(title="Synapse worker", openapi_url=None, docs_url=None, redoc_url=None)
+
+    def answer(reason: str) -> Response:
+        failed = k8s_mode and reason != ""
+        return PlainTextResponse(reason or "ok", status_code=503 if failed else 200)
+
+    @app.get("/health")
+    async def health() -> Response:
+        status = probes.status()
+        bad = k8s_mode and (status.draining or not status.redis_connected or not status.postgres_connected)
+        return JSONResponse(asdict(status), status_code=503 if bad else 200)
+
+    @app.get("/livez")
+    async def livez() -> Response:
+        return answer(probes.live())
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        return answer(probes.ready())
+
+    @app.get("/startupz")
+    async def startupz() -> Response:
+        return answer(probes.started())
+
+    @app.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        token = metrics_token.get_secret_value()
+        given = request.headers.get("authorization", "")
+        if token and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+            return PlainTextResponse(
+                "send the bearer token of METRICS_TOKEN", status_code=401, headers={"WWW-Authenticate": "Bearer"}
+            )
+        return Response(probes.metrics(), media_type=METRICS_CONTENT_TYPE)
+
+    return app
+
+
+class HealthServer(uvicorn.Server):
+    """uvicorn inside our loop; signals stay ours."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signal handlers alone: `lifecycle` has the only ones."""
+        yield
+
+
+def listen(port: int) -> socket.socket:
+    """Open the port on all addresses, IPv6 where there is any.
+
+    Raises:
+        ConfigurationError: the port is taken or not allowed.
+    """
+    try:
+        if socket.has_dualstack_ipv6():
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        return socket.create_server(("", port))
+    except OSError as error:
+        raise ConfigurationError(
+            f"WORKER_HEALTH_PORT {port} cannot be opened: {error.strerror}; choose a free port."
+        ) from None
+
+
+def server(app: FastAPI) -> HealthServer:
+    """Return the server of `app`, to be awaited with `serve(sockets=[listen(port)])`."""
+    return HealthServer(
+        uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2)
+    )

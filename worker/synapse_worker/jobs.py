@@ -1,0 +1,602 @@
+"""From a leased job to the end of its run: decode, own the run, run its steps, end it one way.
+
+This is where the queue, the engine and the stores meet; each of them knows nothing of the others. Whatever
+happens ends in exactly one of: done (the lease is released), given back, or lost (nothing more is written).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import tenacity
+from redis.asyncio import Redis
+
+from synapse_worker.connections import redis_errors_as_ours
+from synapse_worker.engine import runner
+from synapse_worker.engine.errors import EngineError, NewerCursor
+from synapse_worker.engine.frames import ENGINE_VERSION, Cursor
+from synapse_worker.engine.model import Definition, Step, initial_state
+from synapse_worker.engine.runner import Execute, Fail, Finish, LimitReached
+from synapse_worker.engine.sandbox import Sandbox
+from synapse_worker.engine.steps import StepContext, execute
+from synapse_worker.errors import JobFailed, JobRetry, OwnershipLost, PayloadError, StoreRefused, StoreUnavailable
+from synapse_worker.events import EventWriter
+from synapse_worker.gate import StoreGate
+from synapse_worker.queueing import keys
+from synapse_worker.queueing.client import RUN_FUNCTION
+from synapse_worker.queueing.lease import HandBack, Lease, Release
+from synapse_worker.queueing.loop import Control, Ending, Job, StopReason
+from synapse_worker.queueing.payload import JobPayload, decode, encode_result
+from synapse_worker.settings import Settings
+from synapse_worker.store import claims, definitions, runs
+from synapse_worker.store.claims import ClaimRequest, OwnedRun, State, Verdict
+from synapse_worker.store.database import Database
+from synapse_worker.store.runs import DeadLetter, Folded, RunStatus, StepRow
+from synapse_worker.telemetry import Metrics
+
+log = logging.getLogger(__name__)
+
+_FOLD_SECONDS = 3.0
+_RETRY_BASE_SECONDS = 1.0
+_RETRY_MOST_SECONDS = 300.0
+_NEWER_CURSOR_DELAY_MS = 5_000
+_CANCEL_POLL_SECONDS = 0.5
+_MAX_ID = 255
+
+_PARAMETERS = (
+    "run_id",
+    "orch_id",
+    "initial_input",
+    "session_id",
+    "initial_state",
+    "webhook_url",
+    "webhook_secret",
+    "tenant_id",
+    "api_key_id",
+)
+"""The arguments of run_orchestration_job, in the order of upstream's function."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a job works with; one per process."""
+
+    database: Database
+    client: Redis
+    gate: StoreGate
+    events: EventWriter
+    sandbox: Sandbox
+    metrics: Metrics
+    settings: Settings
+
+    async def persist(self, write: Callable[[], Awaitable[bool]]) -> bool:
+        """Repeat a write until Postgres takes it; a store's outage suspends a run, it never fails one."""
+        async for attempt in tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type((StoreUnavailable, StoreRefused)),
+            wait=tenacity.wait_random_exponential(multiplier=0.2, max=2.0),
+            reraise=True,
+        ):
+            with attempt:
+                try:
+                    return await write()
+                except (StoreUnavailable, StoreRefused) as error:
+                    self.gate.trip(error)
+                    raise
+        raise AssertionError("unreachable: the retry above has no end")
+
+
+class Jobs:
+    """The claim loop's handler for the job functions that this release runs."""
+
+    def __init__(self, surroundings: Surroundings) -> None:
+        self._with = surroundings
+        self._running: dict[str, Control] = {}
+
+    async def watch_cancels(self) -> None:
+        """Stop runs that somebody cancelled: one call for all of them, twice a second, for ever."""
+        while True:
+            await asyncio.sleep(_CANCEL_POLL_SECONDS)
+            running = list(self._running)
+            if not running or not self._with.gate.is_open:
+                continue
+            try:
+                with redis_errors_as_ours():
+                    wanted = await self._with.client.mget([keys.cancel(run_id) for run_id in running])
+            except (StoreUnavailable, StoreRefused) as error:
+                self._with.gate.trip(error)
+                continue
+            for run_id, cancel in zip(running, wanted, strict=True):
+                if cancel is not None and run_id in self._running:
+                    self._running[run_id].stop(StopReason.CANCELLED)
+
+    async def begin(self, leases: Sequence[Lease]) -> Sequence[Job | Release | HandBack]:
+        """Read payloads, give every job a claim number and its run; see `Handler.begin`."""
+        started: list[Job | Release | HandBack] = []
+        requests: dict[str, tuple[Lease, JobPayload, ClaimRequest]] = {}
+        with redis_errors_as_ours():
+            raws = await self._with.client.mget([keys.job(lease.job_id) for lease in leases])
+        for lease, raw in zip(leases, raws, strict=True):
+            envelope = raw or await claims.envelope_of(self._with.database, lease.job_id)
+            payload = None
+            try:
+                if envelope is None:
+                    raise PayloadError("payload expired before a worker took it")
+                payload = decode(envelope)
+                request = _request(lease, envelope, payload, self._with.settings.default_tenant_id)
+            except PayloadError as error:
+                started.append(await self._reject(lease, envelope, payload, str(error)))
+            else:
+                requests[lease.job_id] = (lease, payload, request)
+        if requests:
+            taken = await claims.take(
+                self._with.database, self._with.settings.worker_id, [request for _, _, request in requests.values()]
+            )
+            fresh = {answer.run.orchestration_id for answer in taken if answer.run and answer.run.definition is None}
+            found = await definitions.read_orchestrations(self._with.database, sorted(fresh)) if fresh else {}
+            for answer in taken:
+                lease, payload, request = requests[answer.request.job_id]
+                if answer.run is None:
+                    started.append(await self._already_ended(lease, payload, request, answer.verdict))
+                else:
+                    definition = answer.run.definition or found.get(answer.run.orchestration_id)
+                    started.append(RunJob(lease, payload, answer.run, definition, self._with, self._running))
+        return started
+
+    async def _reject(self, lease: Lease, envelope: bytes | None, payload: JobPayload | None, sentence: str) -> Release:
+        log.warning("job %s cannot be run: %s", lease.job_id, sentence)
+        letter = DeadLetter(
+            function=payload.function[:_MAX_ID] if payload else "unknown",
+            payload=payload.arguments if payload else {},
+            error=sentence,
+            attempts=1,
+        )
+        run_id = payload.arguments.get("run_id") if payload else None
+        await runs.reject(
+            self._with.database,
+            job_id=lease.job_id,
+            run_id=run_id if isinstance(run_id, str) else lease.job_id,
+            queue=lease.queue_key,
+            envelope=envelope,
+            letter=letter,
+        )
+        self._with.metrics.runs_completed("unknown", "failed")
+        return Release(lease, _result(lease, payload, success=False, text=sentence))
+
+    async def _already_ended(
+        self, lease: Lease, payload: JobPayload, request: ClaimRequest, verdict: Verdict
+    ) -> Release:
+        """Release a job whose end was committed by an owner that died before it could say so."""
+        if verdict is Verdict.ENDED:
+            claim = await claims.claim_of(self._with.database, request.run_id)
+            self._with.events.hand(request.run_id, claim, [_sentinel(request.run_id)])
+        log.info("job %s is released without running: %s", lease.job_id, verdict.value)
+        return Release(lease, _result(lease, payload, success=True, text=verdict.value))
+
+
+class RunJob:
+    """One run under one lease and one claim."""
+
+    def __init__(
+        self,
+        lease: Lease,
+        payload: JobPayload,
+        run: OwnedRun,
+        definition: State | None,
+        surroundings: Surroundings,
+        running: dict[str, Control],
+    ) -> None:
+        self.lease = lease
+        self._running = running
+        self._payload = payload
+        self._run = run
+        self._document = definition
+        self._with = surroundings
+        self._state: State = dict(run.state)
+        self._history: list[State] = list(run.history)
+        self._steps_done = run.steps_done
+        self._folded_at = time.monotonic()
+        self._began = time.monotonic()
+
+    async def run(self, control: Control) -> Ending:
+        """Run to the end, a step boundary of a drain, or a stop; see `Job.run`."""
+        budget = max(0.0, self._with.settings.job_timeout - self._run.active_seconds)
+        self._with.metrics.active_runs.inc()
+        self._running[self._run.run_id] = control
+        try:
+            try:
+                async with asyncio.timeout(budget) as timer:
+                    return await self._work(control)
+            except TimeoutError:
+                if not timer.expired():
+                    raise
+                raise JobFailed(
+                    f"the job took over {self._with.settings.job_timeout} active seconds, which is its WORKER_JOB_TIMEOUT"
+                ) from None
+        except asyncio.CancelledError:
+            return await self._stopped(control)
+        except JobFailed as error:
+            return await self._fail(str(error))
+        except JobRetry as error:
+            return await self._retry(str(error))
+        except OwnershipLost:
+            log.warning("run %s has another owner; this one stops", self._run.run_id)
+            return None
+        except Exception as error:
+            log.exception("run %s met an unexpected error", self._run.run_id)
+            return await self._retry(f"internal error: {type(error).__name__}")
+        finally:
+            self._with.metrics.active_runs.dec()
+            if self._running.get(self._run.run_id) is control:
+                del self._running[self._run.run_id]
+
+    async def _work(self, control: Control) -> Ending:
+        definition, cursor = self._prepare()
+        if cursor is None:
+            return HandBack(self.lease, _NEWER_CURSOR_DELAY_MS) if await self._give_back(failed=False) else None
+        await self._announce(definition)
+        while True:
+            if control.hand_over:
+                return await self._hand_over()
+            decision = runner.decide(definition, cursor)
+            match decision:
+                case Fail():
+                    raise JobFailed(decision.sentence)
+                case Finish():
+                    return await self._complete(definition)
+                case LimitReached():
+                    cursor = decision.cursor
+                    self._hand(
+                        [
+                            {
+                                "type": "loop_limit_reached",
+                                "orch_step_id": decision.step.id,
+                                "iterations": decision.iterations,
+                                "max_iterations": decision.max_iterations,
+                                "event_id": f"{self._run.run_id}:{decision.step.id}:{decision.iterations}:limit",
+                            }
+                        ]
+                    )
+                case Execute():
+                    cursor = await self._step(definition, cursor, decision.step, decision.visit)
+
+    def _prepare(self) -> tuple[Definition, Cursor | None]:
+        """Return the run's definition and where it stands; None when a newer release has to go on with it."""
+        if self._document is None:
+            raise JobFailed(
+                f"orchestration {self._run.orchestration_id!r} does not exist; sync it, then enqueue the run again"
+            )
+        try:
+            definition = Definition.parse(self._document)
+            if self._run.cursor is None:
+                cursor = runner.begin(definition)
+            else:
+                return definition, Cursor.from_json(self._run.cursor)
+        except NewerCursor:
+            return definition, None
+        except EngineError as error:
+            raise JobFailed(str(error)) from None
+        arguments = self._payload.arguments
+        initial = arguments.get("initial_state")
+        self._state = initial_state(
+            definition,
+            arguments.get("initial_input"),
+            initial if isinstance(initial, Mapping) else None,
+        )
+        return definition, cursor
+
+    async def _announce(self, definition: Definition) -> None:
+        """Publish who took the run, and again what a crashed owner may not have got into the stream."""
+        run = self._run
+        picked_up = {
+            "type": "worker_picked_up",
+            "worker_id": self._with.settings.worker_id,
+            "run_id": run.run_id,
+            "event_id": f"{run.run_id}:worker:{run.claim}:0",
+        }
+        if run.cursor is None:
+            start = {
+                "type": "orchestration_start",
+                "run_id": run.run_id,
+                "orchestration_id": definition.id,
+                "orchestration_name": definition.name,
+                "event_id": f"{run.run_id}:start:1:0",
+            }
+            self._hand([picked_up, start])
+            return
+        missing: list[State] = []
+        if run.last_events:
+            try:
+                seen = await self._with.events.tail_ids(run.run_id)
+            except (StoreUnavailable, StoreRefused):
+                seen = set()  # an event twice with the same id does no harm, a missing one does
+            missing = [event for event in run.last_events if event.get("event_id") not in seen]
+        self._hand([*missing, picked_up])
+
+    async def _step(self, definition: Definition, cursor: Cursor, step: Step, visit: int) -> Cursor:
+        run_id = self._run.run_id
+        prefix = f"{run_id}:{step.id}:{visit}"
+        self._hand(
+            [
+                {
+                    "type": "step_start",
+                    "orch_step_id": step.id,
+                    "step_name": step.name,
+                    "step_type": step.type,
+                    "event_id": f"{prefix}:0",
+                }
+            ]
+        )
+        started_at, began = datetime.now(UTC), time.monotonic()
+        try:
+            async with asyncio.timeout(step.timeout_seconds) as timer:
+                outcome = await execute(step, self._state, StepContext(self._with.sandbox, prefix))
+        except TimeoutError:
+            if not timer.expired():
+                raise
+            sentence = f"{step.title} took longer than its timeout_seconds ({step.timeout_seconds:g})"
+            raise self._step_failed(step, visit, started_at, sentence) from None
+        except EngineError as error:
+            sentence = f"{step.title}: {error}"
+            if not error.final:
+                raise JobRetry(sentence) from None
+            raise self._step_failed(step, visit, started_at, sentence) from None
+        duration = time.monotonic() - began
+        ended_at = datetime.now(UTC)
+        self._with.metrics.step_duration(step.type, duration)
+        events: list[State] = [
+            {**event, "event_id": f"{prefix}:{number}"} for number, event in enumerate(outcome.events, start=1)
+        ]
+        events.append(
+            {
+                "type": "step_complete",
+                "orch_step_id": step.id,
+                "step_name": step.name,
+                "duration_seconds": round(duration, 3),
+                "event_id": f"{prefix}:{len(events) + 1}",
+            }
+        )
+        after = runner.advance(cursor, step, outcome)
+        self._state.update(outcome.output)
+        self._steps_done += 1
+        entry = _history_entry(step, "completed", started_at, ended_at, duration, None)
+        self._history.append(entry)
+        row = StepRow(step.id, visit, self._steps_done, dict(outcome.output), entry, events, started_at, ended_at)
+        # The first checkpoint also keeps what the run started with: its state and its definition.
+        first = self._run.definition is None and self._steps_done == 1
+        fold = first or time.monotonic() - self._folded_at > _FOLD_SECONDS
+        written = await self._with.persist(
+            lambda: runs.checkpoint(
+                self._with.database,
+                self._run,
+                row,
+                cursor=after.to_json(),
+                engine_version=ENGINE_VERSION,
+                current_step_id=after.current_step_id,
+                definition=self._document if first else None,
+                folded=self._whole() if fold else None,
+            )
+        )
+        if not written:
+            raise OwnershipLost(run_id)
+        if fold:
+            self._folded_at = time.monotonic()
+        self._hand(events)
+        return after
+
+    def _step_failed(self, step: Step, visit: int, started_at: datetime, sentence: str) -> JobFailed:
+        now = datetime.now(UTC)
+        duration = (now - started_at).total_seconds()
+        self._history.append(_history_entry(step, "failed", started_at, now, duration, sentence))
+        self._hand(
+            [
+                {
+                    "type": "step_error",
+                    "orch_step_id": step.id,
+                    "error": sentence,
+                    "event_id": f"{self._run.run_id}:{step.id}:{visit}:error:{self._run.claim}",
+                }
+            ]
+        )
+        return JobFailed(sentence)
+
+    async def _complete(self, definition: Definition) -> Ending:
+        run_id = self._run.run_id
+        if not await self._end(RunStatus.COMPLETED, None, None):
+            return None
+        data = {
+            "run_id": run_id,
+            "status": RunStatus.COMPLETED.value,
+            "step_history": self._history,
+            "shared_state": self._state,
+        }
+        await self._say_last(
+            [
+                {
+                    "type": "orchestration_complete",
+                    "run_id": run_id,
+                    "status": RunStatus.COMPLETED.value,
+                    "final_state": self._state,
+                    "event_id": f"{run_id}:complete:1:0",
+                },
+                {
+                    "type": "final",
+                    "response": _response(definition, self._history, self._state),
+                    "intent": "orchestration",
+                    "data": data,
+                    "event_id": f"{run_id}:final:1:0",
+                },
+            ]
+        )
+        return Release(self.lease, _result(self.lease, self._payload, success=True, text="completed"))
+
+    async def _fail(self, sentence: str) -> Ending:
+        log.warning("run %s failed: %s", self._run.run_id, sentence)
+        letter = DeadLetter(self._payload.function, self._payload.arguments, sentence, self._run.failures + 1)
+        if not await self._end(RunStatus.FAILED, sentence, letter):
+            return None
+        await self._say_last(
+            [{"type": "orchestration_error", "error": sentence, "event_id": f"{self._run.run_id}:error:1:0"}]
+        )
+        return Release(self.lease, _result(self.lease, self._payload, success=False, text=sentence))
+
+    async def _cancel(self) -> Ending:
+        if not await self._end(RunStatus.CANCELLED, "cancelled", None):
+            return None
+        with redis_errors_as_ours():
+            await self._with.client.delete(keys.cancel(self._run.run_id))
+        await self._say_last(
+            [{"type": "orchestration_error", "error": "cancelled", "event_id": f"{self._run.run_id}:error:1:0"}]
+        )
+        return Release(self.lease, _result(self.lease, self._payload, success=False, text="cancelled"))
+
+    async def _retry(self, sentence: str) -> Ending:
+        """Count a failed execution; give the run back with back-off, or end it when the retries are used up."""
+        failures = self._run.failures + 1
+        if failures > self._with.settings.max_retries:
+            return await self._fail(f"{sentence} (after {failures} executions)")
+        log.warning(
+            "run %s will be tried again (%d of %d): %s",
+            self._run.run_id,
+            failures,
+            self._with.settings.max_retries,
+            sentence,
+        )
+        if not await self._give_back(failed=True):
+            return None
+        delay = min(_RETRY_MOST_SECONDS, _RETRY_BASE_SECONDS * 2 ** (failures - 1))
+        # Half of the delay is jitter, so that what failed together does not come back together.
+        spread = 0.5 + (hash((self._run.run_id, failures)) % 1000) / 2000
+        return HandBack(self.lease, int(delay * spread * 1000))
+
+    async def _hand_over(self) -> Ending:
+        return HandBack(self.lease, None) if await self._give_back(failed=False) else None
+
+    async def _stopped(self, control: Control) -> Ending:
+        """End a job that was interrupted; what it was doing inside its step is left without a trace."""
+        if control.stop_reason is StopReason.CANCELLED:
+            return await self._cancel()
+        if control.stop_reason is StopReason.INTERRUPTED:
+            return await self._hand_over()
+        try:
+            async with asyncio.timeout(2.0):
+                await claims.disown(self._with.database, self._run, active_seconds=self._active())
+        except (StoreUnavailable, StoreRefused, TimeoutError):
+            pass  # then the next owner takes it for a crash, which costs nothing but a count
+        return None
+
+    async def _give_back(self, *, failed: bool) -> bool:
+        active = self._active()
+        return await self._with.persist(
+            lambda: claims.give_back(self._with.database, self._run, active_seconds=active, failed=failed)
+        )
+
+    async def _end(self, status: RunStatus, error: str | None, letter: DeadLetter | None) -> bool:
+        active = self._active()
+        ended = await self._with.persist(
+            lambda: runs.finish(
+                self._with.database,
+                self._run,
+                status,
+                folded=self._whole(),
+                active_seconds=active,
+                error=error,
+                dead_letter=letter,
+            )
+        )
+        if ended:
+            self._with.metrics.runs_completed(self._run.tenant_id, status.value)
+            self._with.metrics.run_duration(self._run.tenant_id, self._run.active_seconds + active)
+        return ended
+
+    async def _say_last(self, events: list[State]) -> None:
+        self._hand([*events, _sentinel(self._run.run_id)])
+        await self._with.events.written(self._run.run_id)
+
+    def _hand(self, events: Sequence[State]) -> None:
+        self._with.events.hand(self._run.run_id, self._run.claim, events)
+
+    def _whole(self) -> Folded:
+        return Folded(self._state, self._history, self._steps_done)
+
+    def _active(self) -> float:
+        return time.monotonic() - self._began
+
+
+def _request(lease: Lease, envelope: bytes, payload: JobPayload, default_tenant: str) -> ClaimRequest:
+    """Check a job's arguments and return what it asks for.
+
+    Raises:
+        PayloadError: the function is not run by this release, or an argument is missing or of the wrong kind.
+    """
+    if payload.function != RUN_FUNCTION:
+        raise PayloadError(f"unknown job function {payload.function[:80]!r}; this release runs {RUN_FUNCTION}")
+    arguments = {**dict(zip(_PARAMETERS, payload.positional, strict=False)), **payload.arguments}
+
+    def text(name: str, *, required: bool = False, most: int = _MAX_ID) -> str | None:
+        value = arguments.get(name)
+        if value is None and not required:
+            return None
+        if not isinstance(value, str) or value == "" or len(value) > most or "\x00" in value:
+            raise PayloadError(f"the job's argument {name} must be a text of 1 to {most} characters")
+        return value
+
+    if arguments.get("initial_state") is not None and not isinstance(arguments["initial_state"], dict):
+        raise PayloadError("the job's argument initial_state must be a mapping of state keys")
+    return ClaimRequest(
+        job_id=lease.job_id,
+        run_id=str(text("run_id", required=True)),
+        queue=lease.queue_key,
+        envelope=envelope,
+        enqueued_ms=payload.enqueued_ms or int(lease.score),
+        orchestration_id=str(text("orch_id", required=True)),
+        session_id=text("session_id"),
+        tenant_id=text("tenant_id") or default_tenant,
+        webhook_url=text("webhook_url", most=8192),
+        webhook_secret=text("webhook_secret", most=8192),
+    )
+
+
+def _history_entry(
+    step: Step, status: str, started_at: datetime, ended_at: datetime, duration: float, error: str | None
+) -> State:
+    return {
+        "step_id": step.id,
+        "step_name": step.name,
+        "step_type": step.type,
+        "status": status,
+        "started_at": started_at.isoformat(),
+        "ended_at": ended_at.isoformat(),
+        "duration_seconds": round(duration, 3),
+        "output_key": step.output_key,
+        "error": error,
+    }
+
+
+def _response(definition: Definition, history: Sequence[State], state: State) -> str:
+    """Return what the run says in the end: the output of the last step that had one, as text."""
+    for entry in reversed(history):
+        key = entry["output_key"]
+        if isinstance(key, str) and state.get(key) is not None:
+            value = state[key]
+            return value if isinstance(value, str) else str(value)
+    return f"{definition.name} completed"
+
+
+def _sentinel(run_id: str) -> State:
+    return {"type": "done", "event_id": f"{run_id}:done"}
+
+
+def _result(lease: Lease, payload: JobPayload | None, *, success: bool, text: str) -> bytes:
+    return encode_result(
+        payload or JobPayload("unknown", {}),
+        job_id=lease.job_id,
+        queue_key=lease.queue_key,
+        success=success,
+        result=text,
+        now_ms=int(time.time() * 1000),
+    )

@@ -1,0 +1,107 @@
+"""Logs and metrics: their form, and the name of every series.
+
+The names without a prefix of their own are those that upstream's dashboards use; ours stand beside them.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pythonjsonlogger.json import JsonFormatter
+
+from synapse_worker import __version__
+
+_MOST_LABEL_VALUES = 200
+_OTHER = "other"
+_DURATIONS = (0.005, 0.02, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
+
+
+def set_up_logging(*, level: str, form: str) -> None:
+    """Send log lines to standard error, as JSON or for a person's eyes."""
+    handler = logging.StreamHandler(sys.stderr)
+    if form == "json":
+        handler.setFormatter(
+            JsonFormatter(
+                "%(asctime)s %(levelname)s %(name)s %(message)s",
+                rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},
+            )
+        )
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    # Libraries speak up at warning; their info lines hold job arguments and request lines.
+    for name in ("arq", "uvicorn", "uvicorn.access", "asyncio", "httpx2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class Metrics:
+    """All series of a worker, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._labels: dict[str, set[str]] = {}
+        self._runs_completed = Counter(
+            "synapse_runs_completed",
+            "Runs that ended, by tenant and status",
+            ["tenant_id", "status"],
+            registry=self.registry,
+        )
+        self._run_duration = Histogram(
+            "synapse_run_duration_seconds",
+            "Active seconds of a run, over all its claims",
+            ["tenant_id"],
+            buckets=_DURATIONS,
+            registry=self.registry,
+        )
+        self._step_duration = Histogram(
+            "synapse_step_duration_seconds",
+            "Seconds of a step",
+            ["step_type"],
+            buckets=_DURATIONS,
+            registry=self.registry,
+        )
+        self.active_runs = Gauge("synapse_active_runs", "Runs in this process now", registry=self.registry)
+        self.queue_depth = Gauge(
+            "synapse_queue_depth", "Jobs that wait in a queue", ["queue_name"], registry=self.registry
+        )
+        self.oldest_job = Gauge(
+            "synapse_oldest_job_seconds", "Age of the oldest waiting job", ["queue_name"], registry=self.registry
+        )
+        self.slots = Gauge("synapse_worker_slots", "Jobs that this process runs at once", registry=self.registry)
+        self.recovered_leases = Gauge(
+            "synapse_lease_recoveries", "Leases of dead workers that this process returned", registry=self.registry
+        )
+        self.lost_leases = Gauge("synapse_lost_leases", "Leases that this process lost", registry=self.registry)
+        self.suspended = Gauge(
+            "synapse_worker_suspended", "1 while Redis or PostgreSQL does not answer", registry=self.registry
+        )
+        info = Gauge("synapse_worker_info", "The worker's version", ["version"], registry=self.registry)
+        info.labels(__version__).set(1)
+
+    def runs_completed(self, tenant_id: str, status: str) -> None:
+        """Count a run that ended."""
+        self._runs_completed.labels(self._bounded("tenant_id", tenant_id), status).inc()
+
+    def run_duration(self, tenant_id: str, seconds: float) -> None:
+        """Observe a run's active seconds."""
+        self._run_duration.labels(self._bounded("tenant_id", tenant_id)).observe(seconds)
+
+    def step_duration(self, step_type: str, seconds: float) -> None:
+        """Observe a step's seconds."""
+        self._step_duration.labels(step_type).observe(seconds)
+
+    def text(self) -> bytes:
+        """Return all series in Prometheus' text form."""
+        return generate_latest(self.registry)
+
+    def _bounded(self, label: str, value: str) -> str:
+        seen = self._labels.setdefault(label, set())
+        if value not in seen:
+            if len(seen) >= _MOST_LABEL_VALUES:
+                return _OTHER
+            seen.add(value)
+        return value
