@@ -11,6 +11,7 @@ With CLUSTER=kind the commands that concern a cluster go to kind and Docker.
 import argparse
 import os
 import re
+import sys
 from collections.abc import Sequence
 
 from localcluster import images, machine, tools
@@ -23,6 +24,8 @@ from localcluster.progress import say
 DEFAULT_NAME = "synapse"
 # Part of paths, of a cgroup's name, and of container names under kind.
 NAME_PATTERN = re.compile(r"[a-z][a-z0-9-]{0,29}")
+# Commands that hand on every word behind them, options too.
+HANDING_ON = ("kubectl", "exec-node")
 
 
 def _name(text: str) -> str:
@@ -54,15 +57,21 @@ def parser() -> argparse.ArgumentParser:
     logs.add_argument("component")
     restart = command("restart", "stop a component and start it again")
     restart.add_argument("component")
-    kubectl = command("kubectl", "run kubectl against the cluster")
-    kubectl.add_argument("arguments", nargs=argparse.REMAINDER)
-    on_node = command("exec-node", "run a command in the node's namespaces")
-    on_node.add_argument("arguments", nargs=argparse.REMAINDER, metavar="CMD")
+    command("kubectl", "run kubectl against the cluster, with all words that follow")
+    command("exec-node", "run the command that follows in the node's namespaces")
     command("tools", "build the programs that are missing and print their folder")
     return root
 
 
-def dispatch(asked: argparse.Namespace) -> bool:
+def split(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Our own words, and those to hand on: argparse would take the options among them for ours."""
+    for place, word in enumerate(arguments):
+        if word in HANDING_ON and (place == 0 or arguments[place - 1] != "--name"):
+            return arguments[: place + 1], arguments[place + 1 :]
+    return arguments, ()
+
+
+def dispatch(asked: argparse.Namespace, handed_on: Sequence[str]) -> bool:
     """Carries out a command; whether all is well."""
     if asked.command == "tools":
         print(tools.ensure())
@@ -89,17 +98,18 @@ def dispatch(asked: argparse.Namespace) -> bool:
         case "restart":
             cluster.restart(asked.component)
         case "kubectl":
-            cluster.kubectl(asked.arguments)
+            cluster.kubectl(handed_on)
         case "exec-node":
-            cluster.exec_node(asked.arguments)
+            cluster.exec_node(handed_on)
     return True
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    asked = parser().parse_args(arguments)
+def main() -> int:
+    own, handed_on = split(sys.argv[1:])
+    asked = parser().parse_args(own)
     machine.add_sbin_to_path()
     try:
-        return 0 if dispatch(asked) else 1
+        return 0 if dispatch(asked, handed_on) else 1
     except ClusterError as error:
         say(f"localcluster: {error}")
         return error.exit_code

@@ -10,18 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import SecretStr
 from redis.asyncio import Redis
-from synapse_worker.connections import open_database, open_redis, ping_redis
-from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
-from synapse_worker.queueing import keys
-from synapse_worker.queueing.client import queue_figures
-from synapse_worker.store.database import Database
-from synapse_worker.store.overview import overview
 
 from synapse_operator.observed import (
     Found,
@@ -37,6 +30,12 @@ from synapse_operator.observed import (
     Unreachable,
     Unusable,
 )
+from synapse_worker.connections import open_database, open_redis, ping_redis
+from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
+from synapse_worker.queueing import keys
+from synapse_worker.queueing.client import queue_figures
+from synapse_worker.store.database import Database
+from synapse_worker.store.overview import overview
 
 _log = logging.getLogger(__name__)
 
@@ -69,32 +68,32 @@ class View:
 
 
 class Backends:
-    """Connections to the stores of all scales, by the scale's UID."""
+    """Connections to the stores of all scales; a scale is whatever its caller knows it by."""
 
     def __init__(self) -> None:
-        self._open: dict[str, _Connections] = {}
+        self._open: dict[Hashable, _Connections] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
-    async def look(self, uid: str, stores: Stores, shards: Sequence[str]) -> View:
+    async def look(self, scale: Hashable, stores: Stores, shards: Sequence[str]) -> View:
         """Ask both stores at the same time; returns within `QUESTION_SECONDS`.
 
         Args:
-            uid: the scale.
+            scale: whose stores they are.
             stores: its URLs; when they differ from the last time, the old connections are closed.
             shards: names of the queues whose figures are wanted.
         """
-        connections = self._open.get(uid)
+        connections = self._open.get(scale)
         if connections is None or connections.stores != stores:
-            self.forget(uid)
-            connections = self._open[uid] = _Connections(stores)
+            self.forget(scale)
+            connections = self._open[scale] = _Connections(stores)
         (redis, queues), (postgres, totals) = await asyncio.gather(
             _ask_redis(connections.redis, shards), _ask_postgres(connections.database)
         )
         return View(redis, queues, postgres, totals)
 
-    def forget(self, uid: str) -> None:
+    def forget(self, scale: Hashable) -> None:
         """Close the connections of a scale that is gone, in the background."""
-        connections = self._open.pop(uid, None)
+        connections = self._open.pop(scale, None)
         if connections is not None:
             task = asyncio.create_task(connections.close())
             self._closing.add(task)
@@ -102,8 +101,8 @@ class Backends:
 
     async def close(self) -> None:
         """Close everything and wait for it."""
-        for uid in list(self._open):
-            self.forget(uid)
+        for scale in list(self._open):
+            self.forget(scale)
         await asyncio.gather(*self._closing)
 
 

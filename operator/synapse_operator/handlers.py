@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import kopf
 
 from synapse_operator import naming
+from synapse_operator.api.common import ObjectMeta
 from synapse_operator.echo import Echo
 from synapse_operator.naming import Kind
 from synapse_operator.reconcile import ScaleKey
@@ -33,12 +34,12 @@ class Inbox:
 @kopf.on.event(naming.GROUP, naming.VERSION, naming.SCALE_PLURAL)
 async def scale_event(event: kopf.RawEvent, memo: Inbox, **_: object) -> None:
     """Wake the scale when it came, went or got another spec; our own status writes wake nobody."""
-    metadata = event["object"]["metadata"]
-    key = ScaleKey(metadata["namespace"], metadata["name"])
+    metadata = ObjectMeta.model_validate(event["object"]["metadata"])
+    key = ScaleKey(metadata.namespace, metadata.name)
     if event["type"] == "DELETED":
-        memo.echo.heard_gone(metadata["uid"])
+        memo.echo.heard_gone(metadata.uid)
         memo.queue.add(key)
-    elif memo.echo.heard(metadata["uid"], metadata["generation"]):
+    elif memo.echo.heard(metadata.uid, metadata.generation):
         memo.queue.add(key)
 
 

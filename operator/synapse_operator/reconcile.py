@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 from pydantic import SecretStr
 
-from synapse_operator import plan
+from synapse_operator.api.common import JsonObject
 from synapse_operator.api.scale import InvalidScale, SynapseScale, read_scale
 from synapse_operator.backends import Backends, Stores
 from synapse_operator.cluster import apply, events, observe
@@ -17,6 +18,7 @@ from synapse_operator.desired import desired_for_scale
 from synapse_operator.desired.environment import served_shards
 from synapse_operator.naming import SCALE_KIND
 from synapse_operator.observed import Observed
+from synapse_operator.plan import Event, plan
 from synapse_operator.status import figures_due, invalid_status, next_status, transition_events
 from synapse_operator.telemetry import Metrics
 from synapse_operator.workqueue import Again
@@ -36,7 +38,14 @@ class Reconciler:
     """Brings SynapseScales to what their specs say, one call each."""
 
     def __init__(
-        self, client: Client, backends: Backends, metrics: Metrics, *, worker_image: str, hash_key: SecretStr, instance: str
+        self,
+        client: Client,
+        backends: Backends,
+        metrics: Metrics,
+        *,
+        worker_image: str,
+        hash_key: SecretStr,
+        instance: str,
     ) -> None:
         self._client = client
         self._backends = backends
@@ -70,7 +79,7 @@ class Reconciler:
 
         now = datetime.now(UTC)
         desired = desired_for_scale(scale, observed, default_image=self._worker_image, hash_key=self._hash_key)
-        todo = plan.plan(scale, desired, observed, now)
+        todo = plan(scale, desired, observed, now)
 
         report = await apply.carry_out(self._client, todo)
 
@@ -90,6 +99,23 @@ class Reconciler:
             self._backends.look(key, stores, served_shards(scale)), observe.read_children(self._client, scale)
         )
         pods = await observe.read_pods(self._client, scale, children)
-        return Observed(
-            redis_url, postgres_url, view.redis, view.postgres, view.queues, view.overview, children, pods
-        )
+        return Observed(redis_url, postgres_url, view.redis, view.postgres, view.queues, view.overview, children, pods)
+
+    async def _report(
+        self,
+        scale: SynapseScale | InvalidScale,
+        status: JsonObject | None,
+        previous: JsonObject,
+        done: Sequence[Event],
+        now: datetime,
+    ) -> None:
+        happened = (*done, *(transition_events(previous, status) if status is not None else ()))
+        # Events first: what a crash in between repeats has the same name, while a transition comes only once.
+        for event in happened:
+            await events.post(self._client, scale.metadata, event, instance=self._instance, now=now)
+        if status is not None:
+            await apply.apply_status(self._client, scale.metadata, status)
+
+    def _forget(self, key: ScaleKey) -> None:
+        self._backends.forget(key)
+        self._figures_at.pop(key, None)

@@ -149,7 +149,7 @@ def invalid_status(invalid: InvalidScale, *, previous: JsonObject, now: datetime
             "Children are left as they are until the spec is repaired",
         ),
     )
-    kept = {key: previous[key] for key in ("replicas", "selector", "workers", "image") if key in previous}
+    kept: JsonObject = {key: previous[key] for key in ("replicas", "selector", "workers", "image") if key in previous}
     return _unless_same({**_head(invalid.metadata, verdicts, previous, now, None), **kept}, previous)
 
 

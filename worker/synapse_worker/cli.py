@@ -85,14 +85,15 @@ def migrate() -> None:
 @OUTPUT
 def sync(folder: Path | None, tenant: str | None, output: str) -> None:
     """Store the definitions in FOLDER (default: SYNAPSE_DEFINITIONS_DIR) into PostgreSQL."""
+    from synapse_worker.engine.sandbox import Sandbox
     from synapse_worker.sync import sync_folder
 
     async def work(settings: Settings) -> None:
         where = folder or (Path(settings.definitions_dir) if settings.definitions_dir else None)
         if where is None:
             raise ConfigurationError("name a folder, or set SYNAPSE_DEFINITIONS_DIR.")
-        async with _database(settings) as database:
-            report = await sync_folder(database, where, tenant_id=tenant or settings.default_tenant_id)
+        async with _database(settings) as database, Sandbox() as judge:
+            report = await sync_folder(database, judge, where, tenant_id=tenant or settings.default_tenant_id)
         if output == "json":
             click.echo(json.dumps(report.as_json(), indent=2))
         else:

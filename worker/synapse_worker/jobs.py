@@ -18,12 +18,13 @@ from redis.asyncio import Redis
 
 from synapse_worker.connections import redis_errors_as_ours
 from synapse_worker.engine import runner
+from synapse_worker.engine.checks import check_code
 from synapse_worker.engine.errors import EngineError, NewerCursor
 from synapse_worker.engine.frames import ENGINE_VERSION, Cursor
-from synapse_worker.engine.model import Definition, Step, initial_state
+from synapse_worker.engine.model import Definition, Step
 from synapse_worker.engine.runner import Execute, Fail, Finish, LimitReached
 from synapse_worker.engine.sandbox import Sandbox
-from synapse_worker.engine.steps import StepContext, execute
+from synapse_worker.engine.steps import EXECUTORS, StepContext
 from synapse_worker.errors import JobFailed, JobRetry, OwnershipLost, PayloadError, StoreRefused, StoreUnavailable
 from synapse_worker.events import EventWriter
 from synapse_worker.gate import StoreGate
@@ -215,7 +216,7 @@ class RunJob:
                 if not timer.expired():
                     raise
                 raise JobFailed(
-                    f"the job took over {self._with.settings.job_timeout} active seconds, which is its WORKER_JOB_TIMEOUT"
+                    f"the job took over {self._with.settings.job_timeout} active seconds (WORKER_JOB_TIMEOUT)"
                 ) from None
         except asyncio.CancelledError:
             return await self._stopped(control)
@@ -235,7 +236,7 @@ class RunJob:
                 del self._running[self._run.run_id]
 
     async def _work(self, control: Control) -> Ending:
-        definition, cursor = self._prepare()
+        definition, cursor = await self._prepare()
         if cursor is None:
             return HandBack(self.lease, _NEWER_CURSOR_DELAY_MS) if await self._give_back(failed=False) else None
         await self._announce(definition)
@@ -264,7 +265,7 @@ class RunJob:
                 case Execute():
                     cursor = await self._step(definition, cursor, decision.step, decision.visit)
 
-    def _prepare(self) -> tuple[Definition, Cursor | None]:
+    async def _prepare(self) -> tuple[Definition, Cursor | None]:
         """Return the run's definition and where it stands; None when a newer release has to go on with it."""
         if self._document is None:
             raise JobFailed(
@@ -273,33 +274,31 @@ class RunJob:
         try:
             definition = Definition.parse(self._document)
             if self._run.cursor is None:
+                await check_code(definition, self._with.sandbox)
                 cursor = runner.begin(definition)
             else:
                 return definition, Cursor.from_json(self._run.cursor)
         except NewerCursor:
             return definition, None
         except EngineError as error:
-            raise JobFailed(str(error)) from None
+            raise (JobFailed if error.final else JobRetry)(str(error)) from None
         arguments = self._payload.arguments
         initial = arguments.get("initial_state")
-        self._state = initial_state(
-            definition,
-            arguments.get("initial_input"),
-            initial if isinstance(initial, Mapping) else None,
-        )
+        given = initial if isinstance(initial, Mapping) else None
+        self._state = dict(runner.initial_state(definition, arguments.get("initial_input"), given))
         return definition, cursor
 
     async def _announce(self, definition: Definition) -> None:
         """Publish who took the run, and again what a crashed owner may not have got into the stream."""
         run = self._run
-        picked_up = {
+        picked_up: State = {
             "type": "worker_picked_up",
             "worker_id": self._with.settings.worker_id,
             "run_id": run.run_id,
             "event_id": f"{run.run_id}:worker:{run.claim}:0",
         }
         if run.cursor is None:
-            start = {
+            start: State = {
                 "type": "orchestration_start",
                 "run_id": run.run_id,
                 "orchestration_id": definition.id,
@@ -334,7 +333,7 @@ class RunJob:
         started_at, began = datetime.now(UTC), time.monotonic()
         try:
             async with asyncio.timeout(step.timeout_seconds) as timer:
-                outcome = await execute(step, self._state, StepContext(self._with.sandbox, prefix))
+                outcome = await EXECUTORS[step.type](step, self._state, StepContext(self._with.sandbox, prefix))
         except TimeoutError:
             if not timer.expired():
                 raise
@@ -374,7 +373,7 @@ class RunJob:
                 self._with.database,
                 self._run,
                 row,
-                cursor=after.to_json(),
+                cursor=dict(after.to_json()),
                 engine_version=ENGINE_VERSION,
                 current_step_id=after.current_step_id,
                 definition=self._document if first else None,

@@ -149,7 +149,7 @@ class Worker:
             for shard in settings.shards
         ]
         events = EventWriter(client, ttl_seconds=settings.event_ttl)
-        async with Sandbox(max_processes=min(settings.concurrency, _SANDBOX_PROCESSES)) as sandbox:
+        async with Sandbox(processes=min(settings.concurrency, _SANDBOX_PROCESSES)) as sandbox:
             jobs = Jobs(Surroundings(database, client, gate, events, sandbox, self._metrics, settings))
             loop = ClaimLoop(queues, jobs, gate, slots=settings.concurrency, lease_seconds=settings.lease_seconds)
             self._claim_loop = loop
@@ -243,7 +243,9 @@ class Worker:
             )
             try:
                 with redis_errors_as_ours():
-                    await client.execute_command("PUBLISH", keys.HEARTBEAT_CHANNEL, beat)
+                    await client.execute_command(  # type: ignore[no-untyped-call]
+                        "PUBLISH", keys.HEARTBEAT_CHANNEL, beat
+                    )
                     for shard in self._settings.shards:
                         await client.set(
                             keys.health(keys.queue(shard)), f"{self._settings.worker_id} runs {loop.active}", ex=90

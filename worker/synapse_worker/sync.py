@@ -15,9 +15,10 @@ from pathlib import Path
 
 import yaml
 
-from synapse_worker.engine import sandbox
+from synapse_worker.engine.checks import check_code
 from synapse_worker.engine.errors import EngineError
-from synapse_worker.engine.model import ORCHESTRATIONS, Definition, StepType, definition_documents
+from synapse_worker.engine.model import ORCHESTRATIONS, Definition, definition_documents
+from synapse_worker.engine.sandbox import Sandbox
 from synapse_worker.errors import ConfigurationError
 from synapse_worker.store import definitions
 from synapse_worker.store.claims import State
@@ -50,8 +51,8 @@ class SyncReport:
         }
 
 
-async def sync_folder(database: Database, folder: Path, *, tenant_id: str) -> SyncReport:
-    """Store every definition of a folder.
+async def sync_folder(database: Database, judge: Sandbox, folder: Path, *, tenant_id: str) -> SyncReport:
+    """Store every definition of a folder; `judge` checks their code.
 
     Raises:
         ConfigurationError: the folder cannot be read, or holds no definition file.
@@ -67,7 +68,7 @@ async def sync_folder(database: Database, folder: Path, *, tenant_id: str) -> Sy
                 report.errors.append(str(error))
                 continue
             for kind, key, item in items:
-                problem = _problem(kind, item, source)
+                problem = await _problem(kind, item, source, judge)
                 if problem:
                     report.errors.append(problem)
                 elif (kind, key) in documents:
@@ -133,30 +134,22 @@ def _parse_yaml(text: str) -> list[tuple[int, object]]:
     try:
         while loader.check_node():
             node = loader.get_node()
+            if node is None:
+                break
             found.append((node.start_mark.line + 1, loader.construct_document(node)))
     finally:
         loader.dispose()
     return found
 
 
-def _problem(kind: str, item: Mapping[str, object], source: str) -> str:
+async def _problem(kind: str, item: Mapping[str, object], source: str, judge: Sandbox) -> str:
     """Return why a definition cannot be run, "" when it can."""
     if kind != ORCHESTRATIONS:
         return ""
     try:
-        definition = Definition.parse(item, source=source)
-        for step in definition.steps.values():
-            try:
-                if step.type is StepType.IF_ELSE:
-                    sandbox.check_expression(step.if_condition)
-                elif step.type is StepType.SWITCH:
-                    sandbox.check_expression(step.switch_expression)
-                elif step.type is StepType.TRANSFORM:
-                    sandbox.check_transform(step.transform_code)
-            except EngineError as error:
-                return f"{source}: {definition.title}, {step.title}: {error}"
+        await check_code(Definition.parse(item), judge)
     except EngineError as error:
-        return str(error)
+        return f"{source}: {error}"
     return ""
 
 

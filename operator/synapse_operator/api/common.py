@@ -7,6 +7,7 @@ newer field must still be served.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -80,3 +81,37 @@ class Condition(ApiModel):
         description="Why, in one word for programs; docs/crd-reference.md lists all of them.",
     )
     message: str = Field(max_length=32768, description="Why, in a sentence for people, and what to do.")
+
+
+@dataclass(frozen=True, slots=True)
+class PrinterColumn:
+    """A column of `kubectl get`; `wide` = only with `-o wide`."""
+
+    name: str
+    type: Literal["string", "integer", "date"]
+    path: str
+    description: str
+    wide: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleSubresource:
+    """Where `kubectl scale` finds what it needs."""
+
+    replicas: str
+    status_replicas: str
+    selector: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """What a CRD says beside the schema of its fields; `crd` makes the document from it."""
+
+    kind: str
+    plural: str
+    short_names: tuple[str, ...]
+    description: str
+    spec: type[ApiModel]
+    status: type[ApiModel]
+    scale: ScaleSubresource
+    columns: tuple[PrinterColumn, ...]

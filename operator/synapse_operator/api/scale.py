@@ -20,9 +20,14 @@ from synapse_operator.api.common import (
     JsonObject,
     LocalObjectReference,
     ObjectMeta,
+    PrinterColumn,
+    Resource,
+    ScaleSubresource,
     SecretKeySelector,
     rule,
 )
+from synapse_operator.api.reasons import ConditionType
+from synapse_operator.naming import SCALE_KIND, SCALE_PLURAL
 from synapse_worker.contract import BY_NAME, MAX_SHARDS, PROCESS_MARGIN_SECONDS, Variable
 
 URL_MAX_LENGTH = 2048
@@ -35,12 +40,12 @@ DEFAULT_DRAIN_SECONDS = 300
 # A colon and later an @: a password. Without the second pattern, a URL with host and port and an @ in its
 # query would count too. A password with an unencoded / or ? in it makes the URL invalid, but it would be
 # readable all the same, so the first pattern takes those as well.
-_CARRIES_A_PASSWORD = (
+_SHOWS_CREDENTIALS = (
     "(self.matches('://[^@]*:[^@]*@') && !self.matches('^[a-z+]+://[^@:/?#]+(:[0-9]+)?(/[^@?#]*)?[?#]'))"
     " || self.matches('(?i)[?&](ssl)?password=')"
 )
-_NO_INLINE_SECRET = rule(
-    f"!({_CARRIES_A_PASSWORD})",
+_NO_CREDENTIALS = rule(
+    f"!({_SHOWS_CREDENTIALS})",
     "an inline URL with a password puts the password where everybody who may view the resource reads it: "
     "put the URL in a Secret and name it in urlSecretRef",
 )
@@ -89,7 +94,7 @@ class RedisSpec(ApiModel):
             f"1 to {URL_MAX_LENGTH} characters. No default; give this or urlSecretRef."
         ),
         json_schema_extra={
-            "x-kubernetes-validations": [_scheme("redis", "^rediss?://", "redis:// or rediss://"), _NO_INLINE_SECRET]
+            "x-kubernetes-validations": [_scheme("redis", "^rediss?://", "redis:// or rediss://"), _NO_CREDENTIALS]
         },
     )
 
@@ -118,7 +123,7 @@ class PostgresSpec(ApiModel):
         json_schema_extra={
             "x-kubernetes-validations": [
                 _scheme("postgres", "^postgres(ql)?://", "postgresql:// or postgres://"),
-                _NO_INLINE_SECRET,
+                _NO_CREDENTIALS,
             ]
         },
     )
@@ -245,10 +250,14 @@ class SynapseScaleSpec(ApiModel):
         description="The PostgreSQL database that holds definitions, runs and settings; best one of its own. Required."
     )
     queue: QueueSpec = Field(
-        default_factory=QueueSpec, description="How jobs are spread over queues. Default: one queue, `default`."
+        default_factory=QueueSpec,
+        description="How jobs are spread over queues. Default: one queue, `default`.",
+        json_schema_extra={"default": {}},
     )
     workers: WorkersSpec = Field(
-        default_factory=WorkersSpec, description="The workers of each shard. Default: one worker."
+        default_factory=WorkersSpec,
+        description="The workers of each shard. Default: one worker.",
+        json_schema_extra={"default": {}},
     )
 
 
@@ -359,3 +368,34 @@ def read_scale(body: Mapping[str, object]) -> SynapseScale | InvalidScale:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(["spec", *(str(part) for part in first["loc"])])
         return InvalidScale(metadata, f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}")
+
+
+def _condition_column(name: str, condition: str, field: str, description: str, *, wide: bool = True) -> PrinterColumn:
+    path = f'.status.conditions[?(@.type=="{condition}")].{field}'
+    return PrinterColumn(name, "string", path, description, wide=wide)
+
+
+SCALE_RESOURCE = Resource(
+    kind=SCALE_KIND,
+    plural=SCALE_PLURAL,
+    short_names=("sscale",),
+    description=f"{SCALE_KIND}: one Redis, one PostgreSQL, and the workers that run the orchestrations in them.",
+    spec=SynapseScaleSpec,
+    status=SynapseScaleStatus,
+    scale=ScaleSubresource(".spec.workers.replicas", ".status.replicas", ".status.selector"),
+    columns=(
+        _condition_column("Ready", ConditionType.READY, "status", "Whether all is well.", wide=False),
+        PrinterColumn("Shards", "integer", ".spec.queue.shards", "Number of queues."),
+        PrinterColumn("Workers", "string", ".status.workers.summary", "Workers that are ready / wanted."),
+        PrinterColumn("Queued", "integer", ".status.queue.queued", "Jobs that wait; empty: Redis cannot be asked."),
+        PrinterColumn("Active", "integer", ".status.queue.active", "Jobs that run; empty: Redis cannot be asked."),
+        PrinterColumn("Age", "date", ".metadata.creationTimestamp", "Time since it was created."),
+        _condition_column("Redis", ConditionType.REDIS_REACHABLE, "status", "Whether Redis answers the operator."),
+        _condition_column(
+            "Postgres", ConditionType.POSTGRES_REACHABLE, "status", "Whether PostgreSQL answers the operator."
+        ),
+        PrinterColumn("Image", "string", ".status.image", "Image that the workers are given.", wide=True),
+        _condition_column("Reason", ConditionType.READY, "reason", "Why it is ready or not."),
+    ),
+)
+"""What the CRD says beside the schema."""

@@ -6,10 +6,12 @@ only what is nobody's fault raises. What to write is decided in `plan` and `stat
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from synapse_operator import naming
 from synapse_operator.api.common import JsonObject, ObjectMeta
 from synapse_operator.api.reasons import Reason
-from synapse_operator.cluster.client import APPLY_PATCH, JSON_PATCH, Client, path
+from synapse_operator.cluster.client import APPLY_PATCH, Client, path
 from synapse_operator.errors import ApiNotFound, ApiRefused, ApiUnavailable
 from synapse_operator.naming import Ref
 from synapse_operator.plan import Apply, ApplyReport, Delete, Failure, Plan
@@ -28,40 +30,57 @@ async def carry_out(client: Client, plan: Plan) -> ApplyReport:
         plan: what to delete and apply; its own failures are part of the report.
     """
     applied: list[Ref] = []
-    for step in (*plan.delete, *plan.apply):
-        ref = step.ref if isinstance(step, Delete) else step.manifest.ref
-        try:
-            if isinstance(step, Delete):
-                await _delete(client, step)
-            else:
-                await _apply(client, step)
-                applied.append(ref)
-        except (ApiRefused, ApiUnavailable) as error:
-            return ApplyReport(tuple(applied), (*plan.failures, Failure(ref, _reason(error), str(error))))
+    for deletion in plan.delete:
+        if failure := await _attempt(deletion.ref, _delete(client, deletion)):
+            return ApplyReport((), (*plan.failures, failure))
+    for step in plan.apply:
+        ref = step.manifest.ref
+        if failure := await _attempt(ref, _apply(client, step)):
+            return ApplyReport(tuple(applied), (*plan.failures, failure))
+        applied.append(ref)
     return ApplyReport(tuple(applied), plan.failures)
 
 
-async def replace_status(client: Client, scale: ObjectMeta, status: JsonObject) -> None:
+async def apply_status(client: Client, scale: ObjectMeta, status: JsonObject) -> None:
     """Write the whole status, unless the scale is gone or another one of its name has come.
 
     Raises:
         ApiUnavailable, ApiRefused: it could not be written.
     """
-    # A merge patch would keep what a new status leaves out.
-    patch = [
-        {"op": "test", "path": "/metadata/uid", "value": scale.uid},
-        {"op": "add", "path": "/status", "value": status},
-    ]
+    body: JsonObject = {
+        "apiVersion": naming.API_VERSION,
+        "kind": naming.SCALE_KIND,
+        # The UID is a precondition.
+        "metadata": {"name": scale.name, "namespace": scale.namespace, "uid": scale.uid},
+        "status": status,
+    }
     target = path(naming.API_VERSION, scale.namespace, naming.SCALE_PLURAL, scale.name, "status")
     try:
-        await client.request(
-            "PATCH", target, query={"fieldManager": naming.FIELD_MANAGER}, body=patch, content_type=JSON_PATCH
-        )
+        await client.request("PATCH", target, query=_APPLY_OPTIONS, body=body, content_type=APPLY_PATCH)
     except ApiNotFound:
         return
     except ApiRefused as error:
-        if error.status != 422 or "test" not in error.message:
+        if error.status != 409:
             raise
+
+
+def raise_if_unavailable(report: ApplyReport) -> None:
+    """Have the caller back off when the plan stopped at something that passes by itself.
+
+    Raises:
+        ApiUnavailable: with the sentence of that failure.
+    """
+    for failure in report.failures:
+        if failure.reason is Reason.CLUSTER_UNAVAILABLE:
+            raise ApiUnavailable(f"{failure.ref}: {failure.sentence}")
+
+
+async def _attempt(ref: Ref, request: Awaitable[None]) -> Failure | None:
+    try:
+        await request
+    except (ApiRefused, ApiUnavailable) as error:
+        return Failure(ref, _reason(error), str(error))
+    return None
 
 
 async def _apply(client: Client, step: Apply) -> None:

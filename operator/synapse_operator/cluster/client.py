@@ -31,7 +31,6 @@ PARALLEL_CALLS = 16
 """Requests of one client at a time; more wait, so that a thousand keys do not storm the API server."""
 
 APPLY_PATCH = "application/apply-patch+yaml"
-JSON_PATCH = "application/json-patch+json"
 
 _VERBS = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
@@ -89,7 +88,7 @@ class Client(ApiClient):
         path: str,
         *,
         query: Mapping[str, str] | None = None,
-        body: JsonObject | list[JsonObject] | None = None,
+        body: JsonObject | None = None,
         content_type: str = "application/json",
     ) -> JsonObject:
         """Send one request for `path` (from the root) and return the object that comes back.

@@ -40,7 +40,10 @@ async def post(client: Client, scale: ObjectMeta, event: Event, *, instance: str
     body: JsonObject = {
         "apiVersion": _API_VERSION,
         "kind": "Event",
-        "metadata": {"name": f"{scale.name[: _NAME_LENGTH - len(digest) - 1].rstrip('-.')}.{digest}", "namespace": scale.namespace},
+        "metadata": {
+            "name": f"{scale.name[: _NAME_LENGTH - len(digest) - 1].rstrip('-.')}.{digest}",
+            "namespace": scale.namespace,
+        },
         "eventTime": now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         "type": event.type,
         "reason": event.reason.value,

@@ -54,5 +54,7 @@ async def provide(client: Client, namespace: str) -> SecretStr:
 def _read(secret: JsonObject) -> SecretStr:
     encoded = (secret.get("data") or {}).get(_KEY) or ""
     if not encoded:
-        raise ApiRefused(404, "NotFound", f"Secret {SECRET_NAME} has no value; delete it, and the operator makes a new one")
+        raise ApiRefused(
+            404, "NotFound", f"Secret {SECRET_NAME} has no value; delete it, and the operator makes a new one"
+        )
     return SecretStr(encoded)

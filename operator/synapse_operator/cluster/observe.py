@@ -7,19 +7,21 @@ Everything is read afresh for each reconcile (level, not edge). What was read is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+from pydantic import SecretStr
 
 from synapse_operator import naming
-from synapse_operator.api.common import JsonObject
+from synapse_operator.api.common import JsonObject, SecretKeySelector
 from synapse_operator.api.scale import SynapseScale
 from synapse_operator.cluster.client import Client, path
 from synapse_operator.echo import Version
 from synapse_operator.errors import ApiNotFound, ApiRefused
 from synapse_operator.naming import Kind
-from synapse_operator.observed import Child, Pod, Rollout, Unknown
+from synapse_operator.observed import Child, Found, Pod, Rollout, SecretLookup, Unknown, read_secret_key
 
 
-async def read_scale(client: Client, namespace: str, name: str) -> JsonObject | None:
+async def read_stored(client: Client, namespace: str, name: str) -> JsonObject | None:
     """Return a SynapseScale as it is stored; None = there is none."""
     try:
         return await client.request("GET", path(naming.API_VERSION, namespace, naming.SCALE_PLURAL, name))
@@ -63,13 +65,30 @@ async def read_pods(client: Client, scale: SynapseScale, children: Iterable[Chil
     return tuple(Pod.read(item) for item in answer.get("items") or ())
 
 
-async def read_secrets(client: Client, namespace: str, names: Iterable[str]) -> dict[str, JsonObject | Unknown | None]:
-    """Return Secrets by name: None = it does not exist, `Unknown` = we may not read it."""
-    wanted = sorted(set(names))
-    return dict(zip(wanted, await asyncio.gather(*(_secret(client, namespace, name) for name in wanted)), strict=True))
+async def read_urls(client: Client, scale: SynapseScale) -> tuple[SecretLookup, SecretLookup]:
+    """Return the URLs of Redis and of PostgreSQL, from the spec or from the Secrets that it names."""
+    redis, postgres = scale.spec.redis, scale.spec.postgres
+    selectors = (redis.url_secret_ref, postgres.url_secret_ref)
+    names = sorted({selector.name for selector in selectors if selector is not None})
+    answers = await asyncio.gather(*(_secret(client, scale.metadata.namespace, name) for name in names))
+    secrets = dict(zip(names, answers, strict=True))
+    return (
+        _lookup(redis.url_secret_ref, redis.url, secrets),
+        _lookup(postgres.url_secret_ref, postgres.url, secrets),
+    )
+
+
+def _lookup(
+    selector: SecretKeySelector | None, url: str | None, secrets: Mapping[str, JsonObject | Unknown | None]
+) -> SecretLookup:
+    if selector is None:
+        return Found(SecretStr(url or ""))
+    secret = secrets[selector.name]
+    return secret if isinstance(secret, Unknown) else read_secret_key(secret, selector)
 
 
 async def _secret(client: Client, namespace: str, name: str) -> JsonObject | Unknown | None:
+    """Return a Secret; None = it does not exist, `Unknown` = we may not read it, which a user can repair."""
     try:
         return await client.request("GET", path("v1", namespace, "secrets", name))
     except ApiNotFound:

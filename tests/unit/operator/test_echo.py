@@ -9,7 +9,6 @@ from typing import Any
 
 from synapse_operator.echo import Echo, Version
 from synapse_operator.errors import ApiUnavailable
-
 from tests.unit.operator import virtual_time
 
 

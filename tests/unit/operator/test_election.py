@@ -14,9 +14,9 @@ from typing import Any, Literal, cast
 
 import pytest
 from kubernetes.aio.client import CoordinationV1Api, V1Lease
+
 from synapse_operator.election import Elector, LeaseLost, Timing
 from synapse_operator.errors import ApiNotFound, ApiRefused, ApiUnavailable
-
 from tests.unit.operator import virtual_time
 
 TIMING = Timing()

@@ -8,9 +8,9 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+
 from synapse_operator.errors import OperatorError
 from synapse_operator.workqueue import Again, Pace, WorkQueue
-
 from tests.unit.operator import virtual_time
 
 EXACT = Pace(resync=60.0, jitter=0.0, first_retry=1.0, longest_retry=8.0)

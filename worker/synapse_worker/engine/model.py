@@ -9,7 +9,7 @@ release does not run. Whether expressions and transforms can run is judged by `s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import cast
@@ -82,7 +82,7 @@ class Step:
     if_true_step_id: str | None = None
     if_false_step_id: str | None = None
     switch_expression: str = ""
-    switch_cases: Mapping[str, str | None] = MappingProxyType({})
+    switch_cases: Mapping[str, str | None] = field(default_factory=dict)
     switch_default_step_id: str | None = None
     transform_code: str = ""
 

@@ -172,19 +172,20 @@ async def finish(
         """
         WITH owned AS (
           UPDATE orchestration_runs
-             SET status = $3, shared_state = $4::jsonb, step_history = $5::jsonb, folded_steps = $6, error = $7,
+             SET status = $3::text, shared_state = $4::jsonb, step_history = $5::jsonb, folded_steps = $6,
+                 error = $7,
                  ended_at = now()
            WHERE run_id = $1 AND claim = $2 AND status = 'running' RETURNING run_id, orchestration_id),
         ledger AS (
-          UPDATE job_ledger SET outcome = $3, owner = NULL, ended_at = now(), active_seconds = active_seconds + $9
+          UPDATE job_ledger SET outcome = $3::text, owner = NULL, ended_at = now(), active_seconds = active_seconds + $9
            WHERE job_id = $8 AND claim = $2 AND EXISTS (SELECT 1 FROM owned)),
         letter AS (
           INSERT INTO dead_letter_queue (id, run_id, orchestration_id, job_function, job_payload, error_message,
               attempt_count, first_failed_at, last_failed_at, resolved)
-          SELECT gen_random_uuid(), run_id, orchestration_id, $10, $11::jsonb, $12, $13, now(), now(), false
+          SELECT gen_random_uuid(), run_id, orchestration_id, $10::text, $11::jsonb, $12::text, $13::int, now(), now(), false
             FROM owned WHERE $10::text IS NOT NULL)
         SELECT EXISTS (SELECT 1 FROM owned) OR EXISTS (
-          SELECT 1 FROM orchestration_runs WHERE run_id = $1 AND claim = $2 AND status = $3) AS owned
+          SELECT 1 FROM orchestration_runs WHERE run_id = $1 AND claim = $2 AND status = $3::text) AS owned
         """,
         run.run_id,
         run.claim,
@@ -211,16 +212,17 @@ async def reject(
         """
         WITH ledger AS (
           INSERT INTO job_ledger AS l (job_id, run_id, queue, envelope, enqueued_at, ended_at, outcome)
-          VALUES ($1, $2, $3, $4, now(), now(), 'failed')
+          VALUES ($1, $2::text, $3, $4, now(), now(), 'failed')
           ON CONFLICT (job_id) DO UPDATE SET outcome = 'failed', owner = NULL, ended_at = now()
              WHERE l.outcome IS NULL
           RETURNING job_id),
         run AS (
-          UPDATE orchestration_runs SET status = 'failed', error = $7, ended_at = now()
-           WHERE run_id = $2 AND status = 'queued' AND EXISTS (SELECT 1 FROM ledger) RETURNING orchestration_id)
+          UPDATE orchestration_runs SET status = 'failed', error = $7::text, ended_at = now()
+           WHERE run_id = $2::text AND status = 'queued' AND EXISTS (SELECT 1 FROM ledger) RETURNING orchestration_id)
         INSERT INTO dead_letter_queue (id, run_id, orchestration_id, job_function, job_payload, error_message,
             attempt_count, first_failed_at, last_failed_at, resolved)
-        SELECT gen_random_uuid(), $2, (SELECT orchestration_id FROM run), $5, $6::jsonb, $7, $8, now(), now(), false
+        SELECT gen_random_uuid(), $2::text, (SELECT orchestration_id FROM run), $5::text, $6::jsonb, $7::text, $8::int,
+               now(), now(), false
           FROM ledger
         """,
         job_id,

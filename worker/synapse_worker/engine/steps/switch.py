@@ -38,4 +38,4 @@ async def execute(step: Step, state: Mapping[str, object], context: StepContext)
             target_step_id=target,
         )
     )
-    return StepOutcome(target, stored(step, value), events, f"case {matched!r}" if matched else "default")
+    return StepOutcome(target, stored(step, value), events, "default" if matched is None else f"case {matched!r}")
