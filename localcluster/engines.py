@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -21,10 +22,32 @@ from localcluster.progress import Step
 FINGERPRINT_LABEL = "synapse-scale.fingerprint"
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How one image is built."""
+
+    name: str
+    file: Path
+    target: str
+    """The stage that is wanted; empty for the last one."""
+    args: Mapping[str, str]
+    label: str
+    """The fingerprint of the inputs."""
+    thin: bool
+    """Whether all layers but the last are those of another image, its base."""
+
+    def arguments(self) -> list[str]:
+        """What both programs are told in the same words."""
+        values = [word for key, value in self.args.items() for word in ("--build-arg", f"{key}={value}")]
+        target = ["--target", self.target] if self.target else []
+        label = f"{FINGERPRINT_LABEL}={self.label}"
+        return ["--file", str(self.file), "--tag", self.name, "--label", label, *target, *values]
+
+
 class Engine(ABC):
     @abstractmethod
-    def build(self, name: str, *, file: Path, context: Path, args: Mapping[str, str], label: str, step: Step) -> None:
-        """Builds one image and labels it with the fingerprint of its inputs."""
+    def build(self, recipe: Recipe, context: Path, step: Step) -> None:
+        """Builds one image."""
 
     @abstractmethod
     def fingerprint(self, name: str) -> str:
@@ -47,12 +70,6 @@ def choose() -> Engine:
     return Docker() if succeeds(["docker", "info"]) else Buildah()
 
 
-def build_arguments(name: str, file: Path, args: Mapping[str, str], label: str) -> list[str]:
-    """What both programs are told in the same words."""
-    values = [word for key, value in args.items() for word in ("--build-arg", f"{key}={value}")]
-    return ["--file", str(file), "--tag", name, "--label", f"{FINGERPRINT_LABEL}={label}", *values]
-
-
 class Buildah(Engine):
     """Builds without a daemon, as root, and keeps what it built in an image layout in the cache.
 
@@ -67,22 +84,27 @@ class Buildah(Engine):
         machine.provide(machine.FOR_IMAGES)
         self.layout = Layout(cache_root() / "images")
 
-    def build(self, name: str, *, file: Path, context: Path, args: Mapping[str, str], label: str, step: Step) -> None:
-        for value in args.values():
+    def build(self, recipe: Recipe, context: Path, step: Step) -> None:
+        for value in recipe.args.values():
             self._restore(value)
         # Isolation by chroot needs no cgroups or network set-up of the machine's.
         options = ["--isolation", "chroot", "--network", "host", "--layers"]
-        follow(
-            [*self.COMMAND, "build", *options, *build_arguments(name, file, args, label), str(context)], step.advance
-        )
-        self.collect(name)
+        follow([*self.COMMAND, "build", *options, *recipe.arguments(), str(context)], step.advance)
+        if recipe.thin:
+            self.collect(recipe.name)
+        else:
+            self._collect_plain(recipe.name)
 
     def fingerprint(self, name: str) -> str:
         return self.layout.label(name, FINGERPRINT_LABEL)
 
     def collect(self, name: str) -> None:
+        # Layers that the layout has as plain files are not looked at; others are compressed on the way.
+        run([*self.COMMAND, "push", "--quiet", name, f"oci:{self.layout.root}:{name}"])
+        self.layout.prune()
+
+    def _collect_plain(self, name: str) -> None:
         with tempfile.TemporaryDirectory(dir=cache_root(), prefix="push-") as scratch:
-            # As plain files, since a push into a layout would compress every layer anew each time.
             run([*self.COMMAND, "push", "--quiet", "--disable-compression", name, f"dir:{scratch}"])
             self.layout.take(Path(scratch), name)
 
@@ -100,8 +122,8 @@ class Buildah(Engine):
 
 
 class Docker(Engine):
-    def build(self, name: str, *, file: Path, context: Path, args: Mapping[str, str], label: str, step: Step) -> None:
-        follow(["docker", "build", *build_arguments(name, file, args, label), str(context)], step.advance)
+    def build(self, recipe: Recipe, context: Path, step: Step) -> None:
+        follow(["docker", "build", *recipe.arguments(), str(context)], step.advance)
 
     def fingerprint(self, name: str) -> str:
         return self._inspect(name, f'{{{{index .Config.Labels "{FINGERPRINT_LABEL}"}}}}')

@@ -22,7 +22,7 @@ from pathlib import Path
 from localcluster import engines, machine, wheels
 from localcluster.commands import follow
 from localcluster.components import SANDBOX_IMAGE
-from localcluster.engines import Engine
+from localcluster.engines import Engine, Recipe
 from localcluster.places import REPOSITORY, cache_root, lock
 from localcluster.progress import say, step
 from localcluster.versions import DEBIAN, PIP, PYTHON
@@ -43,16 +43,22 @@ class Image:
 
     name: str
     file: Path
-    inputs: tuple[Path, ...]
-    """Files and folders that the image is made of, besides its base."""
     fill: Callable[[Path], None]
     """Lays out the build context."""
+    inputs: tuple[Path, ...] = ()
+    """Files and folders that the image is made of, besides its base and its Dockerfile."""
     settings: tuple[str, ...] = ()
-    """Versions and the like that the image depends on too."""
+    """Versions and the like that it depends on too."""
+    target: str = ""
+    """The stage of the Dockerfile that makes it; empty for the last."""
+    on: "Image | None" = None
+    """The image below it; None for one that stands on what the user named or on nothing."""
+    on_argument: str = "BASE_IMAGE"
+    """The build argument that names the image below."""
 
 
 def base() -> Image:
-    return Image(BASE_IMAGE, BASE_FILE, (), _bootstrap, (DEBIAN, *BASE_PACKAGES, *LEFT_OUT))
+    return Image(BASE_IMAGE, BASE_FILE, _bootstrap, settings=(DEBIAN, *BASE_PACKAGES, *LEFT_OUT))
 
 
 def _bootstrap(context: Path) -> None:
@@ -67,18 +73,28 @@ def _bootstrap(context: Path) -> None:
         )
 
 
-def programs(prefix: str, tag: str) -> list[Image]:
-    """The operator and the worker."""
+def programs(prefix: str, tag: str, on: Image | None) -> list[Image]:
+    """The operator and the worker, each on an image of its dependencies that a change of our code leaves alone."""
     made = []
     for program in ("operator", "worker"):
         requirements = REPOSITORY / "locks" / f"{program}.txt"
+        runtime = Image(
+            f"localhost/synapse-scale-{program}-runtime:{tag}",
+            REPOSITORY / program / "Dockerfile",
+            partial(wheels.fill_runtime, lock=requirements),
+            inputs=(requirements,),
+            settings=(PYTHON, PIP),
+            target="runtime",
+            on=on,
+        )
         made.append(
             Image(
                 f"{prefix}/synapse-scale-{program}:{tag}",
-                REPOSITORY / program / "Dockerfile",
-                (requirements, *(REPOSITORY / source for source in PROJECT_SOURCES)),
-                partial(wheels.fill, lock=requirements),
-                (PYTHON, PIP),
+                runtime.file,
+                wheels.fill_program,
+                inputs=tuple(REPOSITORY / source for source in PROJECT_SOURCES),
+                on=runtime,
+                on_argument="RUNTIME_IMAGE",
             )
         )
     return made
@@ -89,14 +105,19 @@ def databases() -> list[Image]:
     made = []
     for database in DATABASES:
         folder = REPOSITORY / "manifests" / "dev" / "images" / database
-        copy = partial(shutil.copytree, folder, dirs_exist_ok=True)
-        made.append(Image(f"localhost/synapse-dev-{database}:dev", folder / "Dockerfile", (folder,), copy))
+        copy = partial(_copy, folder)
+        name = f"localhost/synapse-dev-{database}:dev"
+        made.append(Image(name, folder / "Dockerfile", copy, inputs=(folder,), on=base()))
     return made
 
 
+def _copy(folder: Path, context: Path) -> None:
+    shutil.copytree(folder, context, dirs_exist_ok=True)
+
+
 def local() -> list[Image]:
-    """All that the local cluster uses besides the base."""
-    return [*programs("localhost", "dev"), *databases()]
+    """All that the local cluster runs besides the base."""
+    return [*programs("localhost", "dev", base()), *databases()]
 
 
 def files(paths: Iterable[Path]) -> Iterator[Path]:
@@ -109,10 +130,10 @@ def files(paths: Iterable[Path]) -> Iterator[Path]:
             yield path
 
 
-def fingerprint(image: Image, on: str) -> str:
-    """A hash of all that the image is made of; `on` tells its base apart from others."""
+def fingerprint(image: Image, below: str) -> str:
+    """A hash of all that the image is made of; `below` tells what it stands on."""
     digest = hashlib.sha256()
-    for text in (image.name, on, *image.settings):
+    for text in (image.name, below, *image.settings):
         digest.update(f"{text}\n".encode())
     for path in files((image.file, *image.inputs)):
         content = path.read_bytes()
@@ -123,38 +144,45 @@ def fingerprint(image: Image, on: str) -> str:
 
 def ensure_base() -> None:
     """The base is also what a pod's sandbox runs, so no node starts without it."""
-    _build_all([base()], engines.choose(), {}, machine.architecture())
+    _build_all([base()], {})
 
 
 def build() -> None:
     """Builds what is out of date and prints the names of all that is there then."""
-    engine = engines.choose()
     prefix = os.environ.get("IMAGE_PREFIX", "")
     named = os.environ.get("BASE_IMAGE", "")
     public = bool(prefix) or os.environ.get("CLUSTER") == "kind"
-    wanted = programs(prefix or "localhost", os.environ.get("IMAGE_TAG", "dev")) if public else local()
-    args = {"BASE_IMAGE": named} if named else {}
-    on = named or "the Dockerfile's own base"
-    if not public and not named:
-        first = base()
-        _build_all([first], engine, {}, machine.architecture())
-        args, on = {"BASE_IMAGE": first.name}, engine.fingerprint(first.name)
-    _build_all(wanted, engine, args, on)
+    below = None if public or named else base()
+    wanted = programs(prefix or "localhost", os.environ.get("IMAGE_TAG", "dev"), below)
+    if not public:
+        wanted += databases()
+    _build_all(wanted, {"BASE_IMAGE": named} if named else {})
+    say("  images are up to date")
     for image in wanted:
         print(image.name)
 
 
-def _build_all(wanted: Iterable[Image], engine: Engine, args: dict[str, str], on: str) -> None:
+def _build_all(wanted: Iterable[Image], args: dict[str, str]) -> None:
+    engine = engines.choose()
     with lock(cache_root() / "images.lock", "another command is building images"):
         for image in wanted:
-            label = fingerprint(image, on)
-            if engine.fingerprint(image.name) == label:
-                continue
-            with (
-                tempfile.TemporaryDirectory(dir=cache_root(), prefix="context-") as scratch,
-                step(f"image {image.name}") as current,
-            ):
-                context = Path(scratch)
-                image.fill(context)
-                engine.build(image.name, file=image.file, context=context, args=args, label=label, step=current)
-    say("  images are up to date")
+            _ensure(image, engine, args)
+
+
+def _ensure(image: Image, engine: Engine, args: dict[str, str]) -> str:
+    """Builds an image and what is below it where they are out of date; its fingerprint."""
+    if image.on is None:
+        below = " ".join([machine.architecture(), *args.values()])
+    else:
+        below = _ensure(image.on, engine, args)
+        args = {**args, image.on_argument: image.on.name}
+    label = fingerprint(image, below)
+    if engine.fingerprint(image.name) != label:
+        with (
+            tempfile.TemporaryDirectory(dir=cache_root(), prefix="context-") as context,
+            step(f"image {image.name}") as current,
+        ):
+            image.fill(Path(context))
+            thin = image.on_argument == "RUNTIME_IMAGE"
+            engine.build(Recipe(image.name, image.file, image.target, args, label, thin), Path(context), current)
+    return label

@@ -58,7 +58,7 @@ class Kind:
 
     def load(self, names: Sequence[str]) -> None:
         """Without names: what was built of the project's own images."""
-        known = [image.name for image in images.programs("localhost", "dev")]
+        known = [image.name for image in images.programs("localhost", "dev", None)]
         wanted = names or [name for name in known if succeeds(["docker", "image", "inspect", name])]
         if wanted:
             run(["kind", "load", "docker-image", "--name", self.state.name, *wanted])

@@ -97,8 +97,11 @@ class Layout:
         partial = self.root / "index.partial"
         partial.write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
         partial.replace(self.root / "index.json")
-        # What no image uses any more goes.
-        used = {self._blob(digest).name for entry in entries for digest in self._parts(entry["digest"])}
+        self.prune()
+
+    def prune(self) -> None:
+        """Removes the blobs that no image uses any more."""
+        used = {self._blob(digest).name for entry in self._index() for digest in self._parts(entry["digest"])}
         for blob in list((self.root / "blobs" / "sha256").iterdir()):
             if blob.name not in used:
                 blob.unlink()

@@ -48,10 +48,15 @@ def dependencies(lock: Path) -> Path:
     return place
 
 
-def fill(context: Path, lock: Path) -> None:
-    """Lays out the context of an image: requirements.txt, pip, dependencies/ and project/."""
+def fill_runtime(context: Path, lock: Path) -> None:
+    """Lays out what the dependencies of an image are installed from."""
     shutil.copy(lock, context / "requirements.txt")
     _link(dependencies(lock), context / "dependencies")
+    _link(_pip(), context / "pip" / "pip")
+
+
+def fill_program(context: Path) -> None:
+    """Lays out what the project itself is installed from."""
     _link(_pip(), context / "pip" / "pip")
     # hatchling gives every file in the wheel the same time, so that equal sources make equal wheels.
     command = [str(pythonenv.ensure()), "-m", "hatchling", "build", "--target", "wheel", "--directory"]

@@ -32,7 +32,7 @@ from synapse_operator.telemetry import Metrics, configure_logging
 from synapse_operator.watch import watch
 from synapse_operator.workqueue import Pace, WorkQueue
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("synapse_operator")
 
 LEASE_NAME = "synapse-operator"
 

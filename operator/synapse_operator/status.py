@@ -233,7 +233,7 @@ def _with_advice(verdict: _Verdict) -> str:
 
 
 def _unreachable(state: Unreachable) -> str:
-    return f"{state.sentence}; check that it runs, its URL and its password; nothing is scaled down meanwhile"
+    return f"{state.sentence}; check that it runs, and the URL; no worker is taken for idle meanwhile"
 
 
 def _moving(desired: Desired | Blocked, report: ApplyReport, rollouts: list[Rollout]) -> bool:

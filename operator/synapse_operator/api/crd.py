@@ -4,8 +4,9 @@
 JSON schema that pydantic writes into the structural schema that the API server takes:
 
 - `$ref` is inlined, `title` dropped;
-- `T | None` becomes the schema of T on a field that is not required. It is not made nullable: the API server drops
-  a null then, so there is one way to leave a field out, and `has(self.field)` in a CEL rule means what it says;
+- `T | None` becomes the schema of T on a field that is not required. It is not made nullable: the API server then
+  drops a null that it is given (a server-side apply refuses it), so there is one way to leave a field out, and
+  `has(self.field)` in a CEL rule means what it says;
 - a default that says nothing (null, an empty list) is dropped; the default of an object is `{}`, which the API
   server fills with the defaults of its fields;
 - what structural schemas do not know is refused here, at the model, and not by a server later.

@@ -47,7 +47,7 @@ class Reason(_Documented):
     ROLLING_OUT = "RollingOut", "pods are being created, replaced or removed"
     APPLYING = "Applying", "objects of the scale are still to be written"
     # Stalled
-    NOTHING_TO_DO = "NothingToDo", "nothing needs somebody's attention"
+    NOTHING_TO_DO = "NothingToDo", "nothing needs attention"
     INVALID_SPEC = "InvalidSpec", "the stored spec breaks the present schema; children are left as they are"
     SECRET_NOT_FOUND = "SecretNotFound", "a referenced Secret does not exist; children are left as they are"
     SECRET_KEY_NOT_FOUND = (
@@ -57,10 +57,10 @@ class Reason(_Documented):
     SECRET_UNREADABLE = "SecretUnreadable", "a referenced Secret could not be read; children are left as they are"
     # stores
     REACHABLE = "Reachable", "the store answers"
-    REDIS_UNREACHABLE = "RedisUnreachable", "Redis does not answer the operator; nothing is scaled down meanwhile"
+    REDIS_UNREACHABLE = "RedisUnreachable", "Redis does not answer the operator; no worker is taken for idle meanwhile"
     POSTGRES_UNREACHABLE = (
         "PostgresUnreachable",
-        "PostgreSQL does not answer the operator; nothing is scaled down meanwhile",
+        "PostgreSQL does not answer the operator; no worker is taken for idle meanwhile",
     )
     REDIS_UNUSABLE = "RedisUnusable", "the Redis URL is not accepted, or Redis refuses what we need"
     POSTGRES_UNUSABLE = "PostgresUnusable", "the PostgreSQL URL is not accepted, or PostgreSQL refuses what we need"
@@ -68,7 +68,7 @@ class Reason(_Documented):
     NO_EVICTION = "NoEviction", "maxmemory-policy is noeviction"
     EVICTION_POLICY = "EvictionPolicy", "maxmemory-policy lets Redis drop jobs when its memory is full"
     EVICTION_POLICY_UNKNOWN = "EvictionPolicyUnknown", "Redis does not tell its maxmemory-policy"
-    REDIS_TOO_OLD = "RedisTooOld", "Redis is older than 6.2"
+    REDIS_TOO_OLD = "RedisTooOld", "Redis is older than the workers need"
     # children
     APPLIED = "Applied", "every object is as it should be"
     FROZEN = "Frozen", "children are left as they are until the reason of Stalled is repaired"

@@ -1,6 +1,7 @@
 """How many workers a shard gets.
 
-Unknown is never idle: while a store cannot say what is under way, nobody is sent home.
+Unknown is never idle: while a store cannot say what is under way, no worker goes for lack of work. A number in the
+spec is another matter: it is an order and holds at once, whatever the stores say.
 """
 
 from __future__ import annotations

@@ -1,0 +1,83 @@
+# The commands of this project. `make demo` and `make test` need nothing prepared: they bring what is missing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CLUSTER_COMMAND := $(PYTHON) -m localcluster
+IMAGE_PREFIX ?= localhost
+IMAGE_TAG ?= dev
+export IMAGE_PREFIX IMAGE_TAG
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show these lines
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+.PHONY: demo
+demo: ## A cluster on this machine, the operator, a SynapseScale and three runs
+	@$(PYTHON) -m localcluster.demo
+
+.PHONY: demo-down
+demo-down: ## Remove the demo's cluster, all of it
+	@$(CLUSTER_COMMAND) down
+
+.PHONY: test
+test: $(VENV)/ready ## Every test: unit, contract, services, control plane, cluster
+	@$(BIN)/python -m tests.support.run_layers
+
+.PHONY: check
+check: $(VENV)/ready ## Lint, types, unit and contract tests; under a minute
+	@$(BIN)/ruff check -q .
+	@$(BIN)/ruff format -q --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache > .build-imports.log 2>&1 || { cat .build-imports.log; rm -f .build-imports.log; exit 1; }
+	@rm -f .build-imports.log
+	@$(BIN)/pytest -q tests/unit tests/contract
+
+.PHONY: e2e
+e2e: $(VENV)/ready ## The cluster layer alone: both images, real pods
+	@$(BIN)/python -m tests.support.run_layers cluster
+
+.PHONY: bench
+bench: $(VENV)/ready ## Measure against the references; writes benchmarks/RESULTS.md
+	@$(BIN)/python -m benchmarks
+
+.PHONY: up
+up: ## Start the local cluster
+	@$(CLUSTER_COMMAND) up
+
+.PHONY: down
+down: demo-down ## The same as demo-down
+
+.PHONY: images
+images: ## Build both images (IMAGE_PREFIX, IMAGE_TAG, BASE_IMAGE)
+	@$(CLUSTER_COMMAND) images
+
+.PHONY: generate
+generate: crds install-yaml docs ## Write everything that is generated
+
+.PHONY: crds
+crds: $(VENV)/ready ## Write crds/ and docs/crd-reference.md from the models
+	@$(BIN)/python -m synapse_operator.api.crd --out crds
+
+.PHONY: install-yaml
+install-yaml: ## Write manifests/install.yaml (IMAGE_PREFIX, IMAGE_TAG)
+	@$(CLUSTER_COMMAND) kubectl kustomize manifests/base > manifests/install.yaml
+
+.PHONY: docs
+docs: $(VENV)/ready ## Write docs/environment.md from the contract
+	@$(BIN)/python -m tests.support.environment_page > docs/environment.md
+
+.PHONY: lock
+lock: $(VENV)/ready ## Resolve the dependencies anew into locks/
+	@for extra in operator worker dev; do \
+	  $(BIN)/uv pip compile -q pyproject.toml --extra $$extra --universal --python-version 3.11 \
+	    --generate-hashes --no-emit-index-url --no-header -o locks/$$extra.txt || exit 1; done
+
+$(VENV)/ready: locks/dev.txt pyproject.toml
+	@echo "preparing the Python environment in $(VENV) (about a minute)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --require-hashes -r locks/dev.txt
+	@$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
