@@ -46,15 +46,22 @@ class Api:
         base = "/api/v1/namespaces/default"
         return all(self._get(base + path) for path in ("/serviceaccounts/default", "/configmaps/kube-root-ca.crt"))
 
+    def has_address(self, node: str) -> bool:
+        return bool((self._node(node).get("status") or {}).get("addresses"))
+
     def schedulable(self, node: str) -> bool:
         """Whether the node is Ready and the scheduler has been told so."""
-        answer = self._get(f"/api/v1/nodes/{node}")
-        return answer is not None and node_schedulable(json.loads(answer))
+        return node_schedulable(self._node(node))
+
+    def _node(self, name: str) -> dict[str, Any]:
+        answer = self._get(f"/api/v1/nodes/{name}")
+        return {} if answer is None else dict(json.loads(answer))
 
 
 def node_schedulable(node: dict[str, Any]) -> bool:
-    conditions = {condition["type"]: condition["status"] for condition in node["status"].get("conditions", [])}
-    return conditions.get("Ready") == "True" and not node["spec"].get("taints")
+    conditions = (node.get("status") or {}).get("conditions") or []
+    ready = any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+    return ready and not node["spec"].get("taints")
 
 
 def answers(url: str) -> bool:

@@ -67,7 +67,9 @@ def split(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     """Our own words, and those to hand on: argparse would take the options among them for ours."""
     for place, word in enumerate(arguments):
         if word in HANDING_ON and (place == 0 or arguments[place - 1] != "--name"):
-            return arguments[: place + 1], arguments[place + 1 :]
+            behind = arguments[place + 1 :]
+            # exec-node has no words of its own to set apart, but many write the customary dashes.
+            return arguments[: place + 1], behind[1:] if word == "exec-node" and behind[:1] == ["--"] else behind
     return arguments, ()
 
 
@@ -100,6 +102,8 @@ def dispatch(asked: argparse.Namespace, handed_on: Sequence[str]) -> bool:
         case "kubectl":
             cluster.kubectl(handed_on)
         case "exec-node":
+            if not handed_on:
+                raise ClusterError("exec-node needs a command, for instance `exec-node ps aux`.")
             cluster.exec_node(handed_on)
     return True
 

@@ -105,6 +105,8 @@ def control_plane(state: State, program: Path, at: Endpoints) -> list[Component]
             *(node, "kube-controller-manager", "--kubeconfig", str(state.kubeconfig), "--leader-elect=false"),
             *("--service-account-private-key-file", f"{pki}/service-account.key", "--root-ca-file", f"{pki}/ca.crt"),
             *("--use-service-account-credentials", "--secure-port", "0"),
+            # It makes this folder, by default outside of the state.
+            *("--flex-volume-plugin-dir", f"{state.root}/volume-plugins"),
         ),
     )
     return [etcd, apiserver, manager]
@@ -192,7 +194,7 @@ def kubelet_configuration(state: State, addresses: Addresses, cgroup_root: str) 
             "maxPods": 250,
             # A changed ConfigMap or Secret reaches its pods within this time instead of a minute.
             "syncFrequency": "10s",
-            "volumePluginDir": f"{state.root}/kubelet/volume-plugins",
+            "volumePluginDir": f"{state.root}/volume-plugins",
             "podLogsDir": f"{state.root}/pod-logs",
         }
     )
@@ -227,6 +229,8 @@ def containerd_configuration(state: State, plugin_folders: Sequence[str]) -> str
 version = 3
 root = "{root}/root"
 state = "{root}/state"
+# It would make folders below /opt for programs that nobody installs.
+disabled_plugins = ["io.containerd.internal.v1.opt"]
 [grpc]
   address = "{state.containerd_socket}"
 [plugins."io.containerd.cri.v1.images".pinned_images]

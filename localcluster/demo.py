@@ -126,7 +126,7 @@ def main() -> int:
     print(
         "  export KUBECONFIG=$(python3 -m localcluster kubeconfig)\n"
         f"  kubectl get sscale -A; kubectl describe sscale {SCALE} -n {NAMESPACE}\n"
-        f"  kubectl exec -n {NAMESPACE} {deployment} -- synapse-worker enqueue {ORCHESTRATION} -m 'It is slow' --wait 30\n"
+        f"  kubectl exec -n {NAMESPACE} {deployment} -- synapse-worker enqueue {ORCHESTRATION} -m 'Slow!' --wait 30\n"
         f"  kubectl exec -n {NAMESPACE} {deployment} -- synapse-worker runs list\n"
         f"  kubectl logs -n {NAMESPACE} {deployment} -f\n"
         "  make demo-down"

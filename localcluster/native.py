@@ -27,6 +27,7 @@ class Native:
     def down(self) -> None:
         with self.state.locked():
             clusters.clear(self.state)
+            self.state.lock.unlink()
         say(f"cluster {self.state.name} is down")
 
     def status(self) -> bool:
@@ -62,7 +63,10 @@ class Native:
             shutil.copyfileobj(source, sys.stdout.buffer)
 
     def kubectl(self, arguments: Sequence[str]) -> None:
-        env = {**os.environ, "KUBECONFIG": str(self.state.kubeconfig)}
+        clusters.found(self.state)
+        # What it learns of this API server is of no use to the next one on the same port.
+        cache = str(self.state.root / "kubectl-cache")
+        env = {**os.environ, "KUBECONFIG": str(self.state.kubeconfig), "KUBECACHEDIR": cache}
         os.execve(tools.ensure() / "node", ["node", "kubectl", *arguments], env)  # noqa: S606 - no shell wanted
 
     def exec_node(self, argv: Sequence[str]) -> None:

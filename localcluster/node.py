@@ -49,13 +49,17 @@ def _start(state: State, programs: Path, addresses: Addresses) -> None:
     record = Record(kind="node", block=str(addresses.block), server=at.server)
     record = clusters.launch(state, plan, programs, record, isolate=True)
     network.connect(state.name, record.pid, addresses)
+    clusters.start(state, ["containerd"])
+    clusters.await_ready(state, "The start of containerd", lambda: _listens(state.containerd_socket))
     with ThreadPoolExecutor(max_workers=1) as aside:
         # Unpacking images takes the disk while the API server takes a processor.
-        loaded = aside.submit(_start_containerd, state, programs)
-        clusters.start_control_plane(state, at.server)
-        clusters.start(state, ["kube-scheduler", "kube-proxy", "coredns"])
+        loaded = aside.submit(loading.load_known, state, programs)
+        api = clusters.start_control_plane(state, at.server)
+        clusters.start(state, ["kube-scheduler", "coredns", "kubelet"])
+        # kube-proxy ends itself when the addresses of its node change, and having none yet counts.
+        clusters.await_ready(state, "The registration of the node", lambda: api.has_address(NODE))
+        clusters.start(state, ["kube-proxy"])
         loaded.result()
-        clusters.start(state, ["kubelet"])
     _await_ready(state, addresses)
     state.write(replace(record, ready=True))
 
@@ -74,12 +78,6 @@ def _configure(state: State, addresses: Addresses) -> None:
         (state.root / "Corefile", components.dns_configuration(state, addresses)),
     ):
         path.write_text(text)
-
-
-def _start_containerd(state: State, programs: Path) -> None:
-    clusters.start(state, ["containerd"])
-    clusters.await_ready(state, "The start of containerd", lambda: _listens(state.containerd_socket))
-    loading.load_known(state, programs)
 
 
 def _listens(path: Path) -> bool:

@@ -129,19 +129,28 @@ class State:
         partial.write_text(json.dumps(asdict(record)))
         partial.replace(self._record)
 
+    @property
+    def lock(self) -> Path:
+        """Outside of the folder, since it is held while the folder goes."""
+        return state_root() / f"{self.name}.lock"
+
     @contextmanager
     def locked(self) -> Iterator[None]:
-        with lock(state_root() / f"{self.name}.lock", f"another command is changing cluster {self.name}"):
+        with lock(self.lock, f"another command is changing cluster {self.name}"):
             yield
 
 
 @contextmanager
 def lock(path: Path, held: str) -> Iterator[None]:
     """One process at a time; the kernel gives the lock back even after a kill -9."""
-    with path.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"  waiting: {held}")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+    while True:
+        with path.open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"  waiting: {held}")
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            # The one who held it may have removed the file, and then this lock guards nothing.
+            if path.exists() and os.path.samestat(os.fstat(handle.fileno()), path.stat()):
+                yield
+                return

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import base64
 import copy
+import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import SecretStr
+
 from synapse_operator import naming
 from synapse_operator.api.common import JsonObject
 from synapse_operator.api.scale import SynapseScale, read_scale
@@ -108,6 +110,7 @@ def a_live_object(
     live = copy.deepcopy(manifest.body)
     live["metadata"] |= {
         "uid": uid or f"uid-of-{manifest.ref.name}",
+        "resourceVersion": "7",
         "generation": 1,
         "creationTimestamp": created,
         "managedFields": [
@@ -117,7 +120,7 @@ def a_live_object(
                 "apiVersion": live["apiVersion"],
                 "time": created,
                 "fieldsType": "FieldsV1",
-                "fieldsV1": _fields_of(manifest.body),
+                "fieldsV1": fields_of(manifest.body),
             }
         ],
         **metadata,
@@ -150,9 +153,7 @@ def children_of(desired: Desired, *, ready: int | None = None) -> tuple[Child, .
     return tuple(
         a_child(
             manifest,
-            status=a_deployment_status(desired.replicas, ready=ready)
-            if manifest.ref.kind is Kind.DEPLOYMENT
-            else None,
+            status=a_deployment_status(desired.replicas, ready=ready) if manifest.ref.kind is Kind.DEPLOYMENT else None,
         )
         for manifest in desired.manifests
     )
@@ -191,47 +192,43 @@ def a_secret(**values: str) -> JsonObject:
     return {"data": {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}}
 
 
-_ATOMIC_LISTS = ("drop", "matchLabelKeys")
 _LIST_KEYS = {
-    "ownerReferences": ("uid",),
     "containers": ("name",),
     "env": ("name",),
-    "envFrom": (),
     "volumeMounts": ("mountPath",),
     "volumes": ("name",),
-    "imagePullSecrets": ("name",),
     "ports": ("containerPort", "protocol"),
     "topologySpreadConstraints": ("topologyKey", "whenUnsatisfiable"),
 }
+_REFERENCE_KEYS = {"ownerReferences": ("uid",), "imagePullSecrets": ("name",)}
+_ATOMIC = ("selector", "labelSelector", "secretKeyRef")
 
 
-def _fields_of(body: JsonObject) -> JsonObject:
-    """Return the fieldsV1 that the API server records for an apply; its shape is checked against a real one in
-    tests/controlplane."""
+def fields_of(body: JsonObject) -> JsonObject:
+    """Return the fieldsV1 that the API server records for an apply of `body`.
+
+    tests/unit/operator/test_managed_fields.py compares it with what a real API server recorded.
+    """
     metadata = {key: value for key, value in body["metadata"].items() if key not in ("name", "namespace")}
-    return _tree({"metadata": metadata} | {k: v for k, v in body.items() if k not in ("apiVersion", "kind", "metadata")})
+    content = {key: value for key, value in body.items() if key not in ("apiVersion", "kind", "metadata")}
+    return _tree({"metadata": metadata, **content})
 
 
 def _tree(value: JsonObject) -> JsonObject:
     tree: JsonObject = {}
     for key, item in value.items():
-        if isinstance(item, dict):
-            atomic = key in ("selector", "labelSelector")
-            tree[f"f:{key}"] = {} if atomic else _tree(item)
-        elif isinstance(item, list) and key not in _ATOMIC_LISTS and _LIST_KEYS.get(key):
-            tree[f"f:{key}"] = {_item_key(key, entry): {".": {}, **_tree(entry)} for entry in item}
+        if isinstance(item, dict) and key not in _ATOMIC:
+            tree[f"f:{key}"] = _tree(item)
+        elif key in _LIST_KEYS:
+            tree[f"f:{key}"] = {_item_key(_LIST_KEYS[key], entry): {".": {}, **_tree(entry)} for entry in item}
+        elif key in _REFERENCE_KEYS:
+            tree[f"f:{key}"] = {_item_key(_REFERENCE_KEYS[key], entry): {} for entry in item}
         else:
             tree[f"f:{key}"] = {}
     return tree
 
 
-def _item_key(field: str, entry: JsonObject) -> str:
-    names = _LIST_KEYS[field]
-    if field == "ports" and "containerPort" not in entry:
-        names = ("port", "protocol")
-    pairs = ",".join(f'"{name}":{_json(entry[name])}' for name in names)
-    return f"k:{{{pairs}}}"
-
-
-def _json(value: object) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(value)
+def _item_key(names: tuple[str, ...], entry: JsonObject) -> str:
+    if names[0] == "containerPort" and names[0] not in entry:
+        names = ("port", *names[1:])  # a Service's
+    return "k:" + json.dumps({name: entry[name] for name in names}, separators=(",", ":"))

@@ -163,6 +163,7 @@ class Child:
     """One object of ours, or one that bears our name.
 
     Attributes:
+        version: its resourceVersion.
         owner_uid: UID of its controller; None = it has none.
         applied_hash: what our annotation on it says; None = not there.
         owned_fields: `fieldsV1` of our own apply in managedFields; None = we own nothing of it.
@@ -172,6 +173,7 @@ class Child:
 
     ref: Ref
     uid: str
+    version: str
     owner_uid: str | None
     applied_hash: str | None
     owned_fields: JsonObject | None
@@ -194,6 +196,7 @@ class Child:
         return cls(
             ref=Ref(kind, metadata["namespace"], metadata["name"]),
             uid=metadata["uid"],
+            version=metadata["resourceVersion"],
             owner_uid=owners[0]["uid"] if owners else None,
             applied_hash=(metadata.get("annotations") or {}).get(naming.HASH_ANNOTATION),
             owned_fields=ours[0] if ours else None,

@@ -53,11 +53,22 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """One server-side apply, forced; `event` is posted once it has succeeded (None = not worth one)."""
+    """One server-side apply, forced.
+
+    Attributes:
+        manifest: what is applied.
+        cause: why.
+        event: posted once it has succeeded; None = not worth one.
+        replaces: resourceVersion of the live object; None = there is none. What somebody added can contradict
+            what we apply (an `env` value beside our `valueFrom`, a second port with the name of ours), and an apply
+            cannot take it away. So an apply that is refused as invalid (422) is preceded by a replacement (PUT) of
+            this version, and repeated.
+    """
 
     manifest: Manifest
     cause: Cause
     event: Event | None
+    replaces: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +143,7 @@ def plan(scale: SynapseScale, desired: Desired | Blocked, observed: Observed, no
     for manifest in desired.manifests:
         child = observed.child(manifest.ref)
         if child is None:
-            applies.append(Apply(manifest, Cause.ABSENT, _creation(manifest)))
+            applies.append(Apply(manifest, Cause.ABSENT, _creation(manifest), None))
         elif child.terminating:
             # Applying to it would be lost with it; it is created again when it is gone.
             leaving = True
@@ -141,11 +152,11 @@ def plan(scale: SynapseScale, desired: Desired | Blocked, observed: Observed, no
         elif _spoilt(child, manifest):
             # Immutable: what somebody else put there under our name can only be replaced.
             deletions.append(Delete(child.ref, child.uid))
-            applies.append(Apply(manifest, Cause.DRIFTED, _repair(manifest)))
+            applies.append(Apply(manifest, Cause.DRIFTED, _repair(manifest), None))
         elif child.applied_hash != manifest.applied_hash:
-            applies.append(Apply(manifest, Cause.CHANGED, _change(child, manifest)))
+            applies.append(Apply(manifest, Cause.CHANGED, _change(child, manifest), child.version))
         elif not owns(child.owned_fields, manifest.body):
-            applies.append(Apply(manifest, Cause.DRIFTED, _repair(manifest)))
+            applies.append(Apply(manifest, Cause.DRIFTED, _repair(manifest), child.version))
     return Plan(
         delete=tuple(deletions),
         apply=tuple(applies),

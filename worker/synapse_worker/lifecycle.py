@@ -197,15 +197,16 @@ class Worker:
         second_signal.cancel()
         await asyncio.wait({claiming, register}, timeout=1.0)
 
-    def _install_signals(self) -> None:
-        def on_signal() -> None:
-            if self._stop.is_set():
-                self._stop_now.set()
-            self._stop.set()
+    def stop(self) -> None:
+        """Begin the drain, as SIGTERM does; a second call ends it at once."""
+        if self._stop.is_set():
+            self._stop_now.set()
+        self._stop.set()
 
+    def _install_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, on_signal)
+            loop.add_signal_handler(number, self.stop)
 
     async def _wait_for_stop(self, seconds: float) -> None:
         try:

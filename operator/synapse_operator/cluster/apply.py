@@ -13,8 +13,8 @@ from synapse_operator.api.common import JsonObject, ObjectMeta
 from synapse_operator.api.reasons import Reason
 from synapse_operator.cluster.client import APPLY_PATCH, Client, path
 from synapse_operator.errors import ApiNotFound, ApiRefused, ApiUnavailable
-from synapse_operator.naming import Ref
-from synapse_operator.plan import Apply, ApplyReport, Delete, Failure, Plan
+from synapse_operator.naming import Kind, Ref
+from synapse_operator.plan import Apply, ApplyReport, Cause, Failure, Plan
 
 _APPLY_OPTIONS = {"fieldManager": naming.FIELD_MANAGER, "force": "true", "fieldValidation": "Strict"}
 
@@ -31,7 +31,7 @@ async def carry_out(client: Client, plan: Plan) -> ApplyReport:
     """
     applied: list[Ref] = []
     for deletion in plan.delete:
-        if failure := await _attempt(deletion.ref, _delete(client, deletion)):
+        if failure := await _attempt(deletion.ref, _delete(client, deletion.ref, {"uid": deletion.uid})):
             return ApplyReport((), (*plan.failures, failure))
     for step in plan.apply:
         ref = step.manifest.ref
@@ -84,6 +84,19 @@ async def _attempt(ref: Ref, request: Awaitable[None]) -> Failure | None:
 
 
 async def _apply(client: Client, step: Apply) -> None:
+    try:
+        await _send(client, step)
+    except ApiRefused as error:
+        ref = step.manifest.ref
+        if error.status != 422 or step.cause is not Cause.DRIFTED or ref.kind is Kind.DEPLOYMENT:
+            raise
+        # An apply cannot take away what somebody else put into a list of ours, such as a second port of the same
+        # name. Any object but a Deployment, whose pods work, may be made anew instead.
+        await _delete(client, ref, {})
+        await _send(client, step)
+
+
+async def _send(client: Client, step: Apply) -> None:
     ref = step.manifest.ref
     await client.request(
         "PATCH",
@@ -94,15 +107,16 @@ async def _apply(client: Client, step: Apply) -> None:
     )
 
 
-async def _delete(client: Client, step: Delete) -> None:
-    options: JsonObject = {"propagationPolicy": "Background", "preconditions": {"uid": step.uid}}
-    target = path(step.ref.kind.api_version, step.ref.namespace, step.ref.kind.plural, step.ref.name)
+async def _delete(client: Client, ref: Ref, preconditions: JsonObject) -> None:
+    options: JsonObject = {"propagationPolicy": "Background", "preconditions": preconditions}
     try:
-        await client.request("DELETE", target, body=options)
+        await client.request(
+            "DELETE", path(ref.kind.api_version, ref.namespace, ref.kind.plural, ref.name), body=options
+        )
     except ApiNotFound:
         return
     except ApiRefused as error:
-        if error.status != 409:  # another UID: the one that we meant is gone
+        if error.status != 409:  # another UID: the one that was meant is gone
             raise
 
 

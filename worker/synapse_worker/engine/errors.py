@@ -34,7 +34,7 @@ class CodeFailed(EngineError):
 
 
 class CodeLimit(EngineError):
-    """The user's code, its state or its result passed a limit of time, memory, depth or size."""
+    """The user's code, the state that it reads or its result passed a limit of time, memory, depth or size."""
 
 
 class SandboxCrashed(EngineError):

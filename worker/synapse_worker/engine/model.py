@@ -149,14 +149,14 @@ def definition_documents(document: Mapping[str, object], *, source: str = "") ->
     place = f"{source}: " if source else ""
     if document.get("synapse_export") is True:
         found: list[tuple[str, str, JsonObject]] = []
-        for kind, field, key in _BUNDLE:
-            items = document.get(field) or []
+        for kind, part, key in _BUNDLE:
+            items = document.get(part) or []
             if not isinstance(items, list):
-                raise DefinitionError(f"{place}{field} of the export bundle is no list.")
+                raise DefinitionError(f"{place}{part} of the export bundle is no list.")
             for number, item in enumerate(items, 1):
                 identity = _text(item.get(key) or item.get("id")) if isinstance(item, Mapping) else None
                 if identity is None:
-                    raise DefinitionError(f"{place}item {number} of {field} in the export bundle has no {key}.")
+                    raise DefinitionError(f"{place}item {number} of {part} in the export bundle has no {key}.")
                 found.append((kind, identity, cast(JsonObject, dict(item))))
         return found
     if isinstance(document.get("steps"), list):
@@ -197,9 +197,9 @@ def _definition(document: Mapping[str, object]) -> Definition:
     if entry not in steps:
         raise fields.error(f"starts at {entry!r}, which is no step; {_ids(steps)}")
     for step in steps.values():
-        for field, target in _targets(step):
+        for way, target in _targets(step):
             if target not in steps:
-                raise fields.error(f"has {step.title} whose {field} is {target!r}, which is no step; {_ids(steps)}")
+                raise fields.error(f"has {step.title} whose {way} is {target!r}, which is no step; {_ids(steps)}")
     return Definition(
         id=identity,
         name=name,
@@ -273,6 +273,7 @@ def _cases(fields: _Fields) -> dict[str, str | None]:
 
 
 def _targets(step: Step) -> Iterator[tuple[str, str]]:
+    """Each way out of the step that names a target: (as a sentence names it, step id)."""
     named = [
         ("next_step_id", step.next_step_id),
         ("if_true_step_id", step.if_true_step_id),
@@ -280,9 +281,9 @@ def _targets(step: Step) -> Iterator[tuple[str, str]]:
         ("switch_default_step_id", step.switch_default_step_id),
         *((f"switch case {value!r}", target) for value, target in step.switch_cases.items()),
     ]
-    for field, target in named:
+    for way, target in named:
         if target is not None:
-            yield field, target
+            yield way, target
 
 
 def _ids(steps: Mapping[str, Step]) -> str:

@@ -272,11 +272,14 @@ def _state_text(state: Mapping[str, object], keys: frozenset[str] | None) -> str
     wanted = state if keys is None else {key: state[key] for key in keys if key in state}
     try:
         text = dumps(dict(wanted))
-        size = len(text.encode())
     except NotJson as error:
-        raise CodeFailed(f"The state is not JSON: {error}.") from None
+        raise CodeLimit(f"The state cannot be given to the code: {error}.") from None
+    try:
+        size = len(text.encode())
     except UnicodeEncodeError:
-        raise CodeFailed("The state holds half of a surrogate pair, which is no text.") from None
+        # Half of a surrogate pair, which the store replaces too when it keeps the state.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        size = len(text.encode())
     if size > MAX_STATE_BYTES:
         raise CodeLimit(
             f"The code reads {size} bytes of state; at most {MAX_STATE_BYTES} fit. Code that names the keys it needs "

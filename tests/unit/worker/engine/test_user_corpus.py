@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
+
 from synapse_worker.engine.json_values import JsonValue
 from synapse_worker.engine.sandbox import Sandbox
 
@@ -102,147 +106,17 @@ EXPRESSIONS: list[tuple[str, JsonValue]] = [
     ("tuple(state.user.tags)", ["vip", "eu"]),
 ]
 
-TRANSFORMS: list[tuple[str, str, JsonValue]] = [
-    ("one assignment", "result = state['count'] + 1", 4),
-    ("text", "result = state['user_input'].lower().split()[0]", "order"),
-    ("dict", "result = {'name': state['user']['name'], 'n': len(state['items'])}", {"name": "Ann", "n": 3}),
-    ("get with default", "result = state.get('missing', {}).get('x', 'none')", "none"),
-    ("json is there", "result = json.loads('{\"a\": [1, 2]}')['a']", [1, 2]),
-    ("import json again", "import json\nresult = json.dumps({'b': 1})", '{"b": 1}'),
-    (
-        "fenced json of a model",
-        "import json, re\n"
-        "raw = state.get('answer', '')\n"
-        "match = re.search(r'```(?:json)?\\s*(.*?)```', raw, re.DOTALL)\n"
-        "try:\n"
-        "    data = json.loads(match.group(1) if match else raw)\n"
-        "except (json.JSONDecodeError, ValueError) as error:\n"
-        "    data = {'error': str(error)}\n"
-        "result = data.get('severity', 'unknown')",
-        "high",
-    ),
-    (
-        "bad json caught",
-        "try:\n    result = json.loads('{nope')\nexcept json.JSONDecodeError:\n    result = {'ok': False}",
-        {"ok": False},
-    ),
-    (
-        "totals",
-        "total = 0\nfor item in state['items']:\n    total += item['price'] * item['qty']\nresult = round(total, 2)",
-        29.5,
-    ),
-    (
-        "filter and sort",
-        "rows = [i for i in state['items'] if i['price'] > 1]\n"
-        "rows.sort(key=lambda r: r['price'])\n"
-        "result = [r['id'] for r in rows]",
-        [2, 1],
-    ),
-    (
-        "find first",
-        "hit = next((i for i in state['items'] if i['id'] == 3), None)\nresult = hit['qty'] if hit else 0",
-        9,
-    ),
-    ("generator kept", "numbers = (n * n for n in range(4))\nfirst = next(numbers)\nresult = [first, *numbers]", [0, 1, 4, 9]),
-    (
-        "functions",
-        "def clean(value, *, upper=False):\n"
-        "    value = value.strip()\n"
-        "    return value.upper() if upper else value\n\n"
-        "result = [clean(t, upper=True) for t in state['user']['tags']]",
-        ["VIP", "EU"],
-    ),
-    (
-        "class",
-        "class Ticket:\n"
-        "    def __init__(self, subject):\n"
-        "        self.subject = subject\n"
-        "    def short(self):\n"
-        "        return self.subject[:5]\n"
-        "result = Ticket(state['user_input']).short()",
-        "Order",
-    ),
-    (
-        "dataclass",
-        "from dataclasses import dataclass\n"
-        "@dataclass\nclass Row:\n    id: int\n    total: float\n"
-        "rows = [Row(i['id'], i['price'] * i['qty']) for i in state['items']]\n"
-        "result = max(rows, key=lambda r: r.total).id",
-        1,
-    ),
-    (
-        "counter and defaultdict",
-        "from collections import Counter, defaultdict\n"
-        "words = Counter(state['user_input'].lower().split())\n"
-        "groups = defaultdict(list)\n"
-        "for i in state['items']:\n    groups['big' if i['price'] > 5 else 'small'].append(i['id'])\n"
-        "result = {'late': words['late,'], 'groups': dict(groups)}",
-        {"late": 1, "groups": {"big": [1], "small": [2, 3]}},
-    ),
-    (
-        "regular expressions",
-        "import re\n"
-        "mails = re.findall(r'[\\w.]+@[\\w.]+', state['user_input'])\n"
-        "order = re.search(r'#(?P<id>\\d+)', state['user_input'])\n"
-        "result = {'mails': mails, 'order': int(order.group('id')), 'clean': re.sub(r'\\W+', ' ', 'a!!b').strip()}",
-        {"mails": ["ann@example.org"], "order": 4711, "clean": "a b"},
-    ),
-    (
-        "re.sub with a function",
-        "import re\nresult = re.sub(r'\\d+', lambda m: str(int(m.group()) + 1), 'a1 b22 c', count=0)",
-        "a2 b23 c",
-    ),
-    (
-        "re.sub with a named function",
-        "import re\ndef mask(m):\n    return '*' * len(m.group(0))\nresult = re.sub('[aeiou]+', mask, 'queue', flags=re.I)",
-        "q****",
-    ),
-    (
-        "dates",
-        "from datetime import datetime, timedelta, timezone\n"
-        "start = datetime.strptime('2024-02-28', '%Y-%m-%d')\n"
-        "result = [(start + timedelta(days=2)).strftime('%d.%m.%Y'), datetime.fromisoformat('2024-01-01').year]",
-        ["01.03.2024", 2024],
-    ),
-    ("utcnow", "from datetime import datetime\nresult = len(datetime.utcnow().isoformat()) >= 19", True),
-    ("now in utc", "import datetime as dt\nresult = dt.datetime.now(dt.timezone.utc).isoformat().endswith('+00:00')", True),
-    ("delete keys", "data = dict(state['user'])\ndel data['tags']\ndel data['address'], data['age']\nresult = data", {"name": "Ann"}),
-    ("delete with brackets and names", "d = {'a': 1, 'b': 2}\nx = 5\ndel(d['a'])\ndel x\nresult = d", {"b": 2}),
-    ("delete a slice", "numbers = [1, 2, 3, 4]\ndel numbers[1:3]\nresult = numbers", [1, 4]),
-    ("pop and setdefault", "d = {}\nd.setdefault('a', []).append(1)\nresult = [d.pop('a'), d]", [[1], {}]),
-    ("method as key", "result = sorted(['b', 'A', 'c'], key=str.lower) + list(map(str.strip, [' x ']))", ["A", "b", "c", "x"]),
-    ("comprehensions", "result = {k: [x for x in v if x] for k, v in {'a': [0, 1]}.items()}", {"a": [1]}),
-    ("sets are sorted first", "result = sorted({t for t in state['user']['tags']})", ["eu", "vip"]),
-    ("merge dicts", "result = {**state['user']['address'], 'zip': '8010'} | {'x': None}", {"city": "Graz", "zip": "8010", "x": None}),
-    ("unpacking", "first, *rest = state['items']\na, b = 1, 2\na, b = b, a\nresult = [first['id'], len(rest), a]", [1, 2, 2]),
-    ("walrus and while", "n = 10\nsteps = 0\nwhile (n := n // 2) > 0:\n    steps += 1\nresult = steps", 3),
-    ("match", "match state['category']:\n    case 'billing' | 'refund':\n        result = 'money'\n    case _:\n        result = 'other'", "money"),
-    ("try, else, finally", "log = []\ntry:\n    x = 1\nexcept Exception:\n    pass\nelse:\n    log.append('else')\nfinally:\n    log.append('finally')\nresult = log", ["else", "finally"]),
-    ("raise and catch", "try:\n    raise ValueError('bad')\nexcept ValueError as e:\n    result = f'{type(e).__name__}: {e}'", "ValueError: bad"),
-    ("csv by hand", "lines = state['csv'].strip().splitlines()\nhead = lines[0].split(',')\nresult = [dict(zip(head, l.split(','))) for l in lines[1:]]", [{"name": "ann", "age": "41"}, {"name": "bob", "age": "x"}]),
-    ("enumerate and zip", "result = [f'{i}:{a}{b}' for i, (a, b) in enumerate(zip('ab', 'cd'), 1)]", ["1:ac", "2:bd"]),
-    ("f-strings", "u = state['user']\nresult = f\"{u['name']:>5}|{state['score']:.0%}|{1234567:,}|{u['age']!r}\"", "  Ann|82%|1,234,567|41"),
-    ("multi-line text", "result = '''\n# Report\n\nName: ''' + state['user']['name']", "\n# Report\n\nName: Ann"),
-    ("unicode", "result = state['text'].replace('–', '-').split(' ')[0]", "Grüße"),
-    ("math and random", "import math, random\nrandom.seed(1)\nresult = [math.ceil(1.2), math.floor(-1.5), 0 <= random.random() < 1]", [2, -2, True]),
-    ("hash and base64", "import hashlib, base64\nresult = [hashlib.sha256(b'a').hexdigest()[:8], base64.b64encode('ü'.encode()).decode()]", ["ca978112", "w7w="]),
-    ("itertools and functools", "from itertools import groupby, chain\nfrom functools import reduce\nresult = [reduce(lambda a, b: a * b, [2, 3]), list(chain([1], [2])), [k for k, g in groupby('aab')]]", [6, [1, 2], ["a", "b"]]),
-    ("decimal", "from decimal import Decimal\nresult = float(Decimal('0.1') + Decimal('0.2'))", 0.3),
-    ("copy", "import copy\nc = copy.deepcopy(state['user'])\nc['tags'].append('new')\nresult = [len(c['tags']), len(state['user']['tags'])]", [3, 2]),
-    ("type hints", "from typing import Any, Dict, List\ndef f(x: List[int], y: Dict[str, Any] = {}) -> int:\n    total: int = sum(x)\n    return total\nresult = f([1, 2])", 3),
-    ("nested functions and recursion", "def depth(x):\n    return 1 + max(map(depth, x.values()), default=0) if isinstance(x, dict) else 0\nresult = depth(state['user'])", 2),
-    ("global", "seen = 0\ndef visit():\n    global seen\n    seen += 1\nvisit()\nvisit()\nresult = seen", 2),
-    ("optional module", "try:\n    import numpy as np\nexcept ImportError:\n    np = None\nresult = np is None", True),
-    ("prints JSON instead", "print(json.dumps({'a': [1, 2]}))", {"a": [1, 2]}),
-    ("prints text instead", "print('hello', state['user']['name'])", "hello Ann"),
-    ("result wins over prints", "print('debug')\nresult = 1", 1),
-    ("nothing", "x = 1", None),
-    ("only a comment", "# nothing yet", None),
-    ("changes only its copy", "state['score'] = 0\nstate['new'] = 1\nresult = sorted(state)[:2]", ["answer", "category"]),
-    ("windows line ends", "a = 1\r\nif a:\r\n    result = a\r\n", 1),
-    ("big numbers and floats", "result = [10**30, 0.1, 1e-7, -0.0]", [10**30, 0.1, 1e-7, -0.0]),
-    ("future import", "from __future__ import annotations\nresult = 1", 1),
-]  # fmt: skip
+
+def _transforms() -> list[tuple[str, str, JsonValue]]:
+    found = []
+    for part in Path(__file__).with_name("user_transforms.txt").read_text().split("\n=== ")[1:]:
+        title, _, rest = part.partition("\n")
+        code, _, expected = rest.rpartition("\n--- ")
+        found.append((title, code, json.loads(expected)))
+    return found
+
+
+TRANSFORMS = _transforms()
 
 
 @pytest.mark.parametrize(("expression", "expected"), EXPRESSIONS, ids=[e for e, _ in EXPRESSIONS])
@@ -256,3 +130,7 @@ async def test_expression(sandbox: Sandbox, expression: str, expected: JsonValue
 async def test_transform(sandbox: Sandbox, code: str, expected: JsonValue) -> None:
     await sandbox.check_transform(code)
     assert await sandbox.transform(code, STATE, 2.0) == expected
+
+
+async def test_windows_line_ends(sandbox: Sandbox) -> None:
+    assert await sandbox.transform("a = 1\r\nif a:\r\n    result = a\r\n", STATE, 2.0) == 1

@@ -1,0 +1,19 @@
+"""Small definitions for the engine's tests, as users would write them."""
+
+from __future__ import annotations
+
+from synapse_worker.engine.model import Definition
+
+Document = dict[str, object]
+
+
+def a_print(identity: str, **fields: object) -> Document:
+    return {"id": identity, "name": identity.upper(), "type": "print", "print_content": f"at {identity}", **fields}
+
+
+def an_orchestration(*steps: Document, **fields: object) -> Document:
+    return {"id": "orch_1", "name": "Triage", "steps": list(steps), "entry_step_id": steps[0]["id"], **fields}
+
+
+def a_definition(*steps: Document, **fields: object) -> Definition:
+    return Definition.parse(an_orchestration(*steps, **fields))

@@ -1,0 +1,44 @@
+"""A definition whose code cannot run is refused before its first step, in one sentence."""
+
+from __future__ import annotations
+
+import pytest
+
+from synapse_worker.engine.checks import check_code
+from synapse_worker.engine.errors import DefinitionError
+from synapse_worker.engine.sandbox import Sandbox
+from tests.unit.worker.engine.documents import a_definition, a_print
+
+
+async def test_good_code_passes(sandbox: Sandbox) -> None:
+    await check_code(
+        a_definition(
+            a_print("a"),
+            {"id": "b", "type": "if_else", "if_condition": "state.x > 1"},
+            {"id": "c", "type": "switch", "switch_expression": "state.kind"},
+            {"id": "d", "type": "transform", "transform_code": "result = 1"},
+            {"id": "e", "type": "end"},
+        ),
+        sandbox,
+    )
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        (
+            {"id": "b", "name": "Check", "type": "if_else", "if_condition": "state.x >"},
+            "step 'Check' (b) has a if_condition that cannot run: The expression is no Python expression",
+        ),
+        ({"id": "b", "type": "switch", "switch_expression": "kind"}, "has a switch_expression that cannot run"),
+        (
+            {"id": "b", "type": "transform", "transform_code": "x = 1\ndef f():\n    yield x"},
+            "has a transform_code that cannot run: The sandbox does not support yield expressions (line 3).",
+        ),
+    ],
+)
+async def test_bad_code_is_named(sandbox: Sandbox, step: dict[str, object], words: str) -> None:
+    with pytest.raises(DefinitionError) as caught:
+        await check_code(a_definition(a_print("a"), step), sandbox)
+    assert str(caught.value).startswith("Orchestration 'Triage' (orch_1), step ")
+    assert words in str(caught.value)
