@@ -69,7 +69,8 @@ def launch(state: State, plan: Sequence[Component], programs: Path, record: Reco
         "PYTHONPATH": str(REPOSITORY),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    argv = [sys.executable, "-m", "localcluster.supervisor", str(state.root), *(["--isolate"] if isolate else [])]
+    isolation = ["--isolate", str(state.snapshots)] if isolate else []
+    argv = [sys.executable, "-m", "localcluster.supervisor", str(state.root), *isolation]
     pid = int(run(argv, env=env))
     record = replace(record, pid=pid, born=born(pid))
     state.write(record)

@@ -233,6 +233,8 @@ state = "{root}/state"
 disabled_plugins = ["io.containerd.internal.v1.opt"]
 [grpc]
   address = "{state.containerd_socket}"
+[plugins."io.containerd.snapshotter.v1.overlayfs"]
+  root_path = "{state.snapshots}"
 [plugins."io.containerd.cri.v1.images".pinned_images]
   sandbox = "{SANDBOX_IMAGE}"
 [plugins."io.containerd.cri.v1.runtime"]

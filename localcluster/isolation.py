@@ -8,6 +8,7 @@ takes the network and the mounts along: that is the whole of stopping a node.
 import ctypes
 import os
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 CLONE_NEWNS = 0x00020000
@@ -26,17 +27,18 @@ def unshare() -> None:
         raise OSError(code, os.strerror(code))
 
 
-def prepare() -> None:
+def prepare(in_memory: Iterable[Path]) -> None:
     """Makes the new namespaces usable; called by the first process in them."""
     _mount("--make-rprivate", "/")
     _mount("-t", "proc", "proc", "/proc")
-    _mount("-t", "tmpfs", "tmpfs", "/run")
-    for folder in PRIVATE_FOLDERS:
-        changes = Path("/run/node-private" + folder)
+    for folder in (Path("/run"), *in_memory):
+        _mount("-t", "tmpfs", "tmpfs", str(folder))
+    for shared in PRIVATE_FOLDERS:
+        changes = Path("/run/node-private" + shared)
         upper, work = changes / "upper", changes / "work"
         upper.mkdir(parents=True)
         work.mkdir()
-        _mount("-t", "overlay", "-o", f"lowerdir={folder},upperdir={upper},workdir={work}", "overlay", folder)
+        _mount("-t", "overlay", "-o", f"lowerdir={shared},upperdir={upper},workdir={work}", "overlay", shared)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
 

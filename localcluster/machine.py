@@ -31,6 +31,12 @@ FOR_IMAGES = {"buildah": "buildah", "mmdebstrap": "mmdebstrap"}
 CNI_PACKAGE = "containernetworking-plugins"
 APT_LISTS = Path("/var/lib/apt/lists")
 
+# Mounts in a mount namespace of their own, which are gone as soon as the shell ends.
+TRY_LAYERS = """
+mount -t tmpfs tmpfs /run && cd /run && mkdir lower upper work merged &&
+mount -t overlay -o lowerdir=lower,upperdir=upper,workdir=work overlay merged
+"""
+
 GO_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -87,21 +93,13 @@ def install(packages: Sequence[str]) -> None:
             follow(command, current.advance, env=env)
 
 
-def check_node(scratch: Path) -> None:
-    """Raises the first reason why no node can run here; `scratch` is where its data would be."""
+def check_node() -> None:
+    """Raises the first reason why no node can run here."""
     architecture()
     if os.geteuid():
         raise NoNodeError("A node needs root, and this is another user; `up --control-plane` works without.")
     if not succeeds(["unshare", "--net", "--pid", "--mount", "--fork", "true"]):
         raise NoNodeError("A node needs network, process and mount namespaces, which this machine does not allow.")
     cgroups.check()
-    layers = scratch / "overlay-check"
-    folders = [layers / part for part in ("lower", "upper", "work", "merged")]
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
-    lower, upper, work, merged = folders
-    mount = f"mount -t overlay -o lowerdir={lower},upperdir={upper},workdir={work} overlay {merged}"
-    works = succeeds(["unshare", "--mount", "sh", "-c", mount])
-    shutil.rmtree(layers)
-    if not works:
-        raise NoNodeError(f"A node needs overlay mounts, and {scratch} allows none; point TMPDIR to another disk.")
+    if not succeeds(["unshare", "--mount", "sh", "-c", TRY_LAYERS]):
+        raise NoNodeError("A node needs to mount memory file systems and overlays, which this machine does not allow.")

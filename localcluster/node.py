@@ -14,12 +14,12 @@ from localcluster import cgroups, clusters, components, images, loading, machine
 from localcluster.addresses import Addresses, choose
 from localcluster.api import Api, answers
 from localcluster.components import NODE
-from localcluster.places import Record, State, state_root
+from localcluster.places import Record, State
 from localcluster.progress import step
 
 
 def up(state: State) -> None:
-    machine.check_node(state_root())
+    machine.check_node()
     machine.provide(machine.FOR_NODE, cni=True)
     programs = tools.ensure()
     images.ensure_base()
@@ -67,6 +67,7 @@ def _start(state: State, programs: Path, addresses: Addresses) -> None:
 def _configure(state: State, addresses: Addresses) -> None:
     network_folder = state.containerd / "cni"
     network_folder.mkdir(parents=True)
+    state.snapshots.mkdir()
     for path, text in (
         (state.containerd / "config.toml", components.containerd_configuration(state, machine.cni_folders())),
         (network_folder / "10-pods.conflist", components.pod_network(addresses)),

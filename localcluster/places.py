@@ -110,6 +110,15 @@ class State:
         return self.root / "containerd"
 
     @property
+    def snapshots(self) -> Path:
+        """Where containerd unpacks images: a memory file system that ends with the node.
+
+        Tens of thousands of small files are made and removed in no time there, and it
+        can be layered, which a disk inside a container often cannot.
+        """
+        return self.containerd / "snapshots"
+
+    @property
     def containerd_socket(self) -> Path:
         return self.root / "containerd.sock"
 

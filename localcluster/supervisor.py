@@ -5,8 +5,9 @@ can count on it. In what order to start and when a component is ready is decided
 by the command that asks, over a socket: one JSON request and one answer per
 connection. For a node this process is also the first of a PID namespace.
 
-Run as `python3 -m localcluster.supervisor STATE_FOLDER [--isolate]`; it prints
-its process id, as seen by the caller, once it takes requests.
+Run as `python3 -m localcluster.supervisor STATE_FOLDER [--isolate IN_MEMORY...]`,
+with folders to be kept in memory; it prints its process id, as seen by the
+caller, once it takes requests.
 """
 
 import ctypes
@@ -181,7 +182,7 @@ def main() -> None:
     for source, target in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
     if isolated:
-        isolation.prepare()
+        isolation.prepare(map(Path, sys.argv[3:]))
     supervisor = Supervisor(root)
     os.write(report, b"ok")
     os.close(report)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import pickle
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,15 @@ from tests.support.workers import PRINT_IF_PRINT, WorkerProcess, chain, command,
 
 Q = keys.queue("default")
 StartWorker = Callable[..., WorkerProcess]
+NEVER_WRITTEN = Path(tempfile.gettempdir()) / "synapse-hostile-payload-ran"
+
+
+def write_sample_definitions(folder: Path) -> None:
+    """Write the files of the quickstart's ConfigMap, as its Job sees them."""
+    sample = Path("manifests/samples/quickstart.yaml").read_text(encoding="utf-8")
+    (config_map,) = [document for document in yaml.safe_load_all(sample) if document["kind"] == "ConfigMap"]
+    for name, text in config_map["data"].items():
+        (folder / name).write_text(text)
 
 
 @pytest.fixture
@@ -95,10 +105,7 @@ async def test_the_quickstart_runs_from_sync_to_done(
     start_worker: StartWorker,
     tmp_path: Path,
 ) -> None:
-    sample = Path("manifests/samples/quickstart.yaml").read_text(encoding="utf-8")
-    (config_map,) = [document for document in yaml.safe_load_all(sample) if document["kind"] == "ConfigMap"]
-    for name, text in config_map["data"].items():
-        (tmp_path / name).write_text(text)
+    write_sample_definitions(tmp_path)
     synced = command(redis_server.url, postgres_url, "sync", str(tmp_path))
     assert synced.stdout == "synced 1 (1 orchestrations), 1 changed\n", synced.stderr
     assert "1 orchestrations), 0 changed" in command(redis_server.url, postgres_url, "sync", str(tmp_path)).stdout
@@ -273,7 +280,7 @@ async def test_what_cannot_be_run_ends_in_one_sentence_and_disturbs_nothing(
 
     class Hostile:
         def __reduce__(self) -> tuple[object, tuple[str]]:
-            return (__import__("os").system, ("touch /tmp/never-run",))
+            return (__import__("os").system, (f"touch {NEVER_WRITTEN}",))
 
     payloads = {
         "hostile": pickle.dumps({"f": "run_orchestration_job", "a": (), "k": {"x": Hostile()}, "t": 1, "et": 1}),
@@ -307,7 +314,7 @@ async def test_what_cannot_be_run_ends_in_one_sentence_and_disturbs_nothing(
     assert "unknown job function 'delete_everything'" in sentences["stranger"]
     assert "run_id must be a text" in sentences["nameless"]
     assert sentences["without-payload"] == "payload expired before a worker took it"
-    assert not Path("/tmp/never-run").exists()  # noqa: S108 - the hostile payload's own choice
+    assert not NEVER_WRITTEN.exists()
     assert await redis_client.zcard(Q) == await redis_client.zcard(keys.leases(Q)) == 0
 
 

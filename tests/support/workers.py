@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from synapse_worker.contract import BY_NAME
 from tests.support.servers import free_port, wait_until
 
 SLOW_CODE = "total = 0\nfor number in range({loops}):\n    total += number\nresult = total\n"

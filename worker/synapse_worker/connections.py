@@ -62,11 +62,11 @@ def open_redis(url: SecretStr, *, ca_file: str = "", timeout: float = STORE_TIME
     Raises:
         ConfigurationError: the URL is not of an accepted form.
     """
-    parts = _split(url, "REDIS_URL", REDIS_ACCEPTED)
-    if parts.scheme in ("redis+cluster", "rediss+cluster"):
+    if url.get_secret_value().strip().partition("://")[0] in ("redis+cluster", "rediss+cluster"):
         raise ConfigurationError(
             f"REDIS_URL names a Redis Cluster; this release accepts a single node: {REDIS_ACCEPTED}."
         )
+    parts = _split(url, "REDIS_URL", REDIS_ACCEPTED)
     if parts.scheme not in ("redis", "rediss"):
         raise ConfigurationError(f"REDIS_URL has the scheme {parts.scheme!r}; accepted: {REDIS_ACCEPTED}.")
     database = parts.path.strip("/")
@@ -212,7 +212,7 @@ def _split(url: SecretStr, name: str, accepted: str) -> SplitResult:
             f"{name} cannot be read as a URL (special characters of a password must be percent-encoded);"
             f" accepted: {accepted}."
         ) from None
-    if not parts.scheme or (not parts.hostname and "+cluster" not in parts.scheme):
+    if not parts.scheme or not parts.hostname:
         raise ConfigurationError(f"{name} names no host; accepted: {accepted}.")
     return parts
 

@@ -88,10 +88,10 @@ async def _apply(client: Client, step: Apply) -> None:
         await _send(client, step)
     except ApiRefused as error:
         ref = step.manifest.ref
-        if error.status != 422 or step.cause is not Cause.DRIFTED or ref.kind is Kind.DEPLOYMENT:
+        if error.status != 422 or step.cause is not Cause.DRIFTED or ref.kind is not Kind.SERVICE:
             raise
-        # An apply cannot take away what somebody else put into a list of ours, such as a second port of the same
-        # name. Any object but a Deployment, whose pods work, may be made anew instead.
+        # An apply cannot take away what somebody else put into a list of ours, and a second port of the same
+        # name makes a Service invalid. It holds nothing, so it may be made anew.
         await _delete(client, ref, {})
         await _send(client, step)
 

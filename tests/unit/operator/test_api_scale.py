@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import BaseModel
 
+from synapse_operator.api.crd import structural_schema
 from synapse_operator.api.reasons import ConditionType, EventReason, Reason
 from synapse_operator.api.scale import InvalidScale, SynapseScale, SynapseScaleSpec, read_scale
 from tests.builders import a_scale, a_scale_body
@@ -92,8 +93,6 @@ def test_what_is_not_built_is_not_in_the_schema() -> None:
 
 
 def _fields(model: type[BaseModel]) -> set[str]:
-    from synapse_operator.api.crd import structural_schema
-
     def walk(schema: dict[str, object], path: str) -> set[str]:
         properties = schema.get("properties")
         if schema["type"] == "array":

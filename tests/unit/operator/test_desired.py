@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -362,8 +363,6 @@ def test_an_enabled_scale_has_the_workers_of_its_spec(queues: Any) -> None:
     ],
 )
 def test_a_disabled_scale_finishes_and_goes_to_zero(present: int, observed: Any, replicas: int) -> None:
-    from dataclasses import replace
-
     scale = a_scale(spec={"enabled": False, "workers": {"replicas": 4}})
     assert what_is_desired(scale, replace(observed, children=_live(present))).replicas == replicas
 

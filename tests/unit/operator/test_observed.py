@@ -55,7 +55,14 @@ def test_a_missing_secret_says_what_to_create() -> None:
 
 @pytest.mark.parametrize(
     "secret",
-    [{}, {"data": None}, a_secret(postgres="x"), a_secret(redis=""), a_secret(redis=" \n"), {"data": {"redis": "/w=="}}],
+    [
+        {},
+        {"data": None},
+        a_secret(postgres="x"),
+        a_secret(redis=""),
+        a_secret(redis=" \n"),
+        {"data": {"redis": "/w=="}},
+    ],
     ids=["no data", "null", "other key", "empty", "blank", "not text"],
 )
 def test_a_secret_without_the_key_says_so(secret: dict[str, Any]) -> None:
@@ -89,9 +96,7 @@ def test_other_entries_of_managed_fields_are_not_ours() -> None:
 
 
 def test_an_object_of_somebody_else_can_be_read() -> None:
-    child = Child.read(
-        Kind.SERVICE, {"metadata": {"name": "x", "namespace": "n", "uid": "u", "resourceVersion": "1"}}
-    )
+    child = Child.read(Kind.SERVICE, {"metadata": {"name": "x", "namespace": "n", "uid": "u", "resourceVersion": "1"}})
     assert (child.owner_uid, child.applied_hash, child.owned_fields) == (None, None, None)
 
 
@@ -229,9 +234,7 @@ def test_queues_are_added_up() -> None:
     [((0, 0), 0, True), ((1, 0), 0, False), ((0, 1), 0, False), ((0, 0), 1, False)],
 )
 def test_idle_is_when_neither_store_knows_of_work(figures: tuple[int, int], open_jobs: int, idle: bool) -> None:
-    observed = an_observed(
-        queues={"default": QueueFigures(*figures, None)}, overview=Overview(0, 10, 0, open_jobs)
-    )
+    observed = an_observed(queues={"default": QueueFigures(*figures, None)}, overview=Overview(0, 10, 0, open_jobs))
     assert observed.idle is idle
 
 

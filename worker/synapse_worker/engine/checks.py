@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from synapse_worker.engine.errors import CodeRefused, DefinitionError
+from synapse_worker.engine.errors import CodeLimit, CodeRefused, DefinitionError
 from synapse_worker.engine.model import Definition, StepType
 from synapse_worker.engine.sandbox import Sandbox
 
@@ -29,8 +29,6 @@ async def check_code(definition: Definition, sandbox: Sandbox) -> None:
             elif step.type is StepType.TRANSFORM:
                 field = "transform_code"
                 await sandbox.check_transform(step.transform_code)
-        except CodeRefused as refused:
-            raise DefinitionError(
-                f"{definition.title[0].upper()}{definition.title[1:]}, {step.title} has a {field} "
-                f"that cannot run: {refused}"
-            ) from None
+        except (CodeRefused, CodeLimit) as refused:
+            where = f"{definition.title[0].upper()}{definition.title[1:]}, {step.title}"
+            raise DefinitionError(f"{where}: the {field} cannot run. {refused}") from None

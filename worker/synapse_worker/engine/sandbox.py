@@ -16,7 +16,7 @@ from typing import Self
 import pydantic_monty as monty
 
 from synapse_worker.engine import dialect
-from synapse_worker.engine.errors import CodeFailed, CodeLimit, CodeRefused, SandboxCrashed
+from synapse_worker.engine.errors import CodeFailed, CodeLimit, CodeRefused, EngineError, SandboxCrashed
 from synapse_worker.engine.json_values import JsonValue, NotJson, dumps, loads
 
 MEMORY_BYTES = 32 * 1024 * 1024
@@ -231,7 +231,7 @@ class _Session:
         except monty.MontyError as error:
             raise self._translated(error, None) from None
 
-    def _translated(self, error: monty.MontyError, prepared: dialect.Prepared | None, above: int = 0) -> Exception:
+    def _translated(self, error: monty.MontyError, prepared: dialect.Prepared | None, above: int = 0) -> EngineError:
         """Our error for the interpreter's; `above` lines of ours stand above the user's."""
         if isinstance(error, monty.MontyCrashedError):
             if error.timed_out:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from hypothesis import settings
+
 from synapse_worker.engine.model import Definition
 
 Document = dict[str, object]
+
+searched = settings(deadline=None, max_examples=60)
+"""For tests over generated values: no time limit of their own, which a busy machine would break."""
 
 
 def a_print(identity: str, **fields: object) -> Document:

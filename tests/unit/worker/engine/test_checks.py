@@ -28,12 +28,12 @@ async def test_good_code_passes(sandbox: Sandbox) -> None:
     [
         (
             {"id": "b", "name": "Check", "type": "if_else", "if_condition": "state.x >"},
-            "step 'Check' (b) has a if_condition that cannot run: The expression is no Python expression",
+            "step 'Check' (b): the if_condition cannot run. The expression is no Python expression",
         ),
-        ({"id": "b", "type": "switch", "switch_expression": "kind"}, "has a switch_expression that cannot run"),
+        ({"id": "b", "type": "switch", "switch_expression": "kind"}, "the switch_expression cannot run"),
         (
             {"id": "b", "type": "transform", "transform_code": "x = 1\ndef f():\n    yield x"},
-            "has a transform_code that cannot run: The sandbox does not support yield expressions (line 3).",
+            "the transform_code cannot run. The sandbox does not support yield expressions (line 3).",
         ),
     ],
 )

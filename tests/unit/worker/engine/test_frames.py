@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from synapse_worker.engine.errors import NewerCursor
 from synapse_worker.engine.frames import ENGINE_VERSION, MAIN, Cursor, CursorUnreadable, Frame
+from tests.unit.worker.engine.documents import searched
 
 START = Cursor((Frame(MAIN, "a"),))
 
 
+@searched
 @given(
     st.none() | st.text(min_size=1),
     st.dictionaries(st.text(min_size=1), st.integers(0, 1000)),

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synapse_worker.engine.json_values import MAX_DEPTH, JsonValue, NotJson, depth_exceeds, dumps, loads
+from tests.unit.worker.engine.documents import searched
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
 VALUES: st.SearchStrategy[JsonValue] = st.recursive(
@@ -18,6 +19,7 @@ VALUES: st.SearchStrategy[JsonValue] = st.recursive(
 )
 
 
+@searched
 @given(VALUES)
 def test_values_survive(value: JsonValue) -> None:
     assert loads(dumps(value)) == value

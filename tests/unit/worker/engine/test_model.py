@@ -21,7 +21,7 @@ from synapse_worker.engine.model import (
     definition_documents,
 )
 from synapse_worker.engine.steps import EXECUTORS
-from tests.unit.worker.engine.documents import Document, a_print, an_orchestration
+from tests.unit.worker.engine.documents import Document, a_print, an_orchestration, searched
 
 
 def refused(document: Document, source: str = "") -> str:
@@ -221,6 +221,7 @@ JSON = st.recursive(
 STEP_FIELDS = [field.name for field in dataclasses.fields(Step)]
 
 
+@searched
 @given(
     st.fixed_dictionaries(
         {},

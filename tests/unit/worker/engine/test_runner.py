@@ -12,7 +12,7 @@ from synapse_worker.engine.frames import MAIN, Cursor, Frame
 from synapse_worker.engine.model import Definition, Step
 from synapse_worker.engine.outcome import StepOutcome
 from synapse_worker.engine.runner import Execute, Fail, Finish, LimitReached, advance, begin, decide, initial_state
-from tests.unit.worker.engine.documents import a_definition, a_print
+from tests.unit.worker.engine.documents import a_definition, a_print, searched
 
 Route = Callable[[Step], str | None]
 
@@ -106,6 +106,7 @@ def test_the_visit_counts_finished_rows() -> None:
     assert decide(definition, Cursor((Frame(MAIN, "a"),), {"a": 1}, 1)) == Execute(definition.steps["a"], 2)
 
 
+@searched
 @given(st.data())
 def test_every_graph_comes_to_an_end(data: st.DataObject) -> None:
     ids = [f"s{number}" for number in range(data.draw(st.integers(1, 5)))]

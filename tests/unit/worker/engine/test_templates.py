@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synapse_worker.engine.templates import fill
+from tests.unit.worker.engine.documents import searched
 
 STATE = {"name": "Ann", "n": 3, "zero": 0, "no": False, "nothing": None, "empty": "", "user": {"city": {"zip": 8010}}}
 
@@ -38,12 +39,14 @@ def test_filling(template: str, text: str) -> None:
     assert fill(template, STATE) == text
 
 
+@searched
 @given(st.text())
 def test_text_without_placeholder_stays(text: str) -> None:
     if "{state." not in text:
         assert fill(text, STATE) == text
 
 
+@searched
 @given(st.text())
 def test_a_value_is_not_filled_again(value: str) -> None:
     assert fill("<{state.v}>", {"v": value + "{state.name}", "name": "x"}) == f"<{value}{{state.name}}>"

@@ -1,0 +1,50 @@
+"""An operator that has nothing to do writes nothing: counted in the API server's audit log."""
+
+from __future__ import annotations
+
+from tests.controlplane import harness
+from tests.controlplane.harness import ControlPlane, Operator, eventually
+
+
+def test_a_reconcile_without_a_change_sends_no_write_and_neither_does_a_restart(
+    plane: ControlPlane, live_ns: str, ns: str
+) -> None:
+    other = f"{live_ns}-dead"
+    plane.apply(harness.namespace(other), harness.secret(other, "redis://127.0.0.1:1", "postgresql://127.0.0.1:1/d"))
+    with Operator(plane) as operator:
+        operator.lead()
+        plane.apply(harness.scale(live_ns), harness.scale(other))
+        plane.await_children(live_ns)
+        plane.await_children(other)
+        plane.make_pods_ready(live_ns)
+        plane.await_condition(live_ns, "Ready", "True")
+        # The last figures are written within their rhythm of 15 s.
+        looks = operator.reconciles()
+        eventually("sixteen looks", lambda: operator.reconciles() >= looks + 16, seconds=60)
+
+        mark, looks = plane.audit_mark(), operator.reconciles()
+        eventually("ten looks at each scale", lambda: operator.reconciles() >= looks + 20, seconds=60)
+        assert plane.writes(mark) == []
+        # What it does read is bounded too: the scale, its children, its Secret, and pods that are not ready.
+        reads = [call for call in plane.audit(mark) if not call.is_write and call.namespace in (live_ns, other)]
+        assert len(reads) <= 9 * (operator.reconciles() - looks + 2)
+        operator.terminate()
+
+    mark = plane.audit_mark()
+    with Operator(plane) as operator:
+        operator.lead()
+        eventually("both scales", lambda: operator.reconciles() >= 6, seconds=40)
+        assert plane.writes(mark) == []
+        operator.terminate()
+    plane.kubectl("delete", "namespace", other, "--wait=false")
+
+
+def test_an_idle_operator_writes_nothing_but_its_lease(plane: ControlPlane) -> None:
+    with Operator(plane) as operator:
+        operator.lead()
+        mark = plane.audit_mark()
+        leases = 'synapse_operator_api_calls_total{outcome="ok",verb="update"}'
+        renewals = operator.metric(leases) or 0
+        eventually("five renewals", lambda: (operator.metric(leases) or 0) >= renewals + 5, seconds=30)
+        assert plane.writes(mark) == []
+        operator.terminate()

@@ -1,0 +1,124 @@
+"""`make test`: prepare what is missing, run the layers in order, say in words which ran.
+
+A layer that this machine cannot run is named with the reason; with CI=true that is a failure. Layers named on the
+command line run alone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CANNOT_RUN_A_NODE = 3
+"""The exit code by which localcluster says so."""
+
+_SERVERS = {"redis-server": "redis-server", "pg_isready": "postgresql-client", "setpriv": "util-linux"}
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A folder of tests (or several) and what has to be there first; `prepare` returns why it cannot run, or ""."""
+
+    name: str
+    folders: Sequence[str]
+    prepare: Callable[[], str]
+
+
+def say(text: str) -> None:
+    """Print a line of progress, at once."""
+    print(f"== {text}", flush=True)
+
+
+def nothing() -> str:
+    return ""
+
+
+def servers() -> str:
+    """Install Redis and PostgreSQL from Debian where they are missing."""
+    missing = [package for name, package in _SERVERS.items() if shutil.which(name) is None]
+    if not list(Path("/usr/lib/postgresql").glob("*/bin/postgres")):
+        missing.append("postgresql")
+    if not missing:
+        return ""
+    command = ["apt-get", "install", "-y", "--no-install-recommends", *missing]
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        return f"it needs {', '.join(missing)}; run: sudo {' '.join(command)}"
+    say(f"installing {', '.join(missing)}")
+    quiet = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}}
+    subprocess.run(["apt-get", "update", "-q"], check=True, **quiet)  # type: ignore[call-overload]
+    # Tests start servers of their own; the package's would only hold the ports.
+    policy = Path("/usr/sbin/policy-rc.d")
+    ours = not policy.exists()
+    if ours:
+        policy.write_text("#!/bin/sh\nexit 101\n")
+        policy.chmod(0o755)
+    try:
+        subprocess.run(command, check=True, **quiet)  # type: ignore[call-overload]
+    finally:
+        if ours:
+            policy.unlink()
+    return ""
+
+
+def _localcluster(*words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "localcluster", *words], cwd=ROOT, check=False, stderr=subprocess.PIPE, text=True
+    )
+    if done.returncode == 0:
+        return ""
+    reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"
+    if done.returncode == CANNOT_RUN_A_NODE:
+        return reason
+    raise SystemExit(f"`python3 -m localcluster {' '.join(words)}` failed: {reason}")
+
+
+def control_plane() -> str:
+    return servers() or _localcluster("tools")
+
+
+def cluster() -> str:
+    return servers() or _localcluster("images") or _localcluster("up") or _localcluster("load-image")
+
+
+LAYERS = (
+    Layer("unit", ["tests/unit"], nothing),
+    Layer("contract", ["tests/contract"], nothing),
+    Layer("services", ["tests/services", "tests/page"], servers),
+    Layer("control plane", ["tests/controlplane"], control_plane),
+    Layer("cluster", ["tests/e2e"], cluster),
+)
+
+
+def run(layer: Layer) -> str:
+    """Run one layer; returns how it went, in words."""
+    began = time.monotonic()
+    reason = layer.prepare()
+    if reason:
+        return f"NOT RUN ({reason})"
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", *layer.folders], cwd=ROOT, check=False)
+    seconds = f"{time.monotonic() - began:.0f} s"
+    return f"passed in {seconds}" if done.returncode == 0 else f"FAILED in {seconds}"
+
+
+def main(names: Sequence[str]) -> int:
+    """Run the named layers, or all; returns the exit code."""
+    chosen = [layer for layer in LAYERS if not names or layer.name in names]
+    results: list[tuple[Layer, str]] = []
+    for layer in chosen:
+        say(f"layer {layer.name}")
+        results.append((layer, run(layer)))
+    say("layers: " + "; ".join(f"{layer.name} {result}" for layer, result in results))
+    failed = [result for _, result in results if result.startswith("FAILED")]
+    left_out = [result for _, result in results if result.startswith("NOT RUN")]
+    return 1 if failed or (left_out and os.environ.get("CI") == "true") else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

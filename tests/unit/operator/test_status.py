@@ -1,0 +1,528 @@
+"""What the user reads: the right reason for each trouble, nothing written twice, no secret anywhere."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import SecretStr
+
+from synapse_operator.api.common import JsonObject
+from synapse_operator.api.crd import crd
+from synapse_operator.api.reasons import ConditionType, EventReason, Reason
+from synapse_operator.api.scale import SCALE_RESOURCE, InvalidScale, SynapseScale, read_scale
+from synapse_operator.desired import Blocked, Desired, desired_for_scale
+from synapse_operator.naming import Kind
+from synapse_operator.observed import (
+    Found,
+    KeyMissing,
+    NotTried,
+    Observed,
+    Overview,
+    PostgresAnswers,
+    QueueFigures,
+    RedisAnswers,
+    SecretMissing,
+    Unknown,
+    Unreachable,
+    Unusable,
+)
+from synapse_operator.plan import ApplyReport, Event, Failure
+from synapse_operator.status import (
+    FIGURES_EVERY,
+    MINIMUM_REDIS,
+    SAFE_EVICTION_POLICY,
+    figures_due,
+    invalid_status,
+    next_status,
+    transition_events,
+)
+from synapse_worker import connections
+from tests.builders import (
+    HASH_KEY,
+    IMAGE,
+    NOW,
+    a_child,
+    a_deployment_status,
+    a_pod,
+    a_scale,
+    a_scale_body,
+    an_observed,
+    children_of,
+    manifest_of,
+    what_is_desired,
+)
+
+LATER = NOW + timedelta(minutes=5)
+SCALE = a_scale(spec={"workers": {"replicas": 2}}, generation=3)
+DESIRED = what_is_desired(SCALE)
+ALL_READY = children_of(DESIRED)
+
+
+@dataclass(frozen=True)
+class Told:
+    """A status, with its conditions by type."""
+
+    status: JsonObject
+
+    def condition(self, type_: ConditionType) -> tuple[str, str]:
+        """Return status and reason."""
+        condition = self._find(type_)
+        return condition["status"], condition["reason"]
+
+    def message(self, type_: ConditionType) -> str:
+        """Return the message."""
+        found: str = self._find(type_)["message"]
+        return found
+
+    def _find(self, type_: ConditionType) -> JsonObject:
+        (condition,) = [each for each in self.status["conditions"] if each["type"] == type_]
+        found: JsonObject = condition
+        return found
+
+
+def _next(
+    *,
+    scale: SynapseScale = SCALE,
+    desired: Desired | Blocked | None = None,
+    report: ApplyReport | None = None,
+    previous: JsonObject | None = None,
+    now: Any = NOW,
+    figures: bool = True,
+    **changes: Any,
+) -> JsonObject | None:
+    observed = an_observed(**{"children": ALL_READY, **changes})
+    if desired is None:
+        desired = desired_for_scale(scale, observed, default_image=IMAGE, hash_key=HASH_KEY)
+    return next_status(
+        scale, desired, observed, report or ApplyReport(), previous=previous or {}, now=now, figures=figures
+    )
+
+
+def _told(**arguments: Any) -> Told:
+    status = _next(**arguments)
+    assert status is not None
+    return Told(status)
+
+
+READY = _told()
+
+
+def _partly(ready: int, **status: Any) -> dict[str, Any]:
+    """Return observed changes in which `ready` of the workers are ready."""
+    deployment = manifest_of(DESIRED, Kind.DEPLOYMENT)
+    child = a_child(deployment, status=a_deployment_status(2, ready=ready) | status)
+    return {"children": (*(other for other in ALL_READY if other.ref != child.ref), child)}
+
+
+# ---- ready
+
+
+def test_a_scale_with_all_its_workers_is_ready() -> None:
+    assert READY.condition(ConditionType.READY) == ("True", "WorkersReady")
+    assert READY.condition(ConditionType.RECONCILING) == ("False", "Settled")
+    assert READY.condition(ConditionType.STALLED) == ("False", "NothingToDo")
+    assert READY.condition(ConditionType.REDIS_REACHABLE) == ("True", "Reachable")
+    assert READY.condition(ConditionType.REDIS_SAFE) == ("True", "NoEviction")
+    assert READY.condition(ConditionType.POSTGRES_REACHABLE) == ("True", "Reachable")
+    assert READY.condition(ConditionType.CHILDREN_APPLIED) == ("True", "Applied")
+
+
+def test_the_rest_of_the_status() -> None:
+    status = {key: value for key, value in READY.status.items() if key != "conditions"}
+    assert status == {
+        "observedGeneration": 3,
+        "replicas": 2,
+        "selector": "scale.synapseorch.com/role=worker,scale.synapseorch.com/scale=demo",
+        "workers": {"desired": 2, "ready": 2, "summary": "2/2", "capacity": 10, "active": 0},
+        "queue": {"queued": 0, "active": 0, "deadLettered": 0},
+        "image": IMAGE,
+    }
+
+
+def test_all_conditions_are_there_in_order_and_of_this_generation() -> None:
+    conditions = READY.status["conditions"]
+    assert [condition["type"] for condition in conditions] == sorted(ConditionType)
+    assert {condition["observedGeneration"] for condition in conditions} == {3}
+    assert {condition["lastTransitionTime"] for condition in conditions} == {"2026-11-24T12:00:00Z"}
+
+
+def test_a_new_scale_is_on_its_way() -> None:
+    told = _told(children=(), report=ApplyReport(applied=tuple(m.ref for m in DESIRED.manifests)))
+    assert told.condition(ConditionType.READY) == ("False", "WorkersNotReady")
+    assert told.message(ConditionType.READY) == "0 of 2 workers are ready"
+    assert told.condition(ConditionType.RECONCILING) == ("True", "RollingOut")
+    assert told.condition(ConditionType.STALLED) == ("False", "NothingToDo")
+    assert told.status["workers"]["summary"] == "0/2"
+
+
+def test_a_rollout_with_full_capacity_stays_ready() -> None:
+    told = _told(**_partly(2, replicas=3, updatedReplicas=1))
+    assert told.condition(ConditionType.READY) == ("True", "WorkersReady")
+    assert told.condition(ConditionType.RECONCILING) == ("True", "RollingOut")
+
+
+def test_what_was_just_applied_is_not_settled() -> None:
+    told = _told(report=ApplyReport(applied=(manifest_of(DESIRED, Kind.DEPLOYMENT).ref,)))
+    assert told.condition(ConditionType.RECONCILING) == ("True", "RollingOut")
+
+
+def test_no_worker_wanted_is_ready_too() -> None:
+    scale = a_scale(spec={"workers": {"replicas": 0}})
+    children = children_of(what_is_desired(scale))
+    told = _told(scale=scale, children=children)
+    assert told.condition(ConditionType.READY) == ("True", "ScaledToZero")
+    assert told.condition(ConditionType.RECONCILING) == ("False", "Settled")
+
+
+@pytest.mark.parametrize(
+    ("queued", "message"),
+    [(0, "Scale mode is off; no work is left"), (2, "Scale mode is off; workers finish what is left")],
+)
+def test_a_disabled_scale_says_whether_work_is_left(queued: int, message: str) -> None:
+    scale = a_scale(spec={"enabled": False, "workers": {"replicas": 2}})
+    told = _told(scale=scale, queues={"default": QueueFigures(queued, 0, None)})
+    assert told.condition(ConditionType.READY) == ("True", "Disabled")
+    assert told.message(ConditionType.READY) == message
+
+
+# ---- troubles
+
+
+def _pods(**pod: Any) -> dict[str, Any]:
+    return {**_partly(0), "pods": (a_pod("p", **pod),)}
+
+
+NO_NODE = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available"}
+QUOTA = 'pods "x" is forbidden: exceeded quota: small, requested: limits.memory=1Gi'
+
+TROUBLES: Mapping[str, tuple[dict[str, Any], Reason, bool, str]] = {
+    # name: (observed changes, reason of Ready, stalled, part of the message)
+    "no Secret": ({"redis_url": SecretMissing("create it")}, Reason.SECRET_NOT_FOUND, True, "create it"),
+    "no key": ({"postgres_url": KeyMissing("add it")}, Reason.SECRET_KEY_NOT_FOUND, True, "add it"),
+    "Secret unreadable": ({"redis_url": Unknown("forbidden")}, Reason.SECRET_UNREADABLE, False, "forbidden"),
+    "Redis URL": ({"redis": Unusable("names no host")}, Reason.REDIS_UNUSABLE, True, "names no host"),
+    "Postgres URL": ({"postgres": Unusable("no database")}, Reason.POSTGRES_UNUSABLE, True, "no database"),
+    "Redis away": ({"redis": Unreachable("Redis is away")}, Reason.REDIS_UNREACHABLE, False, "check that it runs"),
+    "Postgres away": ({"postgres": Unreachable("PostgreSQL is away")}, Reason.POSTGRES_UNREACHABLE, False, "is away"),
+    "no image": (
+        _pods(waiting={"reason": "ImagePullBackOff", "message": "Back-off pulling image"}),
+        Reason.IMAGE_PULL_FAILED,
+        True,
+        "check image, imagePullPolicy and imagePullSecrets",
+    ),
+    "container config": (
+        _pods(waiting={"reason": "CreateContainerConfigError", "message": "container has runAsNonRoot"}),
+        Reason.POD_CONFIG_ERROR,
+        True,
+        "runs as a numeric user",
+    ),
+    "crash": (
+        _pods(waiting={"reason": "CrashLoopBackOff"}, last={"exitCode": 1, "message": "boom"}, restarts=5),
+        Reason.CRASH_LOOP,
+        True,
+        "exited with code 1: boom; read its log",
+    ),
+    "no node": (_pods(conditions=[NO_NODE]), Reason.UNSCHEDULABLE, False, "0/3 nodes are available; add nodes"),
+    "quota for pods": (
+        _partly(0, conditions=[{"type": "ReplicaFailure", "status": "True", "message": QUOTA}]),
+        Reason.QUOTA_EXCEEDED,
+        True,
+        "raise the ResourceQuota",
+    ),
+    "policy for pods": (
+        _partly(0, conditions=[{"type": "ReplicaFailure", "status": "True", "message": "violates PodSecurity"}]),
+        Reason.REFUSED,
+        True,
+        "violates PodSecurity",
+    ),
+    "not ready": (_partly(1), Reason.WORKERS_NOT_READY, False, "1 of 2 workers are ready"),
+}
+
+
+@pytest.mark.parametrize("name", TROUBLES)
+def test_each_trouble_has_its_reason_and_says_what_to_do(name: str) -> None:
+    changes, reason, stalled, words = TROUBLES[name]
+    told = _told(**changes)
+    assert told.condition(ConditionType.READY) == ("False", reason)
+    assert words in told.message(ConditionType.READY)
+    if stalled:
+        assert told.condition(ConditionType.STALLED) == ("True", reason)
+        assert told.message(ConditionType.STALLED) == told.message(ConditionType.READY)
+        assert told.condition(ConditionType.RECONCILING)[0] == "False"
+    else:
+        assert told.condition(ConditionType.STALLED) == ("False", "NothingToDo")
+
+
+@pytest.mark.parametrize(
+    ("reason", "stalled"),
+    [
+        (Reason.QUOTA_EXCEEDED, True),
+        (Reason.REFUSED, True),
+        (Reason.KIND_ABSENT, True),
+        (Reason.NAME_TAKEN, True),
+        (Reason.CLUSTER_UNAVAILABLE, False),
+    ],
+)
+def test_what_could_not_be_applied_is_said_with_the_servers_words(reason: Reason, stalled: bool) -> None:
+    ref = manifest_of(DESIRED, Kind.SERVICE).ref
+    told = _told(report=ApplyReport(failures=(Failure(ref, reason, "the server says no"),)))
+    assert told.condition(ConditionType.CHILDREN_APPLIED) == ("False", reason)
+    assert told.message(ConditionType.CHILDREN_APPLIED) == f"{ref}: the server says no"
+    assert told.condition(ConditionType.READY) == ("False", reason)
+    assert told.condition(ConditionType.STALLED)[0] == str(stalled)
+    assert told.condition(ConditionType.RECONCILING)[0] == str(not stalled)
+
+
+def test_refused_pods_are_told_in_children_applied() -> None:
+    told = _told(**TROUBLES["quota for pods"][0])
+    assert told.condition(ConditionType.CHILDREN_APPLIED) == ("False", "QuotaExceeded")
+    assert QUOTA in told.message(ConditionType.CHILDREN_APPLIED)
+
+
+def test_a_blocked_scale_keeps_its_figures_of_workers_and_says_frozen() -> None:
+    told = _told(redis_url=SecretMissing("create it"), redis=NotTried("no URL"), previous={"image": "old"})
+    assert told.condition(ConditionType.CHILDREN_APPLIED) == ("Unknown", "Frozen")
+    assert told.condition(ConditionType.REDIS_REACHABLE) == ("Unknown", "NotTried")
+    assert told.condition(ConditionType.REDIS_SAFE) == ("Unknown", "NotTried")
+    assert told.status["workers"]["summary"] == "2/2"
+    assert told.status["image"] == "old"
+
+
+def test_the_cause_is_told_before_its_consequence() -> None:
+    crash = _pods(waiting={"reason": "CrashLoopBackOff"}, restarts=4)
+    told = _told(**crash, redis=Unreachable("Redis is away"))
+    assert told.condition(ConditionType.READY) == ("False", "RedisUnreachable")
+
+
+def test_pods_do_not_matter_where_none_is_wanted() -> None:
+    scale = a_scale(spec={"workers": {"replicas": 0}})
+    told = _told(scale=scale, pods=(a_pod(waiting={"reason": "CrashLoopBackOff"}),))
+    assert told.condition(ConditionType.READY) == ("True", "ScaledToZero")
+
+
+# ---- Redis and Postgres
+
+
+@pytest.mark.parametrize(
+    ("redis", "expected"),
+    [
+        (RedisAnswers("7.2.4", "noeviction"), ("True", "NoEviction")),
+        (RedisAnswers("6.2.0", "noeviction"), ("True", "NoEviction")),
+        (RedisAnswers("7.2.4", "allkeys-lru"), ("False", "EvictionPolicy")),
+        (RedisAnswers("7.2.4", "volatile-ttl"), ("False", "EvictionPolicy")),
+        (RedisAnswers("7.2.4", ""), ("Unknown", "EvictionPolicyUnknown")),
+        (RedisAnswers("6.0.16", "noeviction"), ("False", "RedisTooOld")),
+        (RedisAnswers("5", "noeviction"), ("False", "RedisTooOld")),
+        (RedisAnswers("unstable", "noeviction"), ("True", "NoEviction")),
+        (RedisAnswers("", "noeviction"), ("True", "NoEviction")),
+        (Unreachable("away"), ("Unknown", "NotTried")),
+    ],
+)
+def test_redis_safe(redis: Any, expected: tuple[str, str]) -> None:
+    assert _told(redis=redis).condition(ConditionType.REDIS_SAFE) == expected
+
+
+def test_an_unsafe_redis_is_a_warning_and_no_more() -> None:
+    told = _told(redis=RedisAnswers("7.2.4", "allkeys-lru"))
+    assert told.condition(ConditionType.READY) == ("True", "WorkersReady")
+    assert told.message(ConditionType.REDIS_SAFE).endswith("set it to noeviction")
+
+
+def test_the_bounds_of_redis_are_those_of_the_worker() -> None:
+    assert MINIMUM_REDIS == connections.MINIMUM_REDIS
+    assert SAFE_EVICTION_POLICY == connections.SAFE_EVICTION_POLICY
+
+
+def test_a_database_without_tables_is_reachable() -> None:
+    told = _told(postgres=PostgresAnswers(schema_version=None))
+    assert told.condition(ConditionType.POSTGRES_REACHABLE) == ("True", "Reachable")
+    assert "creates its tables" in told.message(ConditionType.POSTGRES_REACHABLE)
+
+
+# ---- figures
+
+
+def test_unknown_figures_are_absent_and_never_zero() -> None:
+    unknown = Unknown("away")
+    told = _told(queues=unknown, overview=unknown)
+    assert "queue" not in told.status
+    assert told.status["workers"] == {"desired": 2, "ready": 2, "summary": "2/2"}
+    assert _told(queues=unknown).status["queue"] == {"deadLettered": 0}
+    assert _told(overview=unknown).status["queue"] == {"queued": 0, "active": 0}
+
+
+WORK: dict[str, Any] = {
+    "queues": {"default": QueueFigures(3, 2, 7.9)},
+    "overview": Overview(dead_letters=4, slots=20, active_jobs=2, open_jobs=5),
+}
+
+
+def test_figures_are_written_when_they_are_due() -> None:
+    told = _told(previous=READY.status, now=LATER, **WORK)
+    assert told.status["queue"] == {"queued": 3, "active": 2, "oldestSeconds": 7, "deadLettered": 4}
+    assert told.status["workers"]["capacity"] == 20
+
+
+def test_figures_alone_write_nothing_before() -> None:
+    assert _next(previous=READY.status, now=LATER, figures=False, **WORK) is None
+
+
+def test_a_transition_is_written_at_once_with_the_figures_of_before() -> None:
+    told = _told(previous=READY.status, now=LATER, figures=False, **WORK, **_partly(1))
+    assert told.condition(ConditionType.READY) == ("False", "WorkersNotReady")
+    assert told.status["queue"] == READY.status["queue"]
+    assert told.status["workers"] == {"desired": 2, "ready": 1, "summary": "1/2", "capacity": 10, "active": 0}
+
+
+def test_figures_become_known_and_unknown_at_once() -> None:
+    unknown = Unknown("away")
+    without = _told(queues=unknown, overview=unknown).status
+    assert _told(previous=without, figures=False).status["queue"] == READY.status["queue"]
+    assert _told(previous=without, figures=False).status["workers"]["capacity"] == 10
+    assert "queue" not in _told(previous=READY.status, figures=False, queues=unknown, overview=unknown).status
+
+
+def test_when_figures_are_due() -> None:
+    assert figures_due(None, NOW)
+    assert not figures_due(NOW, NOW + FIGURES_EVERY - timedelta(seconds=1))
+    assert figures_due(NOW, NOW + FIGURES_EVERY)
+
+
+# ---- when nothing is written
+
+
+def test_nothing_is_written_twice() -> None:
+    assert _next(previous=READY.status, now=LATER) is None
+
+
+@pytest.mark.parametrize("name", TROUBLES)
+def test_a_trouble_that_goes_on_is_written_once(name: str) -> None:
+    changes = TROUBLES[name][0]
+    assert _next(previous=_told(**changes).status, now=LATER, **changes) is None
+
+
+def test_a_transition_time_moves_only_when_the_status_flips() -> None:
+    told = _told(previous=READY.status, now=LATER, redis=Unreachable("away"))
+    times = {each["type"]: each["lastTransitionTime"] for each in told.status["conditions"]}
+    assert times["Ready"] == times["RedisReachable"] == "2026-11-24T12:05:00Z"
+    assert times["PostgresReachable"] == times["Stalled"] == "2026-11-24T12:00:00Z"
+    other = _told(previous=told.status, now=LATER + timedelta(hours=1), redis=Unreachable("still away"))
+    assert {each["type"]: each["lastTransitionTime"] for each in other.status["conditions"]} == times
+
+
+def test_a_new_generation_is_written() -> None:
+    newer = a_scale(spec={"workers": {"replicas": 2}}, generation=4)
+    status = _next(scale=newer, previous=READY.status, now=LATER)
+    assert status is not None
+    assert status["observedGeneration"] == 4
+    assert {condition["lastTransitionTime"] for condition in status["conditions"]} == {"2026-11-24T12:00:00Z"}
+
+
+def test_conditions_of_others_are_neither_kept_nor_fought() -> None:
+    foreign = copy.deepcopy(READY.status)
+    foreign["conditions"].insert(0, {"type": "Theirs", "status": "True"})
+    assert _next(previous=foreign, now=LATER) is None
+
+
+# ---- secrets
+
+
+def test_no_secret_gets_into_a_status_or_an_event() -> None:
+    url = "postgresql://synapse:p%40ss-word@postgres/synapse"
+    said = f"cannot connect to {url} with p%40ss-word, that is p@ss-word, or redis-password"
+    told = _told(
+        postgres_url=Found(SecretStr(url)),
+        **_pods(waiting={"reason": "CrashLoopBackOff"}, last={"exitCode": 1, "message": said}, restarts=5),
+    )
+    text = json.dumps(told.status) + repr(transition_events({}, told.status))
+    for secret in ("p%40ss-word", "p@ss-word", "redis-password"):
+        assert secret not in text
+    assert "cannot connect to *** with ***, that is ***, or ***" in text
+
+
+# ---- events
+
+
+def test_an_event_for_each_transition_and_none_otherwise() -> None:
+    down = _told(previous=READY.status, now=LATER, redis=Unreachable("Redis is away"))
+    assert transition_events({}, READY.status) == (
+        Event("Normal", EventReason.BECAME_READY, "2 of 2 workers are ready"),
+    )
+    (event,) = transition_events(READY.status, down.status)
+    assert (event.type, event.reason) == ("Warning", EventReason.NOT_READY)
+    assert event.message.startswith("RedisUnreachable: Redis is away")
+    assert transition_events(down.status, down.status) == ()
+    assert transition_events(READY.status, _told(**WORK).status) == ()
+
+
+def test_a_start_and_a_resize_are_no_warnings() -> None:
+    assert transition_events({}, _told(children=()).status) == ()
+    assert transition_events(READY.status, _told(**_partly(1)).status) == ()
+
+
+def test_another_reason_is_another_event() -> None:
+    one = _told(redis=Unreachable("away"))
+    other = _told(postgres=Unreachable("away"))
+    (event,) = transition_events(one.status, other.status)
+    assert event.message.startswith("PostgresUnreachable: ")
+
+
+def test_an_unsafe_redis_is_an_event() -> None:
+    told = _told(redis=RedisAnswers("7.2.4", "allkeys-lru"))
+    (event,) = transition_events(READY.status, told.status)
+    assert (event.type, event.reason) == ("Warning", EventReason.REDIS_UNSAFE)
+
+
+# ---- an object that cannot be read
+
+
+def test_an_invalid_scale_is_stalled_and_its_children_are_frozen() -> None:
+    invalid = read_scale(a_scale_body(spec={"workers": {"replicas": -1}}, generation=4))
+    assert isinstance(invalid, InvalidScale)
+    status = invalid_status(invalid, previous=READY.status, now=LATER)
+    assert status is not None
+    told = Told(status)
+    assert told.condition(ConditionType.READY) == ("False", "InvalidSpec")
+    assert told.condition(ConditionType.STALLED) == ("True", "InvalidSpec")
+    assert told.condition(ConditionType.CHILDREN_APPLIED) == ("Unknown", "Frozen")
+    assert "spec.workers.replicas" in told.message(ConditionType.STALLED)
+    assert status["workers"] == READY.status["workers"]
+    assert invalid_status(invalid, previous=status, now=LATER + timedelta(hours=1)) is None
+
+
+# ---- the schema
+
+
+def _properties(schema: JsonObject) -> JsonObject:
+    found: JsonObject = schema["properties"]
+    return found
+
+
+def test_every_field_that_is_written_is_in_the_schema() -> None:
+    """The API server would drop another one in silence, and the status would be written again and again."""
+    version = crd(SCALE_RESOURCE)["spec"]["versions"][0]
+    schema = _properties(_properties(version["schema"]["openAPIV3Schema"])["status"])
+    status = _told(**WORK).status
+    assert status.keys() == schema.keys()
+    assert status["workers"].keys() == _properties(schema["workers"]).keys()
+    assert status["queue"].keys() == _properties(schema["queue"]).keys()
+    assert status["conditions"][0].keys() == _properties(schema["conditions"]["items"]).keys()
+    assert yaml.safe_load(yaml.safe_dump(status)) == status
+
+
+def test_a_status_is_plain_json() -> None:
+    assert json.loads(json.dumps(READY.status)) == READY.status
+    assert type(READY.status["conditions"][0]["reason"]) is str
+
+
+def test_observed_values_cannot_be_changed() -> None:
+    observed: Observed = an_observed()
+    with pytest.raises(AttributeError):
+        observed.pods = ()  # type: ignore[misc]
