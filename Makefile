@@ -4,9 +4,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CLUSTER_COMMAND := $(PYTHON) -m localcluster
-IMAGE_PREFIX ?= localhost
-IMAGE_TAG ?= dev
-export IMAGE_PREFIX IMAGE_TAG
 
 .DEFAULT_GOAL := help
 

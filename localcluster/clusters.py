@@ -56,7 +56,7 @@ def prepare(state: State, at: Endpoints, addresses: Iterable[IPv4Address]) -> No
     authority = base64.b64encode((state.pki / "ca.crt").read_bytes()).decode()
     state.kubeconfig.touch(mode=0o600)
     state.kubeconfig.write_text(components.kubeconfig(at.server, authority, state.token.read_text()))
-    (state.root / "audit-policy.json").write_text(components.audit_policy())
+    shutil.copy(REPOSITORY / "localcluster" / "audit-policy.yaml", state.root)
 
 
 def launch(state: State, plan: Sequence[Component], programs: Path, record: Record, *, isolate: bool) -> Record:

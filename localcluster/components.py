@@ -94,7 +94,7 @@ def control_plane(state: State, program: Path, at: Endpoints) -> list[Component]
             *("--kubelet-client-key", f"{pki}/kubelet-client.key", "--kubelet-certificate-authority", f"{pki}/ca.crt"),
             # Logs and exec ask for a node's name in DNS otherwise, where it is not known.
             *("--kubelet-preferred-address-types", "InternalIP"),
-            *("--audit-policy-file", f"{state.root}/audit-policy.json", "--audit-log-path", str(state.audit_log)),
+            *("--audit-policy-file", f"{state.root}/audit-policy.yaml", "--audit-log-path", str(state.audit_log)),
             # Tests count the lines of one file.
             *("--audit-log-maxsize", "0"),
         ),
@@ -148,18 +148,6 @@ def kubeconfig(server: str, authority: str, token: str) -> str:
             "users": [{"name": "admin", "user": {"token": token}}],
             "contexts": [{"name": name, "context": {"cluster": name, "user": "admin"}}],
             "current-context": name,
-        }
-    )
-
-
-def audit_policy() -> str:
-    """Who did what to which object, once per request: enough to count writes."""
-    return _json(
-        {
-            "apiVersion": "audit.k8s.io/v1",
-            "kind": "Policy",
-            "omitStages": ["RequestReceived"],
-            "rules": [{"level": "Metadata"}],
         }
     )
 

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -16,7 +17,7 @@ from localcluster import machine
 from localcluster.commands import failure, follow, run, succeeds
 from localcluster.errors import ClusterError
 from localcluster.ocilayout import Layout
-from localcluster.places import cache_root
+from localcluster.places import cache_root, lock
 from localcluster.progress import Step
 
 FINGERPRINT_LABEL = "synapse-scale.fingerprint"
@@ -100,11 +101,12 @@ class Buildah(Engine):
 
     def collect(self, name: str) -> None:
         # Layers that the layout has as plain files are not looked at; others are compressed on the way.
-        run([*self.COMMAND, "push", "--quiet", name, f"oci:{self.layout.root}:{name}"])
-        self.layout.prune()
+        with self._alone():
+            run([*self.COMMAND, "push", "--quiet", name, f"oci:{self.layout.root}:{name}"])
+            self.layout.prune()
 
     def _collect_plain(self, name: str) -> None:
-        with tempfile.TemporaryDirectory(dir=cache_root(), prefix="push-") as scratch:
+        with self._alone(), tempfile.TemporaryDirectory(dir=cache_root(), prefix="push-") as scratch:
             run([*self.COMMAND, "push", "--quiet", "--disable-compression", name, f"dir:{scratch}"])
             self.layout.take(Path(scratch), name)
 
@@ -118,7 +120,13 @@ class Buildah(Engine):
         return {name: digest for name, digest in self.layout.digests().items() if name in names}
 
     def archive(self, names: Sequence[str], present: Callable[[str], bool], out: IO[bytes]) -> None:
-        self.layout.archive(names, present, out)
+        with self._alone():
+            self.layout.archive(names, present, out)
+
+    @staticmethod
+    def _alone() -> AbstractContextManager[None]:
+        """What goes into the layout drops what no image uses, perhaps under the hands of one who reads."""
+        return lock(cache_root() / "layout.lock", "another command is moving images")
 
 
 class Docker(Engine):

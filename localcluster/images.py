@@ -164,9 +164,8 @@ def build() -> None:
 
 def _build_all(wanted: Iterable[Image], args: dict[str, str]) -> None:
     engine = engines.choose()
-    with lock(cache_root() / "images.lock", "another command is building images"):
-        for image in wanted:
-            _ensure(image, engine, args)
+    for image in wanted:
+        _ensure(image, engine, args)
 
 
 def _ensure(image: Image, engine: Engine, args: dict[str, str]) -> str:
@@ -178,11 +177,18 @@ def _ensure(image: Image, engine: Engine, args: dict[str, str]) -> str:
         args = {**args, image.on_argument: image.on.name}
     label = fingerprint(image, below)
     if engine.fingerprint(image.name) != label:
-        with (
-            tempfile.TemporaryDirectory(dir=cache_root(), prefix="context-") as context,
-            step(f"image {image.name}") as current,
-        ):
-            image.fill(Path(context))
-            thin = image.on_argument == "RUNTIME_IMAGE"
-            engine.build(Recipe(image.name, image.file, image.target, args, label, thin), Path(context), current)
+        with lock(cache_root() / "images.lock", "another command is building images"):
+            # The other one may have built this very image.
+            if engine.fingerprint(image.name) != label:
+                _build(image, engine, args, label)
     return label
+
+
+def _build(image: Image, engine: Engine, args: dict[str, str], label: str) -> None:
+    with (
+        tempfile.TemporaryDirectory(dir=cache_root(), prefix="context-") as context,
+        step(f"image {image.name}") as current,
+    ):
+        image.fill(Path(context))
+        thin = image.on_argument == "RUNTIME_IMAGE"
+        engine.build(Recipe(image.name, image.file, image.target, args, label, thin), Path(context), current)

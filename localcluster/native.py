@@ -34,14 +34,15 @@ class Native:
         """Prints a line for each component; whether all of them run."""
         record = clusters.found(self.state)
         healthy = record.ready
-        print(f"cluster {self.state.name}, {record.kind}, {record.server}" + ("" if healthy else ", not ready yet"))
+        lines = [f"cluster {self.state.name}, {record.kind}, {record.server}" + ("" if healthy else ", not ready yet")]
         for name, child in clusters.ask(self.state, "status").items():
             if child["running"]:
                 what = f"runs for {duration(time.time() - child['since'])} as process {child['pid']}"
             else:
                 what = f"dead, {child['exit']}" if child["exit"] else "not started"
                 healthy = False
-            print(f"  {name:<24} {what}")
+            lines.append(f"  {name:<24} {what}")
+        print("\n".join(lines))
         return healthy
 
     def load(self, names: Sequence[str]) -> None:

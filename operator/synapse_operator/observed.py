@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -206,6 +207,10 @@ class Child:
         )
 
 
+_POD_NAME = re.compile(r'pods "[^"]*" is forbidden')
+"""How the server begins a refusal; the name is another at each attempt, and the status must not be."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rollout:
     """How far a Deployment is, from its own status.
@@ -232,7 +237,9 @@ class Rollout:
         """Read a Deployment."""
         spec, status = child.raw["spec"], child.raw.get("status") or {}
         failures = [
-            condition.get("message") or condition.get("reason") or "pods cannot be created"
+            _POD_NAME.sub(
+                "a pod is forbidden", condition.get("message") or condition.get("reason") or "no reason is given"
+            )
             for condition in status.get("conditions") or ()
             if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True"
         ]

@@ -39,7 +39,8 @@ from synapse_operator.observed import (
 from synapse_operator.plan import ApplyReport, Event
 
 FIGURES_EVERY = timedelta(seconds=15)
-"""Shortest time between two statuses of a scale that differ in figures only; transitions are written at once."""
+"""Shortest time between two statuses of a scale that differ in figures or messages only (kubelet alternates between
+two for one trouble); transitions are written at once."""
 
 MINIMUM_REDIS = (6, 2)
 SAFE_EVICTION_POLICY = "noeviction"
@@ -101,7 +102,7 @@ def next_status(
         previous: the stored status ({} = none).
         now: the present time, UTC; used for transition times only.
         figures: whether figures are due (`figures_due`); if not, the previous ones stay, unless they became
-            known or unknown.
+            known or unknown, and so do messages of conditions that say the same for the same reason.
     """
     rollouts = [Rollout.of(child) for child in observed.of_kind(Kind.DEPLOYMENT) if not child.terminating]
     ready = sum(rollout.ready for rollout in rollouts)
@@ -355,8 +356,9 @@ def _queue_figures(observed: Observed) -> JsonObject:
 
 
 def _with_figures_of(previous: JsonObject, status: JsonObject) -> JsonObject:
-    """Return `status` with the figures of `previous`, unless a store became known or unknown since."""
-    merged = dict(status)
+    """Return `status` with the figures and messages of `previous`, as far as nothing else changed."""
+    before = _by_type(previous)
+    merged = {**status, "conditions": [_with_message_of(before.get(c["type"], {}), c) for c in status["conditions"]]}
     old, new = previous.get("queue") or {}, status.get("queue") or {}
     if all((key in old) == (key in new) for key in ("queued", "deadLettered")) and old:
         merged["queue"] = old
@@ -364,6 +366,11 @@ def _with_figures_of(previous: JsonObject, status: JsonObject) -> JsonObject:
     if "capacity" in old and "capacity" in new:
         merged["workers"] = {**new, **{key: old[key] for key in ("capacity", "active") if key in old}}
     return merged
+
+
+def _with_message_of(old: JsonObject, condition: JsonObject) -> JsonObject:
+    same = all(old.get(key) == condition[key] for key in ("status", "reason", "observedGeneration"))
+    return {**condition, "message": old["message"]} if same else condition
 
 
 # ---- form

@@ -16,6 +16,7 @@ from pydantic import Field
 from synapse_operator.api import crd, reference
 from synapse_operator.api.common import ApiModel, JsonObject, Resource
 from synapse_operator.api.generated import command_line, out_of_step
+from synapse_operator.api.scale import SCALE_RESOURCE
 from synapse_worker.connections import MINIMUM_REDIS
 from synapse_worker.contract import BY_NAME, MAX_SHARDS
 
@@ -188,18 +189,18 @@ def test_conditions_merge_by_type(resource: Resource) -> None:
     ],
 )
 def test_ranges_are_those_of_the_worker(path: str, variable: str) -> None:
-    field = _at(crd.structural_schema(crd.SCALE_RESOURCE.spec), path)
+    field = _at(crd.structural_schema(SCALE_RESOURCE.spec), path)
     assert (field["minimum"], field["maximum"]) == (BY_NAME[variable].minimum, BY_NAME[variable].maximum)
     assert ("default" in field) == (BY_NAME[variable].stored is None)
 
 
 def test_the_highest_shard_count_is_the_workers() -> None:
-    assert _at(crd.structural_schema(crd.SCALE_RESOURCE.spec), "queue.shards")["maximum"] == MAX_SHARDS
+    assert _at(crd.structural_schema(SCALE_RESOURCE.spec), "queue.shards")["maximum"] == MAX_SHARDS
 
 
 def test_the_oldest_redis_is_the_workers() -> None:
     needed = ".".join(str(part) for part in MINIMUM_REDIS)
-    text = _at(crd.structural_schema(crd.SCALE_RESOURCE.spec), "redis")["description"]
+    text = _at(crd.structural_schema(SCALE_RESOURCE.spec), "redis")["description"]
     assert f"version {needed} or newer" in text
 
 

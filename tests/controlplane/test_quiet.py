@@ -40,6 +40,7 @@ def test_a_reconcile_without_a_change_sends_no_write_and_neither_does_a_restart(
 
 
 def test_an_idle_operator_writes_nothing_but_its_lease(plane: ControlPlane) -> None:
+    plane.kubectl("delete", "sscale", "--all", "--all-namespaces", "--timeout=60s")
     with Operator(plane) as operator:
         operator.lead()
         mark = plane.audit_mark()

@@ -88,9 +88,7 @@ class WorkerProcess:
 
 def environment(redis_url: str, postgres_url: str, **extra: str) -> dict[str, str]:
     """Return the environment of a worker: ours without any of its variables, and those given."""
-    kept = {
-        name: value for name, value in os.environ.items() if not re.match(r"(WORKER|REDIS|SCALE|S3|OTLP|LOG)_", name)
-    }
+    kept = {name: value for name, value in os.environ.items() if name not in BY_NAME}
     return {**kept, "REDIS_URL": redis_url, "SCALE_POSTGRES_URL": postgres_url, "LOG_FORMAT": "console", **extra}
 
 

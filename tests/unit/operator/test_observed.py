@@ -128,8 +128,8 @@ def test_a_rollout_is_not_complete(rollout: Rollout) -> None:
 
 
 def test_a_refusal_is_the_message_of_replica_failure() -> None:
-    condition = {"type": "ReplicaFailure", "status": "True", "message": 'pods "x" is forbidden: exceeded quota'}
-    assert _rollout({"conditions": [condition]}).refusal == 'pods "x" is forbidden: exceeded quota'
+    condition = {"type": "ReplicaFailure", "status": "True", "message": 'pods "x-1" is forbidden: exceeded quota'}
+    assert _rollout({"conditions": [condition]}).refusal == "a pod is forbidden: exceeded quota"
     assert _rollout({"conditions": [condition | {"status": "False"}]}).refusal is None
     assert _rollout({}).refusal is None
 

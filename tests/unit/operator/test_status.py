@@ -283,7 +283,8 @@ def test_what_could_not_be_applied_is_said_with_the_servers_words(reason: Reason
 def test_refused_pods_are_told_in_children_applied() -> None:
     told = _told(**TROUBLES["quota for pods"][0])
     assert told.condition(ConditionType.CHILDREN_APPLIED) == ("False", "QuotaExceeded")
-    assert QUOTA in told.message(ConditionType.CHILDREN_APPLIED)
+    message = told.message(ConditionType.CHILDREN_APPLIED)
+    assert message == "pods cannot be created: a pod is forbidden: exceeded quota: small, requested: limits.memory=1Gi"
 
 
 def test_a_blocked_scale_keeps_its_figures_of_workers_and_says_frozen() -> None:
@@ -379,6 +380,14 @@ def test_a_transition_is_written_at_once_with_the_figures_of_before() -> None:
     assert told.condition(ConditionType.READY) == ("False", "WorkersNotReady")
     assert told.status["queue"] == READY.status["queue"]
     assert told.status["workers"] == {"desired": 2, "ready": 1, "summary": "1/2", "capacity": 10, "active": 0}
+
+
+def test_another_message_for_the_same_trouble_waits_for_the_figures() -> None:
+    """Kubelet alternates between ErrImagePull and ImagePullBackOff for as long as an image is missing."""
+    one = _told(**_pods(waiting={"reason": "ErrImagePull", "message": "not found"}))
+    other = _pods(waiting={"reason": "ImagePullBackOff", "message": "back-off"})
+    assert _next(previous=one.status, now=LATER, figures=False, **other) is None
+    assert "back-off" in _told(previous=one.status, now=LATER, figures=True, **other).message(ConditionType.READY)
 
 
 def test_figures_become_known_and_unknown_at_once() -> None:

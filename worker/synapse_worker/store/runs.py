@@ -182,7 +182,8 @@ async def finish(
         letter AS (
           INSERT INTO dead_letter_queue (id, run_id, orchestration_id, job_function, job_payload, error_message,
               attempt_count, first_failed_at, last_failed_at, resolved)
-          SELECT gen_random_uuid(), run_id, orchestration_id, $10::text, $11::jsonb, $12::text, $13::int, now(), now(), false
+          SELECT gen_random_uuid(), run_id, orchestration_id, $10::text, $11::jsonb, $12::text, $13::int, now(),
+                 now(), false
             FROM owned WHERE $10::text IS NOT NULL)
         SELECT EXISTS (SELECT 1 FROM owned) OR EXISTS (
           SELECT 1 FROM orchestration_runs WHERE run_id = $1 AND claim = $2 AND status = $3::text) AS owned

@@ -1,0 +1,106 @@
+"""The operator's rights are what it uses, no more and no less: the rules against the audit log.
+
+One test takes the operator through everything that it does, under its own service account.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+from synapse_operator import naming
+from tests.controlplane import harness
+from tests.controlplane.harness import ControlPlane, Operator, eventually
+
+
+class Right(NamedTuple):
+    """One verb on one resource, subresource included."""
+
+    group: str
+    resource: str
+    verb: str
+
+
+NEVER_CALLED = {Right(naming.GROUP, "synapsescales/finalizers", "update")}
+"""Asked for by an admission plugin that this control plane does not run; the manifest says so."""
+
+
+def test_the_rules_cover_the_calls_and_nothing_more(plane: ControlPlane, live_ns: str) -> None:
+    plane.kubectl(
+        "delete", "secret", "synapse-operator-hash-key", "-n", harness.OPERATOR_NAMESPACE, "--ignore-not-found"
+    )
+    plane.kubectl("delete", "lease", harness.LEASE, "-n", harness.OPERATOR_NAMESPACE, "--ignore-not-found")
+    mark = plane.audit_mark()
+    with Operator(plane) as operator:
+        operator.lead()
+        plane.apply(harness.scale(live_ns))
+        plane.await_children(live_ns)
+        # Two changes of the environment leave an old ConfigMap to delete.
+        for concurrency in (5, 6, 7):
+            plane.apply(harness.scale(live_ns, workers={"concurrency": concurrency}))
+            expected = str(concurrency)
+            eventually(
+                "the new environment",
+                lambda expected=expected: any(
+                    child["kind"] == "ConfigMap" and child["data"].get("WORKER_CONCURRENCY") == expected
+                    for child in plane.children(live_ns)
+                ),
+            )
+            plane.make_pods_ready(live_ns)
+        eventually("old ConfigMaps are deleted", lambda: any(call.verb == "delete" for call in plane.writes(mark)))
+        # A Service that is made invalid by a second port of the same name is made anew.
+        service = plane.child(live_ns, "Service")["metadata"]
+        port = '[{"op":"replace","path":"/spec/ports/0/port","value":1}]'
+        plane.kubectl("patch", "service", service["name"], "-n", live_ns, "--type=json", "-p", port)
+        eventually(
+            "another Service",
+            lambda: (plane.child(live_ns, "Service") or {"metadata": service})["metadata"]["uid"] != service["uid"],
+        )
+        operator.terminate()
+
+    calls = [call for call in plane.audit(mark) if call.resource]
+    assert [call for call in calls if call.code == 403] == []
+    used = {Right(call.group, call.resource, call.verb) for call in calls}
+    # The log calls an apply that made the object a patch; the authorizer asked for create too.
+    used |= {Right(call.group, call.resource, "create") for call in calls if call.verb == "patch" and call.code == 201}
+    granted = rights(plane)
+    assert used - granted == set()
+    assert granted - used == NEVER_CALLED
+
+
+def rights(plane: ControlPlane) -> set[Right]:
+    """What install.yaml grants the operator."""
+    rules = [
+        rule
+        for kind in ("clusterrole", "role")
+        for rule in json.loads(
+            plane.kubectl("get", kind, "synapse-operator", "-n", harness.OPERATOR_NAMESPACE, "-o", "json")
+        )["rules"]
+    ]
+    return {
+        Right(group, resource, verb)
+        for rule in rules
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def test_users_get_what_their_role_in_the_namespace_says(plane: ControlPlane, ns: str) -> None:
+    for role in ("view", "edit", "admin"):
+        plane.kubectl("create", "rolebinding", role, f"--clusterrole={role}", f"--user={role}", "-n", ns)
+
+    def may(user: str, verb: str, resource: str) -> bool:
+        answer = plane.try_kubectl("auth", "can-i", verb, resource, "-n", ns, f"--as={user}")
+        return answer.stdout.strip() == "yes"
+
+    group = f"{naming.SCALE_PLURAL}.{naming.GROUP}"
+    # The roles are gathered by a controller.
+    eventually("view may read", lambda: may("view", "list", group))
+    eventually("edit may write", lambda: may("edit", "create", group))
+    assert not may("view", "create", group)
+    assert not may("view", "patch", f"{group}/scale")
+    for user in ("edit", "admin"):
+        assert all(may(user, verb, group) for verb in ("get", "create", "update", "patch", "delete"))
+        assert may(user, "patch", f"{group}/scale")
+        assert not may(user, "patch", f"{group}/status")
