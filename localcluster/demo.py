@@ -21,9 +21,31 @@ SCALE = "quickstart"
 ORCHESTRATION = "support-triage"
 MESSAGES = (
     "Everything is down!\nOur checkout has an outage, ada@example.com",
-    "Error while exporting\nThe export is slow and ends in an error. grace@example.com",
+    "Error while exporting\nThe file ends halfway. grace@example.com",
     "How do I add a tenant?\nThank you, alan@example.com",
 )
+
+
+def localcluster(command: str) -> str:
+    """Run a command of localcluster, show what it says and return it.
+
+    Raises:
+        ClusterError: it failed.
+    """
+    said = ""
+    with subprocess.Popen(
+        [sys.executable, "-m", "localcluster", command],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+            said += line
+    if process.returncode != 0:
+        raise ClusterError(f"`python3 -m localcluster {command}` did not succeed")
+    return said
 
 
 def kubectl(*arguments: str, capture: bool = False, check: bool = True) -> str:
@@ -60,9 +82,8 @@ def wait_for(what: str, *arguments: str, seconds: int) -> None:
 def install() -> None:
     """Cluster, images, operator, stores and the quickstart sample; safe to run again."""
     for command in ("images", "up", "load-image"):
-        done = subprocess.run([sys.executable, "-m", "localcluster", command], cwd=ROOT, check=False)
-        if done.returncode != 0:
-            raise ClusterError(f"`python3 -m localcluster {command}` did not succeed")
+        said = localcluster(command)
+    renewed = "loaded" in said
     say("installing the operator from manifests/install.yaml")
     kubectl("apply", "--server-side", "--force-conflicts", "-f", "manifests/install.yaml", capture=True)
     kubectl(
@@ -73,6 +94,10 @@ def install() -> None:
     kubectl("delete", "job", "sync-support-triage", "-n", NAMESPACE, "--ignore-not-found", capture=True, check=False)
     kubectl("apply", "--server-side", "--force-conflicts", "-f", "manifests/samples/quickstart.yaml", capture=True)
     kubectl("apply", "--server-side", "--force-conflicts", "-n", NAMESPACE, "-k", "manifests/dev/local", capture=True)
+    if renewed:
+        # The images keep their names here, so pods of an earlier demo would go on with the old ones.
+        kubectl("rollout", "restart", "deploy", "-n", "synapse-system", capture=True)
+        kubectl("rollout", "status", "deploy", "-n", "synapse-system", "--timeout=120s", capture=True, check=False)
     wait_for("the operator", "--for=condition=Available", "deploy", "--all", "-n", "synapse-system", seconds=120)
     wait_for(
         "the definitions to be synced",

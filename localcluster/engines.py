@@ -74,8 +74,8 @@ def choose() -> Engine:
 class Buildah(Engine):
     """Builds without a daemon, as root, and keeps what it built in an image layout in the cache.
 
-    The layout is what is loaded from; buildah's own storage serves as the cache of
-    build steps, and may be wiped without losing an image.
+    The layout is what is loaded from; buildah's own storage may be wiped without
+    losing an image.
     """
 
     # Never a FUSE driver: root can mount overlays.
@@ -88,13 +88,15 @@ class Buildah(Engine):
     def build(self, recipe: Recipe, context: Path, step: Step) -> None:
         for value in recipe.args.values():
             self._restore(value)
-        # Isolation by chroot needs no cgroups or network set-up of the machine's.
-        options = ["--isolation", "chroot", "--network", "host", "--layers"]
+        # Isolation by chroot needs no cgroups or network set-up of the machine's. Steps are not cached one by one: what
+        # changes rarely is an image of its own.
+        options = ["--isolation", "chroot", "--network", "host", "--layers=false"]
         follow([*self.COMMAND, "build", *options, *recipe.arguments(), str(context)], step.advance)
         if recipe.thin:
             self.collect(recipe.name)
         else:
             self._collect_plain(recipe.name)
+        self._forget_replaced()
 
     def fingerprint(self, name: str) -> str:
         return self.layout.label(name, FINGERPRINT_LABEL)
@@ -110,11 +112,21 @@ class Buildah(Engine):
             run([*self.COMMAND, "push", "--quiet", "--disable-compression", name, f"dir:{scratch}"])
             self.layout.take(Path(scratch), name)
 
+    def _forget_replaced(self) -> None:
+        """Removes images of ours that lost their name to a newer one."""
+        replaced = ["images", "--quiet", "--filter", "dangling=true", "--filter", f"label={FINGERPRINT_LABEL}"]
+        for identity in run([*self.COMMAND, *replaced]).split():
+            # One that another stands on stays until that one goes.
+            succeeds([*self.COMMAND, "rmi", identity])
+
     def _restore(self, name: str) -> None:
         """Puts an image from the layout back into a storage that was wiped."""
-        if name in self.layout.digests() and not succeeds([*self.COMMAND, "inspect", "--type", "image", name]):
-            identity = run([*self.COMMAND, "pull", "--quiet", f"oci:{self.layout.root}:{name}"]).strip()
-            run([*self.COMMAND, "tag", identity, name])
+        if name not in self.layout.digests() or succeeds([*self.COMMAND, "inspect", "--type", "image", name]):
+            return
+        with tempfile.NamedTemporaryFile(dir=cache_root(), suffix=".tar") as file:
+            self.archive([name], lambda _: False, file)
+            file.flush()
+            run([*self.COMMAND, "pull", "--quiet", f"oci-archive:{file.name}"])
 
     def digests(self, names: Sequence[str]) -> dict[str, str]:
         return {name: digest for name, digest in self.layout.digests().items() if name in names}

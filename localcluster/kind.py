@@ -62,6 +62,8 @@ class Kind:
         wanted = names or [name for name in known if succeeds(["docker", "image", "inspect", name])]
         if wanted:
             run(["kind", "load", "docker-image", "--name", self.state.name, *wanted])
+        for name in wanted:
+            print(f"loaded {name}")
 
     def logs(self, component: str) -> None:
         if component == "audit":

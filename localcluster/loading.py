@@ -8,25 +8,24 @@ from localcluster import engines, images
 from localcluster.commands import failure, run
 from localcluster.engines import Engine
 from localcluster.places import State
-from localcluster.progress import say
 
 # The namespace in which containerd looks for the kubelet's images.
 CRI_NAMESPACE = "k8s.io"
 CONTENT = "root/io.containerd.content.v1.content/blobs"
 
 
-def load_known(state: State, programs: Path) -> None:
-    """The base and all images of the project that have been built."""
-    load(state, programs, engines.choose(), [image.name for image in (images.base(), *images.local())])
+def load_known(state: State, programs: Path) -> list[str]:
+    """The base and all images of the project that have been built; those that were not there yet."""
+    return load(state, programs, engines.choose(), [image.name for image in (images.base(), *images.local())])
 
 
-def load_named(state: State, programs: Path, names: Sequence[str]) -> None:
-    """Images by name, whoever built them."""
+def load_named(state: State, programs: Path, names: Sequence[str]) -> list[str]:
+    """Images by name, whoever built them; those that were not there yet."""
     engine = engines.choose()
     full = [full_name(name) for name in names]
     for name in full:
         engine.collect(name)
-    load(state, programs, engine, full)
+    return load(state, programs, engine, full)
 
 
 def full_name(name: str) -> str:
@@ -36,14 +35,14 @@ def full_name(name: str) -> str:
     return f"{head}{slash}{tagged}" if slash else f"localhost/{tagged}"
 
 
-def load(state: State, programs: Path, engine: Engine, names: Sequence[str]) -> None:
-    """Loads those of the images that exist and are not loaded yet."""
+def load(state: State, programs: Path, engine: Engine, names: Sequence[str]) -> list[str]:
+    """Loads those of the images that exist and are not loaded yet, and names them."""
     ctr = [f"{programs}/ctr", "--address", str(state.containerd_socket), "--namespace", CRI_NAMESPACE, "images"]
     loaded = parse_listing(run([*ctr, "list"]))
     built = engine.digests(names)
     wanted = [name for name, digest in built.items() if loaded.get(name) != digest]
     if not wanted:
-        return
+        return []
     blobs = state.containerd / CONTENT
 
     def present(digest: str) -> bool:
@@ -62,8 +61,7 @@ def load(state: State, programs: Path, engine: Engine, names: Sequence[str]) -> 
         output = process.stdout.read().decode(errors="replace")
     if process.returncode:
         raise failure(command, process.returncode, output)
-    for name in wanted:
-        say(f"  loaded {name}")
+    return wanted
 
 
 def parse_listing(listing: str) -> dict[str, str]:

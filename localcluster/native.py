@@ -49,11 +49,14 @@ class Native:
         record = clusters.found(self.state)
         if record.kind != "node":
             raise ClusterError(f"Cluster {self.state.name} is a control plane without a node, so it runs no images.")
+        programs = tools.ensure()
         with self.state.locked():
             if names:
-                loading.load_named(self.state, tools.ensure(), names)
+                loaded = loading.load_named(self.state, programs, names)
             else:
-                loading.load_known(self.state, tools.ensure())
+                loaded = loading.load_known(self.state, programs)
+        for name in loaded:
+            print(f"loaded {name}")
 
     def logs(self, component: str) -> None:
         log = self.state.logs / f"{component}.log"

@@ -15,7 +15,7 @@ from localcluster.addresses import Addresses, choose
 from localcluster.api import Api, answers
 from localcluster.components import NODE
 from localcluster.places import Record, State
-from localcluster.progress import step
+from localcluster.progress import say, step
 
 
 def up(state: State) -> None:
@@ -59,7 +59,8 @@ def _start(state: State, programs: Path, addresses: Addresses) -> None:
         # kube-proxy ends itself when the addresses of its node change, and having none yet counts.
         clusters.await_ready(state, "The registration of the node", lambda: api.has_address(NODE))
         clusters.start(state, ["kube-proxy"])
-        loaded.result()
+        for name in loaded.result():
+            say(f"  loaded {name}")
     _await_ready(state, addresses)
     state.write(replace(record, ready=True))
 

@@ -64,7 +64,9 @@ class Layout:
     def archive(self, names: Sequence[str], present: Callable[[str], bool], out: IO[bytes]) -> None:
         """Writes the images as one archive, without the blobs that are `present` at the other end."""
         entries = self._entries()
-        manifests = [{**entries[name], "annotations": {CONTAINERD_ANNOTATION: name}} for name in names]
+        manifests = [
+            {**entries[name], "annotations": {CONTAINERD_ANNOTATION: name, NAME_ANNOTATION: name}} for name in names
+        ]
         blobs = {digest for entry in manifests for digest in self._parts(entry["digest"])}
         with tarfile.open(fileobj=out, mode="w|") as archive:
             _add(archive, "oci-layout", LAYOUT_VERSION)

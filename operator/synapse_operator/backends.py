@@ -13,7 +13,9 @@ import logging
 from collections.abc import Coroutine, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
+from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from synapse_operator.observed import (
@@ -50,8 +52,12 @@ _NO_URL = "there is no URL to ask with"
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """How the two stores of a scale are reached; equal values share connections."""
+    """How the two stores of a scale are reached; equal values share connections.
 
+    `namespace` is the scale's own: a host name without a dot is a Service there, as its pods see it.
+    """
+
+    namespace: str
     redis_url: SecretLookup
     postgres_url: SecretLookup
     pgbouncer: bool
@@ -115,15 +121,15 @@ class _Connections:
         self.database: Database | Unusable | NotTried = NotTried(_NO_URL)
         if isinstance(stores.redis_url, Found):
             try:
-                self.redis = open_redis(stores.redis_url.value, timeout=CALL_SECONDS)
+                url = seen_from_here(stores.redis_url.value, stores.namespace)
+                self.redis = open_redis(url, timeout=CALL_SECONDS)
             except ConfigurationError as error:
                 self.redis = Unusable(str(error))
         if isinstance(stores.postgres_url, Found):
             try:
+                url = seen_from_here(stores.postgres_url.value, stores.namespace)
                 # One connection: a hundred scales may share one server.
-                self.database = open_database(
-                    stores.postgres_url.value, pgbouncer=stores.pgbouncer, pool_size=1, timeout=CALL_SECONDS
-                )
+                self.database = open_database(url, pgbouncer=stores.pgbouncer, pool_size=1, timeout=CALL_SECONDS)
             except ConfigurationError as error:
                 self.database = Unusable(str(error))
 
@@ -132,6 +138,25 @@ class _Connections:
             await _quietly(self.redis.aclose(close_connection_pool=True))
         if isinstance(self.database, Database):
             await _quietly(self.database.close())
+
+
+def seen_from_here(url: SecretStr, namespace: str) -> SecretStr:
+    """Return a store's URL with the host name that leads there from the operator's namespace.
+
+    A worker pod's resolver completes `redis` to a Service of its own namespace; ours would look in ours. Names with
+    a dot (`redis.other`, fully qualified ones, addresses) mean the same everywhere.
+    """
+    text = url.get_secret_value()
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return url  # open_redis and open_database say what is wrong with it
+    if not host or host == "localhost" or "." in host or ":" in host:
+        return url
+    user, at, _ = parts.netloc.rpartition("@")
+    there = f"{user}{at}{host}.{namespace}" + ("" if port is None else f":{port}")
+    return SecretStr(urlunsplit(parts._replace(netloc=there)))
 
 
 async def _ask_redis(

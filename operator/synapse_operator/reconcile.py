@@ -94,7 +94,8 @@ class Reconciler:
 
     async def _observe(self, key: ScaleKey, scale: SynapseScale) -> Observed:
         redis_url, postgres_url = await observe.read_urls(self._client, scale)
-        stores = Stores(redis_url, postgres_url, pgbouncer=scale.spec.postgres.pgbouncer)
+        namespace = scale.metadata.namespace
+        stores = Stores(namespace, redis_url, postgres_url, pgbouncer=scale.spec.postgres.pgbouncer)
         view, children = await asyncio.gather(
             self._backends.look(key, stores, served_shards(scale)), observe.read_children(self._client, scale)
         )

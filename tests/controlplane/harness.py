@@ -118,7 +118,7 @@ class ControlPlane:
         answer: Json = json.loads(text) if text.strip() else {}
         return answer
 
-    def list(self, namespace: str, kinds: Sequence[str], selector: str = "") -> list[Json]:
+    def find(self, namespace: str, kinds: Sequence[str], selector: str = "") -> list[Json]:
         """Return objects of several kinds, with their labels if asked."""
         labels = ("-l", selector) if selector else ()
         items: list[Json] = json.loads(
@@ -128,7 +128,7 @@ class ControlPlane:
 
     def children(self, namespace: str, scale: str = "main") -> list[Json]:
         """Return the children of a scale, found by label."""
-        return self.list(namespace, CHILD_KINDS, f"{naming.SCALE_LABEL}={naming.scale_label(scale)}")
+        return self.find(namespace, CHILD_KINDS, f"{naming.SCALE_LABEL}={naming.scale_label(scale)}")
 
     def child(self, namespace: str, kind: str, scale: str = "main") -> Json:
         """Return the one child of a kind, {} = there is none."""
@@ -168,7 +168,7 @@ class ControlPlane:
         def ready() -> bool:
             deployment = self.child(namespace, "Deployment", scale)
             selector = ",".join(f"{k}={v}" for k, v in deployment["spec"]["selector"]["matchLabels"].items())
-            for pod in self.list(namespace, ["pods"], selector):
+            for pod in self.find(namespace, ["pods"], selector):
                 conditions = (pod.get("status") or {}).get("conditions") or []
                 if any(each["type"] == "Ready" and each["status"] == "True" for each in conditions):
                     continue

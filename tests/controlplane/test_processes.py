@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -108,8 +109,8 @@ class Proxy:
             except OSError:
                 return
             upstream = socket.create_connection(self._target)
-            self._run(lambda a=client, b=upstream: self._pump(a, b))
-            self._run(lambda a=upstream, b=client: self._pump(a, b))
+            self._run(partial(self._pump, client, upstream))
+            self._run(partial(self._pump, upstream, client))
 
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with source:
@@ -230,12 +231,12 @@ def test_killed_at_ten_random_moments_of_a_creation_nothing_is_twice_and_nothing
             for child in children:
                 assert [owner["uid"] for owner in child["metadata"]["ownerReferences"]] == [uid]
             plane.await_condition(space, "ChildrenApplied", "True")
-            events = plane.list(space, ["events.v1.events.k8s.io"])
+            events = plane.find(space, ["events.v1.events.k8s.io"])
             told = [
                 (event["reason"], event["note"]) for event in events if event["regarding"]["kind"] == "SynapseScale"
             ]
             assert len(told) == len(set(told)), told
-            everything = plane.list(space, [*harness.CHILD_KINDS, "replicasets"])
+            everything = plane.find(space, [*harness.CHILD_KINDS, "replicasets"])
             ours = [each for each in everything if each["metadata"]["name"] not in ("kube-root-ca.crt", "default")]
             assert len(ours) == len(harness.CHILD_KINDS) + 1, "one ReplicaSet and no second child of any kind"
         operator.terminate()

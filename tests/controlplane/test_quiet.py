@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.controlplane import harness
 from tests.controlplane.harness import ControlPlane, Operator, eventually
+
+
+@pytest.fixture(autouse=True)
+def _nothing_else_to_do(plane: ControlPlane) -> None:
+    """What other tests left behind would be work."""
+    plane.kubectl("delete", "sscale", "--all", "--all-namespaces", "--timeout=60s")
 
 
 def test_a_reconcile_without_a_change_sends_no_write_and_neither_does_a_restart(
@@ -40,7 +48,6 @@ def test_a_reconcile_without_a_change_sends_no_write_and_neither_does_a_restart(
 
 
 def test_an_idle_operator_writes_nothing_but_its_lease(plane: ControlPlane) -> None:
-    plane.kubectl("delete", "sscale", "--all", "--all-namespaces", "--timeout=60s")
     with Operator(plane) as operator:
         operator.lead()
         mark = plane.audit_mark()

@@ -6,6 +6,7 @@ One test takes the operator through everything that it does, under its own servi
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import NamedTuple
 
 from synapse_operator import naming
@@ -38,14 +39,7 @@ def test_the_rules_cover_the_calls_and_nothing_more(plane: ControlPlane, live_ns
         # Two changes of the environment leave an old ConfigMap to delete.
         for concurrency in (5, 6, 7):
             plane.apply(harness.scale(live_ns, workers={"concurrency": concurrency}))
-            expected = str(concurrency)
-            eventually(
-                "the new environment",
-                lambda expected=expected: any(
-                    child["kind"] == "ConfigMap" and child["data"].get("WORKER_CONCURRENCY") == expected
-                    for child in plane.children(live_ns)
-                ),
-            )
+            eventually("the new environment", partial(has_concurrency, plane, live_ns, str(concurrency)))
             plane.make_pods_ready(live_ns)
         eventually("old ConfigMaps are deleted", lambda: any(call.verb == "delete" for call in plane.writes(mark)))
         # A Service that is made invalid by a second port of the same name is made anew.
@@ -66,6 +60,11 @@ def test_the_rules_cover_the_calls_and_nothing_more(plane: ControlPlane, live_ns
     granted = rights(plane)
     assert used - granted == set()
     assert granted - used == NEVER_CALLED
+
+
+def has_concurrency(plane: ControlPlane, namespace: str, value: str) -> bool:
+    maps = [child for child in plane.children(namespace) if child["kind"] == "ConfigMap"]
+    return any(child["data"].get("WORKER_CONCURRENCY") == value for child in maps)
 
 
 def rights(plane: ControlPlane) -> set[Right]:
@@ -90,17 +89,17 @@ def test_users_get_what_their_role_in_the_namespace_says(plane: ControlPlane, ns
     for role in ("view", "edit", "admin"):
         plane.kubectl("create", "rolebinding", role, f"--clusterrole={role}", f"--user={role}", "-n", ns)
 
-    def may(user: str, verb: str, resource: str) -> bool:
-        answer = plane.try_kubectl("auth", "can-i", verb, resource, "-n", ns, f"--as={user}")
-        return answer.stdout.strip() == "yes"
+    def may(user: str, verb: str, subresource: str = "") -> bool:
+        resource = f"{naming.SCALE_PLURAL}.{naming.GROUP}"
+        who, what = f"--as={user}", f"--subresource={subresource}"
+        return plane.try_kubectl("auth", "can-i", verb, resource, what, "-n", ns, who).stdout.strip() == "yes"
 
-    group = f"{naming.SCALE_PLURAL}.{naming.GROUP}"
     # The roles are gathered by a controller.
-    eventually("view may read", lambda: may("view", "list", group))
-    eventually("edit may write", lambda: may("edit", "create", group))
-    assert not may("view", "create", group)
-    assert not may("view", "patch", f"{group}/scale")
+    eventually("view may read", lambda: may("view", "list"))
+    eventually("edit may write", lambda: may("edit", "create"))
+    assert not may("view", "create")
+    assert not may("view", "patch", "scale")
     for user in ("edit", "admin"):
-        assert all(may(user, verb, group) for verb in ("get", "create", "update", "patch", "delete"))
-        assert may(user, "patch", f"{group}/scale")
-        assert not may(user, "patch", f"{group}/status")
+        assert all(may(user, verb) for verb in ("get", "create", "update", "patch", "delete"))
+        assert may(user, "patch", "scale")
+        assert not may(user, "patch", "status")

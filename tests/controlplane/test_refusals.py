@@ -66,7 +66,7 @@ def fields(schema: Json, path: str) -> list[tuple[str, Json]]:
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("sscale", ["One Redis, one PostgreSQL"]),
+        ("sscale", ["one Redis, one PostgreSQL"]),
         ("sscale.spec.workers", ["replicas", "concurrency", "jobTimeoutSeconds", "maxRetries", "drainTimeoutSeconds"]),
         ("sscale.spec.workers.concurrency", ["1 to 100"]),
         ("sscale.spec.workers.drainTimeoutSeconds", ["seconds", "0 to 86400", "300"]),
@@ -80,4 +80,4 @@ def test_kubectl_explain_says_unit_default_and_range(plane: ControlPlane, path: 
 
 
 def test_nothing_here_left_an_object(plane: ControlPlane) -> None:
-    assert plane.list("default", ["sscale"]) == []
+    assert plane.find("default", ["sscale"]) == []

@@ -101,7 +101,7 @@ def test_unreachable_stores_are_said_in_sentences_without_their_secrets(
     assert redis["message"].startswith("Redis cannot be reached")
     assert postgres["message"].startswith("PostgreSQL cannot be reached")
     plane.await_children(ns)
-    everything = plane.list(ns, ["sscale", *harness.CHILD_KINDS, "replicasets", "pods", "events"])
+    everything = plane.find(ns, ["sscale", *harness.CHILD_KINDS, "replicasets", "pods", "events"])
     for text in (json.dumps(everything), operator.log):
         assert "hidden-redis-word" not in text
         assert "hidden-postgres-word" not in text
@@ -181,7 +181,7 @@ def test_events_tell_each_transition_once(plane: ControlPlane, live_ns: str) -> 
     plane.await_condition(live_ns, "Ready", "True")
 
     def ours() -> list[str]:
-        events = plane.list(live_ns, ["events.v1.events.k8s.io"])
+        events = plane.find(live_ns, ["events.v1.events.k8s.io"])
         return sorted(event["reason"] for event in events if event["regarding"]["kind"] == naming.SCALE_KIND)
 
     eventually("its Events", lambda: "BecameReady" in ours())
@@ -216,7 +216,7 @@ def test_deleting_a_scale_leaves_no_labelled_object(plane: ControlPlane, ns: str
     plane.kubectl("delete", "sscale", "main", "-n", ns, "--timeout=30s")
     kinds = [*harness.CHILD_KINDS, "replicasets", "pods"]
     selector = f"{naming.SCALE_LABEL}=main"
-    eventually("nothing is left", lambda: not plane.list(ns, kinds, selector), seconds=40)
+    eventually("nothing is left", lambda: not plane.find(ns, kinds, selector), seconds=40)
     assert {child["metadata"]["name"] for child in plane.children(ns, "other")} == others
 
 

@@ -1,0 +1,53 @@
+"""The page's section Queue shards, with one shard; more than one is in not_built_yet.py."""
+
+from __future__ import annotations
+
+import pytest
+from redis.asyncio import Redis
+
+from synapse_operator.api import crd
+from synapse_operator.api.scale import SCALE_RESOURCE
+from synapse_worker import settings
+from synapse_worker.contract import BY_NAME
+from synapse_worker.errors import ConfigurationError
+from synapse_worker.queueing import keys
+from synapse_worker.store import runs
+from synapse_worker.store.database import Database
+from tests.page.conftest import StartWorker
+from tests.page.support import enqueue, enqueue_stock, printing, store, until
+from tests.support.servers import RedisServer
+
+
+def test_default_and_range() -> None:
+    """Default 1, range 1 - 64."""
+    shards = BY_NAME["NUM_QUEUE_SHARDS"]
+    assert (shards.default, shards.minimum, shards.maximum) == ("1", 1, 64)
+    field = crd.structural_schema(SCALE_RESOURCE.spec)["properties"]["queue"]["properties"]["shards"]
+    assert (field["default"], field["minimum"], field["maximum"]) == (1, 1, 64)
+    required = {"REDIS_URL": "redis://r", "SCALE_POSTGRES_URL": "postgresql://p/d"}
+    for outside in ("0", "65"):
+        with pytest.raises(ConfigurationError, match="accepted: a whole number from 1 to 64"):
+            settings.load({**required, "NUM_QUEUE_SHARDS": outside})
+
+
+async def test_a_single_shard_is_one_sorted_set(database: Database, redis_client: Redis) -> None:
+    """With a single shard, all jobs go into one Redis sorted set (synapse:orchestrations:default)."""
+    run_ids = {await enqueue(database, redis_client, "any", tenant=tenant) for tenant in ("default", "a", "b")}
+    assert await redis_client.type("synapse:orchestrations:default") == b"zset"
+    members = await redis_client.zrange("synapse:orchestrations:default", 0, -1)
+    assert {member.decode() for member in members} == run_ids
+
+
+async def test_a_worker_can_be_pinned_to_a_shard(
+    database: Database, redis_client: Redis, redis_server: RedisServer, start_worker: StartWorker
+) -> None:
+    """Each worker can be pinned to a specific shard via the WORKER_QUEUE_SHARD environment variable."""
+    await store(database, printing("hello"))
+    elsewhere = await enqueue(database, redis_client, "hello")
+    await enqueue_stock(redis_server.port, "run_000000000003_1", "hello", queue="synapse:orchestrations:3")
+    worker = await (await start_worker(WORKER_QUEUE_SHARD="3")).ready()
+    await until(database, "run_000000000003_1", "completed")
+    health = await worker.health()
+    assert (health["shard"], health["queues"]) == ("3", ["synapse:orchestrations:3"])
+    assert [run.status for run in await runs.get(database, [elsewhere])] == ["queued"]
+    assert await redis_client.zcard(keys.queue("default")) == 1

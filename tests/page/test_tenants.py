@@ -1,0 +1,62 @@
+"""The page's section Tenants: what a tenant is, and isolation when it is off. The rest is in not_built_yet.py."""
+
+from __future__ import annotations
+
+import pytest
+from redis.asyncio import Redis
+
+from synapse_worker.store.database import Database
+from tests.page.conftest import StartWorker
+from tests.page.support import Q, completed, enqueue, enqueue_stock, eventually, printing, store, until
+from tests.support.servers import RedisServer
+
+
+@pytest.fixture
+async def greeted(database: Database, redis_client: Redis) -> None:
+    """An orchestration `hello` in an empty installation."""
+    await store(database, printing("hello"))
+
+
+@pytest.mark.usefixtures("greeted")
+async def test_a_tenant_is_any_string(database: Database, redis_server: RedisServer, start_worker: StartWorker) -> None:
+    """A tenant is any string you pass as tenant_id: customer, team, environment, user, any arbitrary grouping."""
+    tenants = ["customer-acme-corp", "team-marketing", "staging", "user-abc123", "Größe: $(X) {b} / 'q'"]
+    for number, tenant in enumerate(tenants):
+        await enqueue_stock(redis_server.port, f"run_00000000000{number}_1", "hello", tenant_id=tenant)
+    await start_worker()
+    views = await completed(database, [f"run_00000000000{number}_1" for number in range(len(tenants))])
+    assert [view.tenant_id for view in views] == tenants
+
+
+@pytest.mark.usefixtures("greeted")
+@pytest.mark.parametrize(("variable", "tenant"), [("", "default"), ("acme", "acme")])
+async def test_no_tenant_id_means_the_default(
+    database: Database, redis_server: RedisServer, start_worker: StartWorker, variable: str, tenant: str
+) -> None:
+    """If no tenant_id is provided, the request uses the value of DEFAULT_TENANT_ID (default: "default")."""
+    await enqueue_stock(redis_server.port, "run_000000000000_1", "hello")
+    await start_worker(DEFAULT_TENANT_ID=variable)
+    assert (await until(database, "run_000000000000_1", "completed")).tenant_id == tenant
+
+
+@pytest.mark.usefixtures("greeted")
+async def test_without_isolation_jobs_are_processed_in_fifo_order(
+    database: Database, redis_client: Redis, start_worker: StartWorker
+) -> None:
+    """Tenant isolation disabled (default): all tenants share the same queue, jobs are processed in FIFO order."""
+    run_ids = []
+    for tenant in ("a", "b", "a", "c", "b"):
+        run_ids.append(await enqueue(database, redis_client, "hello", tenant=tenant))
+        score = await redis_client.zscore(Q, run_ids[-1])
+        assert score is not None
+
+        async def later(score: float = score) -> bool:
+            """Scores are whole milliseconds; two jobs within one would have no order."""
+            seconds, micros = await redis_client.time()
+            return bool(seconds * 1000 + micros // 1000 > score)
+
+        await eventually("the next millisecond comes", later)
+    await start_worker(WORKER_CONCURRENCY="1")
+    views = await completed(database, run_ids)
+    assert sorted(views, key=lambda view: str(view.started_at)) == views
+    assert [view.tenant_id for view in views] == ["a", "b", "a", "c", "b"]
