@@ -9,7 +9,6 @@ With CLUSTER=kind the commands that concern a cluster go to kind and Docker.
 """
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -85,7 +84,7 @@ def dispatch(asked: argparse.Namespace, handed_on: Sequence[str]) -> bool:
     if asked.command == "kubeconfig":
         print(state.kubeconfig)
         return True
-    cluster: Kind | Native = Kind(state) if os.environ.get("CLUSTER") == "kind" else Native(state)
+    cluster: Kind | Native = Kind(state) if machine.wants_kind() else Native(state)
     match asked.command:
         case "up":
             cluster.up(control_plane_only=asked.control_plane)

@@ -15,7 +15,7 @@ from typing import IO
 
 from localcluster import machine
 from localcluster.commands import failure, follow, run, succeeds
-from localcluster.errors import ClusterError
+from localcluster.errors import ClusterError, NoNodeError
 from localcluster.ocilayout import Layout
 from localcluster.places import cache_root, lock
 from localcluster.progress import Step
@@ -68,7 +68,11 @@ class Engine(ABC):
 
 
 def choose() -> Engine:
-    return Docker() if succeeds(["docker", "info"]) else Buildah()
+    if succeeds(["docker", "info"]):
+        return Docker()
+    if machine.wants_kind():
+        raise NoNodeError("CLUSTER=kind needs a Docker daemon, and none answers; start it, or unset CLUSTER.")
+    return Buildah()
 
 
 class Buildah(Engine):
@@ -82,7 +86,7 @@ class Buildah(Engine):
     COMMAND = ("buildah", "--storage-driver", "overlay")
 
     def __init__(self) -> None:
-        machine.provide(machine.FOR_IMAGES)
+        machine.provide(machine.FOR_BUILDAH)
         self.layout = Layout(cache_root() / "images")
 
     def build(self, recipe: Recipe, context: Path, step: Step) -> None:

@@ -62,6 +62,7 @@ def base() -> Image:
 
 
 def _bootstrap(context: Path) -> None:
+    machine.provide(machine.FOR_BASE_IMAGE)
     options = [f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT]
     with step(f"root file system of Debian {DEBIAN}") as current:
         follow(
@@ -79,7 +80,7 @@ def programs(prefix: str, tag: str, on: Image | None) -> list[Image]:
     for program in ("operator", "worker"):
         requirements = REPOSITORY / "locks" / f"{program}.txt"
         runtime = Image(
-            f"localhost/synapse-scale-{program}-runtime:{tag}",
+            f"{prefix}/synapse-scale-{program}-runtime:{tag}",
             REPOSITORY / program / "Dockerfile",
             partial(wheels.fill_runtime, lock=requirements),
             inputs=(requirements,),
@@ -151,7 +152,7 @@ def build() -> None:
     """Builds what is out of date and prints the names of all that is there then."""
     prefix = os.environ.get("IMAGE_PREFIX", "")
     named = os.environ.get("BASE_IMAGE", "")
-    public = bool(prefix) or os.environ.get("CLUSTER") == "kind"
+    public = bool(prefix) or machine.wants_kind()
     below = None if public or named else base()
     wanted = programs(prefix or "localhost", os.environ.get("IMAGE_TAG", "dev"), below)
     if not public:

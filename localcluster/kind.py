@@ -5,6 +5,7 @@ Makefile and the tests need not know which cluster they have.
 """
 
 import os
+import shutil
 from collections.abc import Sequence
 
 from localcluster import images
@@ -24,7 +25,7 @@ class Kind:
         self.state = state
         self.node = f"{state.name}-control-plane"
         for program in ("docker", "kind", "kubectl"):
-            if not succeeds(["which", program]):
+            if shutil.which(program) is None:
                 raise NoNodeError(f"CLUSTER=kind needs {program}; install it, or unset CLUSTER.")
 
     def up(self, *, control_plane_only: bool) -> None:
@@ -44,7 +45,9 @@ class Kind:
     def down(self) -> None:
         with self.state.locked():
             run(["kind", "delete", "cluster", "--name", self.state.name, "--kubeconfig", str(self.state.kubeconfig)])
-            self.state.kubeconfig.unlink(missing_ok=True)
+            if self.state.root.exists():
+                shutil.rmtree(self.state.root)
+            self.state.lock.unlink()
         say(f"cluster {self.state.name} is down")
 
     def status(self) -> bool:

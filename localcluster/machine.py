@@ -17,7 +17,7 @@ from localcluster.components import CNI_FOLDERS
 from localcluster.errors import ClusterError, NoNodeError
 from localcluster.progress import say, step
 
-# Programs and the Debian package that has each.
+# Programs, or files by their path, and the Debian package that has each.
 FOR_CONTROL_PLANE = {"openssl": "openssl"}
 FOR_NODE = {
     **FOR_CONTROL_PLANE,
@@ -27,7 +27,11 @@ FOR_NODE = {
     "nsenter": "util-linux",
     "mount": "mount",
 }
-FOR_IMAGES = {"buildah": "buildah", "mmdebstrap": "mmdebstrap"}
+FOR_BUILDAH = {"buildah": "buildah"}
+FOR_BASE_IMAGE = {
+    "mmdebstrap": "mmdebstrap",
+    "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
+}
 CNI_PACKAGE = "containernetworking-plugins"
 APT_LISTS = Path("/var/lib/apt/lists")
 
@@ -48,6 +52,11 @@ def architecture() -> str:
     return name
 
 
+def wants_kind() -> bool:
+    """Whether clusters are to be kind's, which brings Docker and public images with it."""
+    return os.environ.get("CLUSTER") == "kind"
+
+
 def add_sbin_to_path() -> None:
     """Where Debian keeps ip and iptables; a user's PATH often lacks it."""
     os.environ["PATH"] = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin"
@@ -57,19 +66,23 @@ def cni_folders() -> list[str]:
     return [folder for folder in CNI_FOLDERS if Path(folder, "bridge").exists()]
 
 
-def missing_packages(programs: dict[str, str], installed: Iterable[str]) -> list[str]:
-    """The packages to install for those of `programs` that are not `installed`."""
+def missing_packages(needed: dict[str, str], installed: Iterable[str]) -> list[str]:
+    """The packages to install for what is `needed` and not `installed`."""
     present = set(installed)
-    return sorted({package for program, package in programs.items() if program not in present})
+    return sorted({package for each, package in needed.items() if each not in present})
 
 
-def provide(programs: dict[str, str], *, cni: bool = False) -> None:
-    """Installs the packages of the programs that are missing."""
-    packages = missing_packages(programs, filter(shutil.which, programs))
+def provide(needed: dict[str, str], *, cni: bool = False) -> None:
+    """Installs the packages of what is missing."""
+    packages = missing_packages(needed, filter(_present, needed))
     if cni and not cni_folders():
         packages.append(CNI_PACKAGE)
     if packages:
         install(packages)
+
+
+def _present(needed: str) -> bool:
+    return Path(needed).exists() if needed.startswith("/") else shutil.which(needed) is not None
 
 
 def install(packages: Sequence[str]) -> None:

@@ -18,7 +18,9 @@ StartWorker = Callable[..., Awaitable[Here]]
 StartProcess = Callable[..., WorkerProcess]
 
 _EMPTY = ";".join(
-    f"DELETE FROM {table.name}" for table in tables.metadata.sorted_tables if table is not tables.schema_version
+    f"DELETE FROM {table.name}"  # noqa: S608 - names of our own
+    for table in tables.metadata.sorted_tables
+    if table is not tables.schema_version
 )
 
 

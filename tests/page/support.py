@@ -11,7 +11,7 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from synapse_worker import settings
 from synapse_worker.lifecycle import Worker
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import NewRun, enqueue_run, new_run_id
-from synapse_worker.store import definitions, runs
+from synapse_worker.store import runs
 from synapse_worker.store.database import Database
 from synapse_worker.store.runs import RunView
 from tests.support.servers import PostgresServer, RedisServer, Server, free_port, program
@@ -239,15 +239,6 @@ def printing(orchestration_id: str, content: str = "hello {state.user_input}") -
     return {"id": orchestration_id, "name": orchestration_id, "steps": [step]}
 
 
-async def store(database: Database, *documents: Mapping[str, object]) -> None:
-    """Put orchestrations into Postgres."""
-    await definitions.upsert(
-        database,
-        [definitions.Document("orchestrations", str(d["id"]), str(d["name"]), "", dict(d)) for d in documents],
-        tenant_id="default",
-    )
-
-
 async def store_setting(database: Database, key: str, value: object) -> None:
     """Save a scale setting as the settings page does."""
     await database.execute(
@@ -289,16 +280,6 @@ async def until(database: Database, run_id: str, *statuses: str) -> RunView:
 
     await eventually(f"{run_id} becomes {' or '.join(statuses)}", reached)
     return found[0]
-
-
-async def steps_reach(database: Database, run_id: str, count: int) -> None:
-    """Wait until a run has done so many steps."""
-
-    async def reached() -> bool:
-        found = await runs.get(database, [run_id])
-        return bool(found) and found[0].steps_done >= count
-
-    await eventually(f"{run_id} does {count} steps", reached)
 
 
 async def completed(database: Database, run_ids: Sequence[str]) -> list[RunView]:

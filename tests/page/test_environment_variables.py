@@ -27,16 +27,8 @@ from synapse_worker.queueing import keys
 from synapse_worker.store.database import Database
 from tests.builders import a_scale, manifest_of, what_is_desired
 from tests.page.conftest import StartProcess, StartWorker
-from tests.page.support import (
-    completed,
-    enqueue,
-    eventually,
-    printing,
-    steps_reach,
-    store,
-    store_setting,
-    until,
-)
+from tests.page.support import completed, enqueue, eventually, printing, store_setting, until
+from tests.support.runs import steps_reach, store
 from tests.support.servers import free_port
 from tests.support.workers import chain, slow_steps
 

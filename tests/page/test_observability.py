@@ -8,7 +8,8 @@ from redis.asyncio import Redis
 
 from synapse_worker.store.database import Database
 from tests.page.conftest import StartWorker
-from tests.page.support import completed, enqueue, printing, store
+from tests.page.support import completed, enqueue, printing
+from tests.support.runs import store
 
 TOKEN = "3f9a1c"
 

@@ -12,7 +12,8 @@ from synapse_worker.connections import open_database
 from synapse_worker.store.database import Database
 from tests.builders import a_scale, manifest_of, what_is_desired
 from tests.page.conftest import StartWorker
-from tests.page.support import PgBouncerServer, completed, enqueue, eventually, store
+from tests.page.support import PgBouncerServer, completed, enqueue, eventually
+from tests.support.runs import store
 from tests.support.servers import PostgresServer
 from tests.support.workers import PRINT_IF_PRINT
 

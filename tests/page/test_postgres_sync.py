@@ -16,7 +16,8 @@ from synapse_worker.connections import open_database
 from synapse_worker.errors import StoreUnavailable
 from synapse_worker.store.database import Database
 from tests.page.conftest import StartWorker
-from tests.page.support import TlsPostgresServer, enqueue, printing, store, until
+from tests.page.support import TlsPostgresServer, enqueue, printing, until
+from tests.support.runs import store
 from tests.support.servers import PostgresServer, RedisServer
 from tests.support.workers import command
 

@@ -14,7 +14,8 @@ from synapse_worker.queueing import keys
 from synapse_worker.store import runs
 from synapse_worker.store.database import Database
 from tests.page.conftest import StartWorker
-from tests.page.support import enqueue, enqueue_stock, printing, store, until
+from tests.page.support import enqueue, enqueue_stock, printing, until
+from tests.support.runs import store
 from tests.support.servers import RedisServer
 
 

@@ -12,7 +12,8 @@ from synapse_worker.connections import open_redis, ping_redis
 from synapse_worker.errors import StoreUnavailable
 from synapse_worker.store.database import Database
 from tests.page.conftest import StartWorker
-from tests.page.support import Q, TlsRedisServer, enqueue, printing, store, until
+from tests.page.support import Q, TlsRedisServer, enqueue, printing, until
+from tests.support.runs import store
 from tests.support.servers import RedisServer
 
 

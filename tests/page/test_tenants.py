@@ -7,7 +7,8 @@ from redis.asyncio import Redis
 
 from synapse_worker.store.database import Database
 from tests.page.conftest import StartWorker
-from tests.page.support import Q, completed, enqueue, enqueue_stock, eventually, printing, store, until
+from tests.page.support import Q, completed, enqueue, enqueue_stock, eventually, printing, until
+from tests.support.runs import store
 from tests.support.servers import RedisServer
 
 

@@ -16,7 +16,8 @@ from synapse_worker.errors import ConfigurationError
 from synapse_worker.store import runs
 from synapse_worker.store.database import Database
 from tests.page.conftest import StartProcess, StartWorker
-from tests.page.support import completed, enqueue, eventually, store, store_setting
+from tests.page.support import completed, enqueue, eventually, store_setting
+from tests.support.runs import store
 from tests.support.workers import chain, slow_steps
 
 REQUIRED = {"REDIS_URL": "redis://r", "SCALE_POSTGRES_URL": "postgresql://p/d"}

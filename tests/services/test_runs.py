@@ -20,10 +20,19 @@ from redis.asyncio import Redis
 
 from synapse_worker.connections import open_database
 from synapse_worker.queueing import keys
-from synapse_worker.queueing.client import NewRun, enqueue_run, new_run_id
-from synapse_worker.store import definitions, runs
 from synapse_worker.store.database import Database
-from synapse_worker.store.runs import RunView
+from tests.support.runs import (
+    assert_each_step_once,
+    claim_of,
+    claimed_anew,
+    enqueue,
+    events_of,
+    said_done,
+    steps_reach,
+    store,
+    until,
+    view,
+)
 from tests.support.servers import PostgresServer, RedisServer, wait_until
 from tests.support.workers import PRINT_IF_PRINT, WorkerProcess, chain, command, slow_steps
 
@@ -53,48 +62,6 @@ def start_worker(redis_server: RedisServer, postgres_url: str) -> Iterator[Start
     yield start
     for worker in started:
         worker.close()
-
-
-async def store(database: Database, *documents: dict[str, object]) -> None:
-    """Put definitions into Postgres as `sync` does."""
-    await definitions.upsert(
-        database,
-        [definitions.Document("orchestrations", str(d["id"]), str(d["name"]), "", d) for d in documents],
-        tenant_id="default",
-    )
-
-
-async def enqueue(database: Database, client: Redis, orchestration_id: str, message: str = "hi") -> str:
-    """Enqueue one run as our command line does."""
-    now_ms = int(time.time() * 1000)
-    new = NewRun(orchestration_id, message, "default")
-    return await enqueue_run(database, client, new, run_id=new_run_id(now_ms), now_ms=now_ms)
-
-
-async def view(database: Database, run_id: str) -> RunView:
-    (found,) = await runs.get(database, [run_id])
-    return found
-
-
-async def until(database: Database, run_id: str, *statuses: str, seconds: float = 60) -> RunView:
-    """Poll until the run has one of the statuses."""
-    deadline = time.monotonic() + seconds
-    while (found := await view(database, run_id)).status not in statuses:
-        assert time.monotonic() < deadline, f"{run_id} is still {found.status} with {found.steps_done} steps"
-        await asyncio.sleep(0.05)
-    return found
-
-
-async def steps_reach(database: Database, run_id: str, count: int, *, seconds: float = 60) -> None:
-    """Poll until the run has done so many steps."""
-    deadline = time.monotonic() + seconds
-    while (await view(database, run_id)).steps_done < count:
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.02)
-
-
-async def events_of(client: Redis, run_id: str) -> list[dict[str, object]]:
-    return [json.loads(fields[b"data"]) for _, fields in await client.xrange(keys.run_events(run_id))]
 
 
 async def test_the_quickstart_runs_from_sync_to_done(
@@ -172,21 +139,6 @@ async def test_job_status_tells_the_truth_while_we_run_it(
     await pool.aclose()
 
 
-async def said_done(client: Redis, run_id: str) -> list[dict[str, object]]:
-    """Poll until the run's stream has ended; returns its events. The row is committed before they are written."""
-    deadline = time.monotonic() + 10
-    while (events := await events_of(client, run_id))[-1]["type"] != "done":
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.02)
-    return events
-
-
-def assert_each_step_once(events: list[dict[str, object]], count: int) -> None:
-    """No checkpointed step is done again: each visit completes once, whatever number of times it was started."""
-    completed = [str(event["event_id"]) for event in events if event["type"] == "step_complete"]
-    assert len(set(completed)) == count
-
-
 async def test_a_killed_workers_run_goes_on_after_its_last_checkpoint(
     database: Database, redis_client: Redis, start_worker: StartWorker
 ) -> None:
@@ -220,15 +172,9 @@ async def test_sigterm_hands_a_run_over_within_two_seconds(
     run_id = await enqueue(database, redis_client, "slow")
     await steps_reach(database, run_id, 3)
     start_worker(WORKER_CONCURRENCY="3").wait_ready()
-    claim = await database.fetchrow("SELECT claim FROM orchestration_runs WHERE run_id = $1", run_id)
+    claim, _ = await claim_of(database, run_id)
     first.signal(signal.SIGTERM)
-    asked = time.monotonic()
-    while True:
-        now = await database.fetchrow("SELECT claim, status FROM orchestration_runs WHERE run_id = $1", run_id)
-        if now is not None and claim is not None and now["claim"] != claim["claim"] and now["status"] == "running":
-            break
-        assert time.monotonic() - asked < 2, "nobody has taken the run within 2 s"
-        await asyncio.sleep(0.01)
+    await claimed_anew(database, run_id, claim, seconds=2)
     assert first.wait(20) == 0
     await until(database, run_id, "completed")
     assert len(await database.fetch("SELECT 1 FROM run_steps WHERE run_id = $1", run_id)) == 20

@@ -131,9 +131,15 @@ PRINT_IF_PRINT: dict[str, object] = {
     "name": "Three steps",
     "entry_step_id": "hello",
     "steps": [
-        {"id": "hello", "type": "print", "print_content": "hello {state.user_input}", "output_key": "a", "next_step_id": "if"},
+        {
+            "id": "hello",
+            "type": "print",
+            "print_content": "hello {state.user_input}",
+            "output_key": "a",
+            "next_step_id": "if",
+        },
         {"id": "if", "type": "if_else", "if_condition": "state.user_input != ''", "if_true_step_id": "end"},
         {"id": "end", "type": "print", "print_content": "bye", "output_key": "b"},
     ],
-}  # fmt: skip
+}
 """The three steps that figures are measured with."""

@@ -1,0 +1,113 @@
+"""The cluster layer's ground: the operator from manifests/install.yaml, and a namespace with stores and a scale."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+import pytest
+from pydantic import SecretStr
+from redis.asyncio import Redis
+
+from synapse_worker.connections import open_database, open_redis
+from synapse_worker.store import migrate
+from synapse_worker.store.database import Database
+from tests.support.kube import a_scale, apply, condition, eventually, get, kubectl, localcluster, namespace
+
+SCALE = "flow"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A namespace with Redis, PostgreSQL and a SynapseScale `flow`; URLs as they are reached from the host."""
+
+    namespace: str
+    redis_url: str
+    redis_address: str
+    redis_password: str
+    postgres_url: str
+
+    def worker_pods(self) -> list[dict[str, object]]:
+        """The scale's worker pods that are not ending."""
+        pods = get("pods", "-n", self.namespace, "-l", f"scale.synapseorch.com/scale={SCALE}").get("items", [])
+        return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+
+    def deployment(self) -> str:
+        """The name of the scale's worker Deployment."""
+        found = get("deploy", "-n", self.namespace, "-l", f"scale.synapseorch.com/scale={SCALE}")["items"]
+        (name,) = (each["metadata"]["name"] for each in found)
+        return str(name)
+
+
+@pytest.fixture(scope="session")
+def operator() -> None:
+    """The operator as install.yaml brings it, with the images that are loaded now."""
+    status = localcluster("status", check=False)
+    assert "kubelet" in status, "the local cluster is not up; run: make up"
+    kubectl("apply", "--server-side", "--force-conflicts", "-f", "manifests/install.yaml")
+    kubectl("wait", "--for=condition=Established", "crd/synapsescales.scale.synapseorch.com", "--timeout=60s")
+    # Images keep their names here, so pods of an earlier run would go on with the old ones.
+    kubectl("scale", "deploy/synapse-operator", "-n", "synapse-system", "--replicas=1")
+    kubectl("rollout", "restart", "deploy/synapse-operator", "-n", "synapse-system")
+    kubectl("rollout", "status", "deploy/synapse-operator", "-n", "synapse-system", "--timeout=120s")
+
+
+@pytest.fixture(scope="session")
+def place(operator: None) -> Iterator[Place]:
+    """The namespace that most tests of this layer share."""
+    name = f"e2e-{os.getpid()}"
+    kubectl("apply", "--server-side", "-f", "-", stdin=_text(namespace(name)))
+    kubectl("apply", "--server-side", "-n", name, "-k", "manifests/dev/local")
+    apply(a_scale(SCALE, replicas=2, drainTimeoutSeconds=60), namespace=name)
+
+    def ready() -> bool:
+        return condition(get("sscale", SCALE, "-n", name), "Ready")["status"] == "True"
+
+    eventually("the SynapseScale is Ready", ready, seconds=180)
+    yield _reached_from_here(name)
+    kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+async def cluster_redis(place: Place) -> AsyncIterator[Redis]:
+    """A client of the namespace's Redis."""
+    client = open_redis(SecretStr(place.redis_url))
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+async def cluster_database(place: Place) -> AsyncIterator[Database]:
+    """The namespace's database."""
+    database = open_database(SecretStr(place.postgres_url))
+    await migrate.migrate(database)
+    yield database
+    await database.close()
+
+
+def _reached_from_here(name: str) -> Place:
+    def secret(of: str) -> tuple[str, str]:
+        data = get("secret", f"synapse-{of}", "-n", name)["data"]
+        return tuple(base64.b64decode(data[key]).decode() for key in ("url", "password"))  # type: ignore[return-value]
+
+    def address(of: str) -> str:
+        return str(get("service", of, "-n", name)["spec"]["clusterIP"])
+
+    redis_url, redis_password = secret("redis")
+    postgres_url, _ = secret("postgres")
+    redis, postgres = address("redis"), address("postgres")
+    return Place(
+        namespace=name,
+        redis_url=redis_url.replace("@redis:", f"@{redis}:"),
+        redis_address=redis,
+        redis_password=redis_password,
+        postgres_url=postgres_url.replace("@postgres:", f"@{postgres}:"),
+    )
+
+
+def _text(document: dict[str, object]) -> str:
+    import json
+
+    return json.dumps(document)

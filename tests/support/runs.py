@@ -1,0 +1,94 @@
+"""What tests do with runs: store a definition, enqueue, and poll until something is true."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+from redis.asyncio import Redis
+
+from synapse_worker.queueing import keys
+from synapse_worker.queueing.client import NewRun, enqueue_run, new_run_id
+from synapse_worker.store import definitions, runs
+from synapse_worker.store.database import Database
+from synapse_worker.store.runs import RunView
+
+Event = dict[str, object]
+
+
+async def store(database: Database, *documents: dict[str, object]) -> None:
+    """Put definitions into Postgres as `sync` does."""
+    await definitions.upsert(
+        database,
+        [definitions.Document("orchestrations", str(d["id"]), str(d["name"]), "", d) for d in documents],
+        tenant_id="default",
+    )
+
+
+async def enqueue(database: Database, client: Redis, orchestration_id: str, message: str = "hi") -> str:
+    """Enqueue one run as our command line does."""
+    now_ms = int(time.time() * 1000)
+    new = NewRun(orchestration_id, message, "default")
+    return await enqueue_run(database, client, new, run_id=new_run_id(now_ms), now_ms=now_ms)
+
+
+async def view(database: Database, run_id: str) -> RunView:
+    """Return one run."""
+    (found,) = await runs.get(database, [run_id])
+    return found
+
+
+async def until(database: Database, run_id: str, *statuses: str, seconds: float = 60) -> RunView:
+    """Poll until the run has one of the statuses."""
+    deadline = time.monotonic() + seconds
+    while (found := await view(database, run_id)).status not in statuses:
+        assert time.monotonic() < deadline, f"{run_id} is still {found.status} with {found.steps_done} steps"
+        await asyncio.sleep(0.05)
+    return found
+
+
+async def steps_reach(database: Database, run_id: str, count: int, *, seconds: float = 60) -> None:
+    """Poll until the run has done so many steps."""
+    deadline = time.monotonic() + seconds
+    while (await view(database, run_id)).steps_done < count:
+        assert time.monotonic() < deadline, f"{run_id} does not reach {count} steps"
+        await asyncio.sleep(0.02)
+
+
+async def claimed_anew(database: Database, run_id: str, claim: int, *, seconds: float) -> float:
+    """Poll until another claim runs it; returns how long that took (s)."""
+    began = time.monotonic()
+    while True:
+        row = await database.fetchrow("SELECT claim, status FROM orchestration_runs WHERE run_id = $1", run_id)
+        if row is not None and row["claim"] != claim and row["status"] == "running":
+            return time.monotonic() - began
+        assert time.monotonic() - began < seconds, f"nobody has taken {run_id} within {seconds:g} s"
+        await asyncio.sleep(0.01)
+
+
+async def claim_of(database: Database, run_id: str) -> tuple[int, str]:
+    """Return the run's claim and the worker that has it."""
+    row = await database.fetchrow("SELECT claim, worker_id FROM orchestration_runs WHERE run_id = $1", run_id)
+    assert row is not None
+    return row["claim"], row["worker_id"]
+
+
+async def events_of(client: Redis, run_id: str) -> list[Event]:
+    """Return the events in the run's stream."""
+    return [json.loads(fields[b"data"]) for _, fields in await client.xrange(keys.run_events(run_id))]
+
+
+async def said_done(client: Redis, run_id: str) -> list[Event]:
+    """Poll until the run's stream has ended; returns its events. The row is committed before they are written."""
+    deadline = time.monotonic() + 10
+    while not (events := await events_of(client, run_id)) or events[-1]["type"] != "done":
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+    return events
+
+
+def assert_each_step_once(events: list[Event], count: int) -> None:
+    """No checkpointed step is done again: each visit completes once, whatever number of times it was started."""
+    completed = [str(event["event_id"]) for event in events if event["type"] == "step_complete"]
+    assert len(set(completed)) == count
