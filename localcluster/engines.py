@@ -124,8 +124,10 @@ class Buildah(Engine):
             succeeds([*self.COMMAND, "rmi", identity])
 
     def _restore(self, name: str) -> None:
-        """Puts an image from the layout back into a storage that was wiped."""
-        if name not in self.layout.digests() or succeeds([*self.COMMAND, "inspect", "--type", "image", name]):
+        """Puts an image from the layout back into a storage that was wiped, or that others have filled since."""
+        kept = self.layout.identity(name)
+        stored = run([*self.COMMAND, "images", "--quiet", "--no-trunc", "--filter", f"reference={name}"]).split()
+        if not kept or kept in stored:
             return
         with tempfile.NamedTemporaryFile(dir=cache_root(), suffix=".tar") as file:
             self.archive([name], lambda _: False, file)

@@ -47,13 +47,15 @@ class Layout:
         """Every image by name, with the digest of its manifest."""
         return {name: str(entry["digest"]) for name, entry in self._entries().items()}
 
+    def identity(self, name: str) -> str:
+        """The hash by which builders know an image, that of its configuration; empty when there is no such image."""
+        digest = self.digests().get(name)
+        return str(self._read(digest)["config"]["digest"]) if digest else ""
+
     def label(self, name: str, label: str) -> str:
         """A label of an image; empty when there is no such image or label."""
-        digest = self.digests().get(name)
-        if digest is None:
-            return ""
-        config = self._read(self._read(digest)["config"]["digest"])
-        return str((config["config"].get("Labels") or {}).get(label, ""))
+        identity = self.identity(name)
+        return str((self._read(identity)["config"].get("Labels") or {}).get(label, "")) if identity else ""
 
     def _parts(self, manifest: str) -> Iterator[str]:
         yield manifest

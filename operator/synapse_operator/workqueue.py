@@ -23,6 +23,13 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
+class Again:
+    """A handler's answer: look again in `after` seconds, or a little later (None = at the resync)."""
+
+    after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Pace:
     """When a key comes back, in seconds.
 
@@ -42,17 +49,17 @@ class Pace:
         """Return `seconds` with jitter."""
         return seconds * random.uniform(1 - self.jitter, 1 + self.jitter)  # noqa: S311  # no secret depends on it
 
+    def again(self, answer: Again) -> float:
+        """Return the wait after a good handling; what asks for a time gets it or a little more, never less."""
+        resync = self.spread(self.resync)
+        if answer.after is None:
+            return resync
+        return min(resync, answer.after * random.uniform(1, 1 + self.jitter))  # noqa: S311  # as above
+
     def retry(self, failures: int) -> float:
         """Return the wait after the `failures`-th failure in a row (from 1)."""
         # The exponent is capped because a key may fail for days.
         return self.spread(min(self.longest_retry, self.first_retry * 2 ** min(failures - 1, 16)))
-
-
-@dataclass(frozen=True, slots=True)
-class Again:
-    """A handler's answer: look again in `after` seconds at the latest (None = at the resync)."""
-
-    after: float | None = None
 
 
 class WorkQueue(Generic[Key]):
@@ -140,7 +147,4 @@ class WorkQueue(Generic[Key]):
             )
             return delay
         self._failures.pop(key, None)
-        if answer is None:
-            return None
-        resync = self._pace.spread(self._pace.resync)
-        return resync if answer.after is None else min(resync, answer.after)
+        return None if answer is None else self._pace.again(answer)

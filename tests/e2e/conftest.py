@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from redis.asyncio import Redis
 from synapse_worker.connections import open_database, open_redis
 from synapse_worker.store import migrate
 from synapse_worker.store.database import Database
-from tests.support.kube import a_scale, apply, condition, eventually, get, kubectl, localcluster, namespace
+from tests.support.kube import a_scale, apply, condition, eventually, get, items, kubectl, localcluster, namespace
 
 SCALE = "flow"
 
@@ -31,12 +32,12 @@ class Place:
 
     def worker_pods(self) -> list[dict[str, object]]:
         """The scale's worker pods that are not ending."""
-        pods = get("pods", "-n", self.namespace, "-l", f"scale.synapseorch.com/scale={SCALE}").get("items", [])
+        pods = items("pods", "-n", self.namespace, "-l", f"scale.synapseorch.com/scale={SCALE}")
         return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
     def deployment(self) -> str:
         """The name of the scale's worker Deployment."""
-        found = get("deploy", "-n", self.namespace, "-l", f"scale.synapseorch.com/scale={SCALE}")["items"]
+        found = items("deploy", "-n", self.namespace, "-l", f"scale.synapseorch.com/scale={SCALE}")
         (name,) = (each["metadata"]["name"] for each in found)
         return str(name)
 
@@ -108,6 +109,4 @@ def _reached_from_here(name: str) -> Place:
 
 
 def _text(document: dict[str, object]) -> str:
-    import json
-
     return json.dumps(document)

@@ -32,7 +32,7 @@ STEPS = 20
 
 async def slow_run(database: Database, client: Redis) -> tuple[str, int, str]:
     """Start a run of 20 slow steps and let it do three; returns run id, claim and pod."""
-    await store(database, chain("slow", slow_steps(STEPS, 0.3)))
+    await store(database, chain("slow", slow_steps(STEPS, 0.15)))
     run_id = await enqueue(database, client, "slow")
     await steps_reach(database, run_id, 3)
     claim, pod = await claim_of(database, run_id)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.conftest import Place
-from tests.support.kube import a_scale, apply, condition, eventually, get, kubectl, namespace
+from tests.support.kube import a_scale, apply, condition, eventually, get, items, kubectl, namespace
 
 OWNED = "deploy,replicaset,pod,service,configmap,serviceaccount,pdb,secret,endpointslice"
 
@@ -42,7 +42,7 @@ def has(name: str, scale: str, kind: str, status: str, reason: str, *words: str)
 def test_a_missing_secret_becomes_a_condition_and_its_coming_repairs_it(empty: str) -> None:
     apply(a_scale("lonely"), namespace=empty)
     has(empty, "lonely", "Ready", "False", "SecretNotFound", "synapse-redis")
-    assert get("deploy", "-n", empty)["items"] == []
+    assert items("deploy", "-n", empty) == []
     kubectl("apply", "--server-side", "-n", empty, "-k", "manifests/dev/local")
     eventually(
         "the SynapseScale is Ready once its Secrets are there",
@@ -87,12 +87,12 @@ def test_deleting_a_scale_leaves_no_labelled_object(place: Place) -> None:
     label = "scale.synapseorch.com/scale=gone"
     eventually(
         "the scale's pods are there",
-        lambda: bool(get("pod", "-n", place.namespace, "-l", label).get("items")),
+        lambda: items("pod", "-n", place.namespace, "-l", label) != [],
     )
     kubectl("delete", "sscale", "gone", "-n", place.namespace, "--timeout=30s")
     eventually(
         "nothing labelled is left",
-        lambda: get(OWNED, "-n", place.namespace, "-l", label).get("items") == [],
+        lambda: items(OWNED, "-n", place.namespace, "-l", label) == [],
         seconds=90,
     )
 

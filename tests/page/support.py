@@ -58,8 +58,9 @@ class Here:
     """A worker in this process."""
 
     def __init__(self, redis_url: str, postgres_url: str, **extra: str) -> None:
-        self.port = free_port()
-        self.settings = settings.load(environment(redis_url, postgres_url, WORKER_HEALTH_PORT=str(self.port), **extra))
+        variables = {"WORKER_HEALTH_PORT": str(free_port()), **extra}
+        self.settings = settings.load(environment(redis_url, postgres_url, **variables))
+        self.port = self.settings.health_port
         self._worker = Worker(self.settings)
         self._task: asyncio.Task[None] | None = None
 

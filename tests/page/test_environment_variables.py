@@ -7,7 +7,6 @@ here, and listed in not_built_yet.py.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import time
@@ -22,7 +21,6 @@ from synapse_worker.contract import BY_NAME
 from synapse_worker.contract import Kind as VariableKind
 from synapse_worker.errors import ConfigurationError
 from synapse_worker.events import EventWriter
-from synapse_worker.health import listen
 from synapse_worker.queueing import keys
 from synapse_worker.store.database import Database
 from tests.builders import a_scale, manifest_of, what_is_desired
@@ -184,14 +182,13 @@ async def test_worker_max_retries(database: Database, redis_client: Redis, start
     assert tuple(letter) == (run_id, "run_orchestration_job", 2, False)
 
 
-async def test_worker_health_port(redis_client: Redis, start_process: StartProcess) -> None:
+async def test_worker_health_port(redis_client: Redis, start_worker: StartWorker) -> None:
     """WORKER_HEALTH_PORT: port for the HTTP health endpoint (GET /health)."""
-    worker = start_process().wait_ready()
-    assert worker.environment["WORKER_HEALTH_PORT"] == str(worker.port)
-    status, body = worker.get("/health")
-    assert (status, json.loads(body)["status"]) == (200, "ok")
+    worker = await (await start_worker()).ready()
+    assert worker.settings.health_port == worker.port
+    assert (await worker.get("/health")).status == 200
     with pytest.raises(ConfigurationError, match=f"WORKER_HEALTH_PORT {worker.port} cannot be opened"):
-        listen(worker.port)
+        await (await start_worker(WORKER_HEALTH_PORT=str(worker.port))).ended()
 
 
 async def test_what_health_says(redis_client: Redis, start_worker: StartWorker) -> None:

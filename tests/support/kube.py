@@ -47,6 +47,12 @@ def get(*words: str) -> Object:
     return found
 
 
+def items(*words: str) -> list[Object]:
+    """`kubectl get ... -o json` of a list; none when there is nothing."""
+    found: list[Object] = get(*words).get("items", [])
+    return found
+
+
 def apply(*objects: Object, namespace: str) -> str:
     """`kubectl apply --server-side` of objects."""
     text = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)})

@@ -123,6 +123,8 @@ def test_an_image_taken_in_comes_out_whole(tmp_path: Path) -> None:
     layout.take(Pushed(tmp_path / "one", b"base", b"code", label="abc").folder, "localhost/unit:dev")
     assert layout.label("localhost/unit:dev", "print") == "abc"
     assert layout.label("localhost/unit:dev", "other") == layout.label("localhost/none:dev", "print") == ""
+    assert layout.identity("localhost/none:dev") == ""
+    assert layout.identity("localhost/unit:dev").startswith("sha256:")
     entries = archived(layout, "localhost/unit:dev")
     (manifest,) = json.loads(entries["index.json"])["manifests"]
     assert manifest["annotations"][CONTAINERD_ANNOTATION] == "localhost/unit:dev"

@@ -1,0 +1,178 @@
+"""What the API server answers becomes a report: order, refusals, and what counts as done."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import cast
+
+import pytest
+
+from synapse_operator.api.common import JsonObject, ObjectMeta
+from synapse_operator.api.reasons import EventReason, Reason
+from synapse_operator.cluster import apply, events
+from synapse_operator.cluster.client import Client, path
+from synapse_operator.desired.manifest import Manifest
+from synapse_operator.errors import ApiNotFound, ApiRefused, ApiUnavailable
+from synapse_operator.naming import Kind, Ref
+from synapse_operator.plan import Apply, ApplyReport, Cause, Delete, Event, Failure, Plan
+
+SCALE = ObjectMeta(name="main", namespace="ns", uid="uid-1", generation=2)
+
+
+class Server:
+    """Records requests; `answer` may raise for some of them."""
+
+    def __init__(self, answer: Callable[[str, str], None] = lambda method, path: None) -> None:
+        self.requests: list[tuple[str, str]] = []
+        self.bodies: list[JsonObject] = []
+        self._answer = answer
+
+    @property
+    def client(self) -> Client:
+        return cast("Client", self)
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: JsonObject | None = None,
+        content_type: str = "",
+    ) -> JsonObject:
+        self.requests.append((method, path.rsplit("/", 1)[-1]))
+        self.bodies.append(body or {})
+        self._answer(method, path)
+        return {}
+
+
+def step(name: str, kind: Kind = Kind.SERVICE, cause: Cause = Cause.CHANGED) -> Apply:
+    return Apply(Manifest(Ref(kind, "ns", name), "hash", {"kind": kind.kind}), cause, None)
+
+
+def carry_out(server: Server, plan: Plan) -> ApplyReport:
+    return asyncio.run(apply.carry_out(server.client, plan))
+
+
+def refuse(*names: str, error: Exception) -> Callable[[str, str], None]:
+    def answer(_: str, path: str) -> None:
+        if path.endswith(names):
+            raise error
+
+    return answer
+
+
+def test_deletions_come_first_and_everything_stops_at_the_first_failure() -> None:
+    server = Server(refuse("b", error=ApiRefused(403, "Forbidden", "no")))
+    plan = Plan(delete=(Delete(Ref(Kind.CONFIG_MAP, "ns", "old"), "uid"),), apply=(step("a"), step("b"), step("c")))
+    report = carry_out(server, plan)
+    assert server.requests == [("DELETE", "old"), ("PATCH", "a"), ("PATCH", "b")]
+    assert server.bodies[0]["preconditions"] == {"uid": "uid"}
+    assert [ref.name for ref in report.applied] == ["a"]
+    assert [(failure.ref.name, failure.reason) for failure in report.failures] == [("b", Reason.REFUSED)]
+
+
+def test_the_failures_of_the_plan_are_part_of_the_report() -> None:
+    known = Failure(Ref(Kind.SERVICE, "ns", "x"), Reason.NAME_TAKEN, "taken")
+    assert carry_out(Server(), Plan(failures=(known,))).failures == (known,)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ApiRefused(403, "Forbidden", 'services "a" is forbidden: exceeded quota: q'), Reason.QUOTA_EXCEEDED),
+        (ApiRefused(403, "Forbidden", "violates PodSecurity"), Reason.REFUSED),
+        (ApiRefused(422, "Invalid", "spec.x: Invalid value"), Reason.REFUSED),
+        (ApiNotFound(404, "NotFound", "the server could not find the requested resource"), Reason.KIND_ABSENT),
+        (ApiNotFound(404, "NotFound", 'namespaces "ns" not found'), Reason.REFUSED),
+        (ApiRefused(409, "Conflict", "the object has been modified"), Reason.CLUSTER_UNAVAILABLE),
+        (ApiUnavailable("The API server did not answer within 5 s."), Reason.CLUSTER_UNAVAILABLE),
+    ],
+)
+def test_a_refusal_has_a_reason_and_the_servers_sentence(error: Exception, reason: Reason) -> None:
+    (failure,) = carry_out(Server(refuse("a", error=error)), Plan(apply=(step("a"),))).failures
+    assert (failure.reason, failure.sentence) == (reason, str(error))
+
+
+@pytest.mark.parametrize("error", [ApiNotFound(404, "NotFound", "gone"), ApiRefused(409, "Conflict", "another UID")])
+def test_what_is_gone_already_is_deleted(error: Exception) -> None:
+    plan = Plan(delete=(Delete(Ref(Kind.CONFIG_MAP, "ns", "old"), "uid"),), apply=(step("a"),))
+    report = carry_out(Server(refuse("old", error=error)), plan)
+    assert report.failures == ()
+    assert [ref.name for ref in report.applied] == ["a"]
+
+
+def test_an_invalid_service_is_made_anew_but_a_deployment_never() -> None:
+    def once() -> Callable[[str, str], None]:
+        left = [ApiRefused(422, "Invalid", "duplicate port name")]
+
+        def answer(method: str, _: str) -> None:
+            if method == "PATCH" and left:
+                raise left.pop()
+
+        return answer
+
+    server = Server(once())
+    assert carry_out(server, Plan(apply=(step("a", cause=Cause.DRIFTED),))).failures == ()
+    assert server.requests == [("PATCH", "a"), ("DELETE", "a"), ("PATCH", "a")]
+    for other in (step("a", Kind.DEPLOYMENT, Cause.DRIFTED), step("a", Kind.SERVICE, Cause.CHANGED)):
+        server = Server(once())
+        assert carry_out(server, Plan(apply=(other,))).failures[0].reason is Reason.REFUSED
+        assert server.requests == [("PATCH", "a")]
+
+
+def test_only_what_passes_by_itself_makes_the_caller_back_off() -> None:
+    ref = Ref(Kind.SERVICE, "ns", "a")
+    apply.raise_if_unavailable(ApplyReport((), (Failure(ref, Reason.QUOTA_EXCEEDED, "no room"),)))
+    with pytest.raises(ApiUnavailable, match="Service a: not now"):
+        apply.raise_if_unavailable(ApplyReport((), (Failure(ref, Reason.CLUSTER_UNAVAILABLE, "not now"),)))
+
+
+@pytest.mark.parametrize("error", [ApiNotFound(404, "NotFound", "gone"), ApiRefused(409, "Conflict", "another UID")])
+def test_the_status_of_a_scale_that_is_gone_is_written_nowhere(error: Exception) -> None:
+    server = Server(refuse("status", error=error))
+    asyncio.run(apply.apply_status(server.client, SCALE, {"replicas": 1}))
+    assert server.bodies[0]["metadata"]["uid"] == "uid-1"
+
+
+def test_paths() -> None:
+    assert path("v1", "ns", "services", "a") == "/api/v1/namespaces/ns/services/a"
+    assert path("apps/v1", "ns", "deployments") == "/apis/apps/v1/namespaces/ns/deployments"
+    assert path("g/v1", "", "things") == "/apis/g/v1/things"
+    assert path("g/v1", "ns", "things", "a", "status") == "/apis/g/v1/namespaces/ns/things/a/status"
+
+
+def posted(scale: ObjectMeta, event: Event, now: datetime) -> JsonObject:
+    server = Server()
+    asyncio.run(events.post(server.client, scale, event, instance="operator-1", now=now))
+    return server.bodies[0]
+
+
+def test_an_event_that_is_reported_twice_is_one_event() -> None:
+    now = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+    event = Event("Warning", EventReason.NOT_READY, "why")
+    name = posted(SCALE, event, now)["metadata"]["name"]
+    assert posted(SCALE, event, now + timedelta(seconds=30))["metadata"]["name"] == name
+    others = [
+        posted(SCALE, event, now + timedelta(hours=1)),
+        posted(SCALE.model_copy(update={"generation": 3}), event, now),
+        posted(SCALE, Event("Warning", EventReason.NOT_READY, "why not"), now),
+    ]
+    assert len({name, *(each["metadata"]["name"] for each in others)}) == 4
+
+
+def test_an_event_fits_the_api() -> None:
+    scale = SCALE.model_copy(update={"name": "a" * 253})
+    body = posted(scale, Event("Normal", EventReason.CREATED, "x" * 5000), datetime(2026, 1, 1, tzinfo=UTC))
+    assert len(body["metadata"]["name"]) <= 253
+    assert len(body["note"]) == 1024
+    assert body["eventTime"] == "2026-01-01T00:00:00.000000Z"
+
+
+@pytest.mark.parametrize("error", [ApiRefused(409, "AlreadyExists", "x"), ApiUnavailable("away")])
+def test_an_event_that_cannot_be_posted_is_no_error(error: Exception) -> None:
+    server = Server(refuse("events", error=error))
+    event = Event("Normal", EventReason.CREATED, "made")
+    asyncio.run(events.post(server.client, SCALE, event, instance="operator-1", now=datetime.now(UTC)))

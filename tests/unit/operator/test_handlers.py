@@ -1,0 +1,83 @@
+"""Events become keys: which ones wake a scale, and which scale a child wakes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import kopf
+import pytest
+
+from synapse_operator import naming
+from synapse_operator.echo import Echo
+from synapse_operator.handlers import Inbox, child_event, owner, scale_event
+from synapse_operator.reconcile import ScaleKey
+from synapse_operator.workqueue import WorkQueue
+
+KEY = ScaleKey("ns", "main")
+
+
+class Queue:
+    """Notes what is added."""
+
+    def __init__(self) -> None:
+        self.added: list[tuple[ScaleKey, float]] = []
+
+    def add(self, key: ScaleKey, delay: float = 0.0) -> None:
+        self.added.append((key, delay))
+
+
+async def _nothing() -> list[Any]:
+    return []
+
+
+@pytest.fixture
+def queue() -> Queue:
+    return Queue()
+
+
+@pytest.fixture
+def inbox(queue: Queue) -> Inbox:
+    return Inbox(cast("WorkQueue[ScaleKey]", queue), Echo(_nothing, lambda version: None))
+
+
+def tell(inbox: Inbox, type_: str | None, generation: int = 1, **metadata: object) -> None:
+    meta = {"namespace": "ns", "name": "main", "uid": "u", "generation": generation, **metadata}
+    event = cast("kopf.RawEvent", {"type": type_, "object": {"metadata": meta}})
+    asyncio.run(scale_event(event=event, memo=inbox))
+
+
+def test_a_scale_wakes_when_it_comes_changes_or_goes_and_not_for_its_status(inbox: Inbox, queue: Queue) -> None:
+    tell(inbox, None)
+    tell(inbox, "MODIFIED")
+    assert queue.added == [(KEY, 0.0)]
+    tell(inbox, "MODIFIED", 2)
+    tell(inbox, "DELETED", 2)
+    assert queue.added == [(KEY, 0.0)] * 3
+
+
+def test_a_child_wakes_its_scale_a_moment_later_but_not_at_the_first_listing(inbox: Inbox, queue: Queue) -> None:
+    metadata = {"namespace": "ns", "name": "child", "labels": {naming.SCALE_LABEL: "main"}}
+    for type_ in (None, "MODIFIED", "DELETED"):
+        event = cast("kopf.RawEvent", {"type": type_, "object": {"metadata": metadata}})
+        asyncio.run(child_event(event=event, memo=inbox))
+    assert [key for key, _ in queue.added] == [KEY, KEY]
+    assert all(delay > 0 for _, delay in queue.added)
+
+
+def test_a_child_belongs_to_its_owner_and_else_to_the_scale_of_its_label() -> None:
+    reference = {"apiVersion": naming.API_VERSION, "kind": naming.SCALE_KIND, "name": "a" * 100}
+    labels = {naming.SCALE_LABEL: "shortened"}
+    assert owner({"namespace": "ns", "ownerReferences": [reference], "labels": labels}).name == "a" * 100
+    other = {**reference, "apiVersion": "elsewhere/v1"}
+    assert owner({"namespace": "ns", "ownerReferences": [other], "labels": labels}).name == "shortened"
+    assert owner({"namespace": "ns"}).name == ""
+
+
+def test_each_kind_of_child_is_watched_and_nothing_but_events_is_handled() -> None:
+    registry = kopf.get_default_registry()
+    watched = {handler.id.split("/")[0] for handler in registry._watching.get_all_handlers()}
+    assert watched == {"scale_event", "child_event"}
+    assert len(registry._watching.get_all_handlers()) == 1 + len(naming.Kind)
+    assert registry._changing.get_all_handlers() == []
+    assert registry._spawning.get_all_handlers() == []
