@@ -19,10 +19,9 @@ from synapse_worker.queueing import keys
 from synapse_worker.queueing.lease import HandBack, Lease, LeaseQueue, Release
 from synapse_worker.queueing.loop import ClaimLoop, Control, Ending, Job
 from synapse_worker.queueing.payload import decode
-from synapse_worker.store import claims, runs
+from synapse_worker.store import claims
 from synapse_worker.store.claims import ClaimRequest, OwnedRun
-from synapse_worker.store.database import Database
-from synapse_worker.store.runs import Folded, RunStatus
+from synapse_worker.store.runs import Folded, RunStatus, RunWriter
 
 SLOTS = 100
 LEASE_SECONDS = 30
@@ -37,7 +36,7 @@ _WORKER = "bench"
 class _NoOp:
     """A job that ends at once; with a ledger, its outcome is committed first."""
 
-    def __init__(self, lease: Lease, ended: Callable[[], None], ledger: Database | None, run: OwnedRun | None) -> None:
+    def __init__(self, lease: Lease, ended: Callable[[], None], ledger: RunWriter | None, run: OwnedRun | None) -> None:
         self.lease = lease
         self._ended = ended
         self._ledger = ledger
@@ -46,7 +45,7 @@ class _NoOp:
     async def run(self, control: Control) -> Ending:
         if self._ledger is not None and self._run is not None:
             nothing = Folded({}, [], 0)
-            await runs.finish(self._ledger, self._run, RunStatus.COMPLETED, folded=nothing, active_seconds=0.0)
+            await self._ledger.finish(self._run, RunStatus.COMPLETED, folded=nothing, active_seconds=0.0)
         self._ended()
         return Release(self.lease, b"")
 
@@ -57,7 +56,7 @@ class _NoOps:
     def __init__(self, stores: Stores, ended: Callable[[], None], *, ledger: bool) -> None:
         self._stores = stores
         self._ended = ended
-        self._ledger = stores.database if ledger else None
+        self._ledger = RunWriter(stores.database) if ledger else None
 
     async def begin(self, leases: Sequence[Lease]) -> Sequence[Job | Release | HandBack]:
         with redis_errors_as_ours():
@@ -80,7 +79,7 @@ class _NoOps:
                 )
                 for lease, raw in zip(leases, raws, strict=True)
             ]
-            taken = await claims.take(self._ledger, _WORKER, requests)
+            taken = await claims.take(self._stores.database, _WORKER, requests)
             owned = {answer.request.job_id: answer.run for answer in taken}
         return [_NoOp(lease, self._ended, self._ledger, owned.get(lease.job_id)) for lease in leases]
 

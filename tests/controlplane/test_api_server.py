@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 from synapse_operator import naming
-
 from tests.controlplane import harness
 from tests.controlplane.harness import ControlPlane, Operator, eventually
 

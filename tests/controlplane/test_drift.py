@@ -28,6 +28,13 @@ DRIFT = {
         "Service",
         ["patch", "service", "{name}", "--type=json", "-p", '[{"op":"replace","path":"/spec/ports/0/port","value":1}]'],
     ),
+    "a second way to budget": (
+        "PodDisruptionBudget",
+        [
+            *("patch", "pdb", "{name}", "--type=merge", "-p", '{"spec":{"maxUnavailable":null,"minAvailable":1}}'),
+        ],
+    ),
+    "a URL of somebody else": ("Deployment", ["set", "env", "deployment/{name}", "REDIS_URL=redis://elsewhere"]),
 }
 
 

@@ -22,6 +22,19 @@ class Right(NamedTuple):
     verb: str
 
 
+CONTRADICTIONS = {
+    "Service": [{"op": "replace", "path": "/spec/ports/0/port", "value": 1}],
+    "PodDisruptionBudget": [
+        {"op": "remove", "path": "/spec/maxUnavailable"},
+        {"op": "add", "path": "/spec/minAvailable", "value": 1},
+    ],
+    "Deployment": [
+        {"op": "remove", "path": "/spec/template/spec/containers/0/env/0/valueFrom"},
+        {"op": "add", "path": "/spec/template/spec/containers/0/env/0/value", "value": "redis://elsewhere"},
+    ],
+}
+"""JSON patches after which a plain apply of our fields would be invalid."""
+
 NEVER_CALLED = {Right(naming.GROUP, "synapsescales/finalizers", "update")}
 """Asked for by an admission plugin that this control plane does not run; the manifest says so."""
 
@@ -42,14 +55,11 @@ def test_the_rules_cover_the_calls_and_nothing_more(plane: ControlPlane, live_ns
             eventually("the new environment", partial(has_concurrency, plane, live_ns, str(concurrency)))
             plane.make_pods_ready(live_ns)
         eventually("old ConfigMaps are deleted", lambda: any(call.verb == "delete" for call in plane.writes(mark)))
-        # A Service that is made invalid by a second port of the same name is made anew.
-        service = plane.child(live_ns, "Service")["metadata"]
-        port = '[{"op":"replace","path":"/spec/ports/0/port","value":1}]'
-        plane.kubectl("patch", "service", service["name"], "-n", live_ns, "--type=json", "-p", port)
-        eventually(
-            "another Service",
-            lambda: (plane.child(live_ns, "Service") or {"metadata": service})["metadata"]["uid"] != service["uid"],
-        )
+        # Additions that make our apply invalid are put right by an update.
+        for kind, patch in CONTRADICTIONS.items():
+            name = plane.child(live_ns, kind)["metadata"]["name"]
+            plane.kubectl("patch", kind, name, "-n", live_ns, "--type=json", "-p", json.dumps(patch))
+            eventually(f"{kind} is put right", partial(was_updated, plane, mark_of_patch, f"{kind}s".lower()))
         operator.terminate()
 
     calls = [call for call in plane.audit(mark) if call.resource]
@@ -60,6 +70,11 @@ def test_the_rules_cover_the_calls_and_nothing_more(plane: ControlPlane, live_ns
     granted = rights(plane)
     assert used - granted == set()
     assert granted - used == NEVER_CALLED
+
+
+def was_updated(plane: ControlPlane, mark: int, resource: str) -> bool:
+    calls = plane.audit(mark)
+    return any(call.verb == "update" and call.resource == resource and call.code == 200 for call in calls)
 
 
 def has_concurrency(plane: ControlPlane, namespace: str, value: str) -> bool:

@@ -79,7 +79,7 @@ async def test_jobs_are_coroutines_not_threads(
     database: Database, redis_client: Redis, start_worker: StartWorker
 ) -> None:
     """Workers use asyncio for concurrency - concurrent jobs run as coroutines, not threads."""
-    await store(database, chain("slow", slow_steps(1, 0.3)))
+    await store(database, chain("slow", slow_steps(1, 0.15)))
     await (await start_worker(WORKER_CONCURRENCY="8")).ready()
     await completed(database, [await enqueue(database, redis_client, "slow")])
     threads = len(os.listdir("/proc/self/task"))

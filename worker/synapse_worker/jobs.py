@@ -37,7 +37,7 @@ from synapse_worker.settings import Settings
 from synapse_worker.store import claims, definitions, runs
 from synapse_worker.store.claims import ClaimRequest, OwnedRun, State, Verdict
 from synapse_worker.store.database import Database
-from synapse_worker.store.runs import DeadLetter, Folded, RunStatus, StepRow
+from synapse_worker.store.runs import DeadLetter, Folded, RunStatus, RunWriter, StepRow
 from synapse_worker.telemetry import Metrics
 
 log = logging.getLogger(__name__)
@@ -77,6 +77,10 @@ class Surroundings:
 
     async def persist(self, write: Callable[[], Awaitable[bool]]) -> bool:
         """Repeat a write until Postgres takes it; a store's outage suspends a run, it never fails one."""
+        try:
+            return await write()
+        except (StoreUnavailable, StoreRefused) as error:
+            self.gate.trip(error)
         async for attempt in tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type((StoreUnavailable, StoreRefused)),
             wait=tenacity.wait_random_exponential(multiplier=0.2, max=2.0),
@@ -96,6 +100,7 @@ class Jobs:
 
     def __init__(self, surroundings: Surroundings) -> None:
         self._with = surroundings
+        self._writer = RunWriter(surroundings.database)
         self._running: dict[str, Control] = {}
 
     async def watch_cancels(self) -> None:
@@ -145,7 +150,7 @@ class Jobs:
                     started.append(await self._already_ended(lease, payload, request, answer.verdict))
                 else:
                     definition = answer.run.definition or found.get(answer.run.orchestration_id)
-                    started.append(RunJob(lease, payload, answer.run, definition, self._with, self._running))
+                    started.append(RunJob(lease, payload, answer.run, definition, self._with, self._writer, self._running))
         return started
 
     async def _reject(self, lease: Lease, envelope: bytes | None, payload: JobPayload | None, sentence: str) -> Release:
@@ -189,9 +194,11 @@ class RunJob:
         run: OwnedRun,
         definition: State | None,
         surroundings: Surroundings,
+        writer: RunWriter,
         running: dict[str, Control],
     ) -> None:
         self.lease = lease
+        self._writer = writer
         self._running = running
         self._payload = payload
         self._run = run
@@ -369,8 +376,7 @@ class RunJob:
         first = self._run.definition is None and self._steps_done == 1
         fold = first or time.monotonic() - self._folded_at > _FOLD_SECONDS
         written = await self._with.persist(
-            lambda: runs.checkpoint(
-                self._with.database,
+            lambda: self._writer.checkpoint(
                 self._run,
                 row,
                 cursor=dict(after.to_json()),
@@ -497,8 +503,7 @@ class RunJob:
     async def _end(self, status: RunStatus, error: str | None, letter: DeadLetter | None) -> bool:
         active = self._active()
         ended = await self._with.persist(
-            lambda: runs.finish(
-                self._with.database,
+            lambda: self._writer.finish(
                 self._run,
                 status,
                 folded=self._whole(),

@@ -12,11 +12,16 @@ from synapse_operator import naming
 from synapse_operator.api.common import JsonObject, ObjectMeta
 from synapse_operator.api.reasons import Reason
 from synapse_operator.cluster.client import APPLY_PATCH, Client, path
+from synapse_operator.desired.manifest import Manifest
 from synapse_operator.errors import ApiNotFound, ApiRefused, ApiUnavailable
 from synapse_operator.naming import Kind, Ref
-from synapse_operator.plan import Apply, ApplyReport, Cause, Failure, Plan
+from synapse_operator.plan import Apply, ApplyReport, Delete, Failure, Plan
 
 _APPLY_OPTIONS = {"fieldManager": naming.FIELD_MANAGER, "force": "true", "fieldValidation": "Strict"}
+
+CONTRADICTABLE = (Kind.DEPLOYMENT, Kind.POD_DISRUPTION_BUDGET, Kind.SERVICE)
+"""Kinds in which an addition of somebody else can make our apply invalid: a second port of the same name, a
+`value` beside our `valueFrom`, a `minAvailable` beside our `maxUnavailable`."""
 
 _UNKNOWN_KIND = "the server could not find the requested resource"
 _NO_QUOTA = "exceeded quota"
@@ -31,7 +36,7 @@ async def carry_out(client: Client, plan: Plan) -> ApplyReport:
     """
     applied: list[Ref] = []
     for deletion in plan.delete:
-        if failure := await _attempt(deletion.ref, _delete(client, deletion.ref, {"uid": deletion.uid})):
+        if failure := await _attempt(deletion.ref, _delete(client, deletion)):
             return ApplyReport((), (*plan.failures, failure))
     for step in plan.apply:
         ref = step.manifest.ref
@@ -87,13 +92,22 @@ async def _apply(client: Client, step: Apply) -> None:
     try:
         await _send(client, step)
     except ApiRefused as error:
-        ref = step.manifest.ref
-        if error.status != 422 or step.cause is not Cause.DRIFTED or ref.kind is not Kind.SERVICE:
+        if error.status != 422 or step.replaces is None or step.manifest.ref.kind not in CONTRADICTABLE:
             raise
-        # An apply cannot take away what somebody else put into a list of ours, and a second port of the same
-        # name makes a Service invalid. It holds nothing, so it may be made anew.
-        await _delete(client, ref, {})
+        await _replace(client, step.manifest, step.replaces)
+        # Once more, so that managedFields name us as the one who applied.
         await _send(client, step)
+
+
+async def _replace(client: Client, manifest: Manifest, version: str) -> None:
+    """Take away what others added; only this version, since a later one may be right again."""
+    ref = manifest.ref
+    await client.request(
+        "PUT",
+        path(ref.kind.api_version, ref.namespace, ref.kind.plural, ref.name),
+        query={"fieldManager": naming.FIELD_MANAGER, "fieldValidation": "Strict"},
+        body={**manifest.body, "metadata": {**manifest.body["metadata"], "resourceVersion": version}},
+    )
 
 
 async def _send(client: Client, step: Apply) -> None:
@@ -107,8 +121,9 @@ async def _send(client: Client, step: Apply) -> None:
     )
 
 
-async def _delete(client: Client, ref: Ref, preconditions: JsonObject) -> None:
-    options: JsonObject = {"propagationPolicy": "Background", "preconditions": preconditions}
+async def _delete(client: Client, step: Delete) -> None:
+    ref = step.ref
+    options: JsonObject = {"propagationPolicy": "Background", "preconditions": {"uid": step.uid}}
     try:
         await client.request(
             "DELETE", path(ref.kind.api_version, ref.namespace, ref.kind.plural, ref.name), body=options

@@ -48,8 +48,9 @@ class Server:
         return {}
 
 
-def step(name: str, kind: Kind = Kind.SERVICE, cause: Cause = Cause.CHANGED) -> Apply:
-    return Apply(Manifest(Ref(kind, "ns", name), "hash", {"kind": kind.kind}), cause, None)
+def step(name: str, kind: Kind = Kind.SERVICE, replaces: str | None = "7") -> Apply:
+    body = {"kind": kind.kind, "metadata": {"name": name}}
+    return Apply(Manifest(Ref(kind, "ns", name), "hash", body), Cause.DRIFTED, None, replaces)
 
 
 def carry_out(server: Server, plan: Plan) -> ApplyReport:
@@ -104,23 +105,31 @@ def test_what_is_gone_already_is_deleted(error: Exception) -> None:
     assert [ref.name for ref in report.applied] == ["a"]
 
 
-def test_an_invalid_service_is_made_anew_but_a_deployment_never() -> None:
-    def once() -> Callable[[str, str], None]:
-        left = [ApiRefused(422, "Invalid", "duplicate port name")]
+def invalid_once() -> Callable[[str, str], None]:
+    left = [ApiRefused(422, "Invalid", "duplicate port name")]
 
-        def answer(method: str, _: str) -> None:
-            if method == "PATCH" and left:
-                raise left.pop()
+    def answer(method: str, _: str) -> None:
+        if method == "PATCH" and left:
+            raise left.pop()
 
-        return answer
+    return answer
 
-    server = Server(once())
-    assert carry_out(server, Plan(apply=(step("a", cause=Cause.DRIFTED),))).failures == ()
-    assert server.requests == [("PATCH", "a"), ("DELETE", "a"), ("PATCH", "a")]
-    for other in (step("a", Kind.DEPLOYMENT, Cause.DRIFTED), step("a", Kind.SERVICE, Cause.CHANGED)):
-        server = Server(once())
-        assert carry_out(server, Plan(apply=(other,))).failures[0].reason is Reason.REFUSED
-        assert server.requests == [("PATCH", "a")]
+
+@pytest.mark.parametrize("kind", [Kind.SERVICE, Kind.DEPLOYMENT, Kind.POD_DISRUPTION_BUDGET])
+def test_what_an_addition_made_invalid_is_replaced_and_applied_again(kind: Kind) -> None:
+    server = Server(invalid_once())
+    assert carry_out(server, Plan(apply=(step("a", kind),))).failures == ()
+    assert server.requests == [("PATCH", "a"), ("PUT", "a"), ("PATCH", "a")]
+    assert server.bodies[1]["metadata"] == {"name": "a", "resourceVersion": "7"}
+
+
+@pytest.mark.parametrize(
+    "refused", [step("a", replaces=None), step("a", Kind.SERVICE_ACCOUNT), step("a", Kind.CONFIG_MAP)]
+)
+def test_what_is_invalid_by_itself_is_reported(refused: Apply) -> None:
+    server = Server(invalid_once())
+    assert carry_out(server, Plan(apply=(refused,))).failures[0].reason is Reason.REFUSED
+    assert server.requests == [("PATCH", "a")]
 
 
 def test_only_what_passes_by_itself_makes_the_caller_back_off() -> None:

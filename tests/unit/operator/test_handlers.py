@@ -41,10 +41,15 @@ def inbox(queue: Queue) -> Inbox:
     return Inbox(cast("WorkQueue[ScaleKey]", queue), Echo(_nothing, lambda version: None))
 
 
+def hear(handler: Any, event: kopf.RawEvent, inbox: Inbox) -> None:
+    """Call a handler with what it takes of all that kopf gives."""
+    asyncio.run(handler(event=event, memo=inbox))
+
+
 def tell(inbox: Inbox, type_: str | None, generation: int = 1, **metadata: object) -> None:
     meta = {"namespace": "ns", "name": "main", "uid": "u", "generation": generation, **metadata}
     event = cast("kopf.RawEvent", {"type": type_, "object": {"metadata": meta}})
-    asyncio.run(scale_event(event=event, memo=inbox))
+    hear(scale_event, event, inbox)
 
 
 def test_a_scale_wakes_when_it_comes_changes_or_goes_and_not_for_its_status(inbox: Inbox, queue: Queue) -> None:
@@ -60,7 +65,7 @@ def test_a_child_wakes_its_scale_a_moment_later_but_not_at_the_first_listing(inb
     metadata = {"namespace": "ns", "name": "child", "labels": {naming.SCALE_LABEL: "main"}}
     for type_ in (None, "MODIFIED", "DELETED"):
         event = cast("kopf.RawEvent", {"type": type_, "object": {"metadata": metadata}})
-        asyncio.run(child_event(event=event, memo=inbox))
+        hear(child_event, event, inbox)
     assert [key for key, _ in queue.added] == [KEY, KEY]
     assert all(delay > 0 for _, delay in queue.added)
 

@@ -62,4 +62,4 @@ def test_a_value_that_is_not_accepted_is_named_in_one_sentence(
 def test_settings_do_not_change() -> None:
     loaded = settings.load()
     with pytest.raises(ValueError, match="frozen"):
-        loaded.health_port = 1  # type: ignore[misc]
+        loaded.health_port = 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
 
@@ -19,6 +19,8 @@ from pydantic import SecretStr
 from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
 
 T = TypeVar("T")
+
+_ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 class Database:
@@ -55,6 +57,16 @@ class Database:
         """Run one statement and return its first row, or None."""
         rows = await self.fetch(statement, *arguments)
         return rows[0] if rows else None
+
+    async def fetchmany(self, statement: str, calls: Sequence[Sequence[object]]) -> list[asyncpg.Record]:
+        """Run one statement once per element of `calls`, in order, in one transaction and one round trip.
+
+        Returns:
+            The rows of all calls, in order.
+        """
+        async with self._connection() as connection:
+            rows: list[asyncpg.Record] = await connection.fetchmany(statement, calls, timeout=self._timeout)
+            return rows
 
     async def execute(self, statement: str, *arguments: object) -> int:
         """Run one statement and return how many rows it touched (0 where that has no meaning)."""
@@ -191,10 +203,10 @@ def to_jsonb(value: object) -> str:
     What jsonb cannot hold is replaced, not refused, so that no run is lost by it: NUL and lone surrogates
     become U+FFFD. NaN and infinities are not JSON and raise ValueError.
     """
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    text = _ENCODE(value)
     if "\\u0000" not in text and text.isascii():
         return text
-    return json.dumps(_clean(value), ensure_ascii=False, allow_nan=False)
+    return _ENCODE(_clean(value))
 
 
 def from_jsonb(text: str | None, default: T) -> T:

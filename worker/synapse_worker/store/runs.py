@@ -6,6 +6,8 @@ no row is touched once another claim owns the run. Taking and giving back runs i
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,8 +15,13 @@ from enum import StrEnum
 
 import asyncpg
 
+from synapse_worker.errors import StoreRefused, StoreUnavailable
 from synapse_worker.store.claims import OwnedRun, State
 from synapse_worker.store.database import Database, from_jsonb, to_jsonb
+
+_MOST_TOGETHER = 100
+_MOST_CHARACTERS_TOGETHER = 4_000_000
+"""A call takes no further write once it is that long, so that large states do not hold small ones up."""
 
 
 class RunStatus(StrEnum):
@@ -96,113 +103,191 @@ async def create_queued(database: Database, run: QueuedRun) -> None:
     )
 
 
-async def checkpoint(
-    database: Database,
-    run: OwnedRun,
-    step: StepRow,
-    *,
-    cursor: State,
-    engine_version: int,
-    current_step_id: str | None,
-    definition: State | None,
-    folded: Folded | None,
-) -> bool:
-    """Append a finished step and move the run's cursor.
+_CHECKPOINT = """
+WITH owned AS (
+  UPDATE orchestration_runs
+     SET cursor = $3::jsonb, engine_version = $4, current_step_id = $5,
+         definition_snapshot = coalesce(definition_snapshot, $6::jsonb),
+         shared_state = coalesce($7::jsonb, shared_state), step_history = coalesce($8::jsonb, step_history),
+         folded_steps = coalesce($9::int, folded_steps)
+   WHERE run_id = $1 AND claim = $2 AND status = 'running' RETURNING run_id)
+INSERT INTO run_steps (run_id, step_id, visit, ordinal, claim, delta, entry, events, started_at, ended_at)
+SELECT run_id, $10, $11, $12, $2, $13::jsonb, $14::jsonb, $15::jsonb, $16, $17 FROM owned
+ON CONFLICT (run_id, step_id, visit) DO UPDATE SET claim = EXCLUDED.claim
+   WHERE run_steps.claim = EXCLUDED.claim
+RETURNING $18::int AS place, true AS owned
+"""
 
-    Args:
-        definition: the snapshot to keep, with a run's first checkpoint; else None.
-        folded: state and history to write into the run's row now; None leaves them for later.
+_FINISH = """
+WITH owned AS (
+  UPDATE orchestration_runs
+     SET status = $3::text, shared_state = $4::jsonb, step_history = $5::jsonb, folded_steps = $6,
+         error = $7,
+         ended_at = now()
+   WHERE run_id = $1 AND claim = $2 AND status = 'running' RETURNING run_id, orchestration_id),
+ledger AS (
+  UPDATE job_ledger SET outcome = $3::text, owner = NULL, ended_at = now(), active_seconds = active_seconds + $9
+   WHERE job_id = $8 AND claim = $2 AND EXISTS (SELECT 1 FROM owned)),
+letter AS (
+  INSERT INTO dead_letter_queue (id, run_id, orchestration_id, job_function, job_payload, error_message,
+      attempt_count, first_failed_at, last_failed_at, resolved)
+  SELECT gen_random_uuid(), run_id, orchestration_id, $10::text, $11::jsonb, $12::text, $13::int, now(),
+         now(), false
+    FROM owned WHERE $10::text IS NOT NULL)
+SELECT $14::int AS place, EXISTS (SELECT 1 FROM owned) OR EXISTS (
+  SELECT 1 FROM orchestration_runs WHERE run_id = $1 AND claim = $2 AND status = $3::text) AS owned
+"""
 
-    Returns:
-        False when another claim owns the run, or it is not running any more: nothing was written.
-        Calling it again after an answer got lost writes nothing twice.
-    """
-    touched = await database.execute(
+
+class RunWriter:
+    """The writes of runs that this process owns; what many runs write at once goes in one round trip and commit."""
+
+    def __init__(self, database: Database) -> None:
+        self._checkpoints = _Together(database, _CHECKPOINT)
+        self._ends = _Together(database, _FINISH)
+
+    async def checkpoint(
+        self,
+        run: OwnedRun,
+        step: StepRow,
+        *,
+        cursor: State,
+        engine_version: int,
+        current_step_id: str | None,
+        definition: State | None,
+        folded: Folded | None,
+    ) -> bool:
+        """Append a finished step and move the run's cursor.
+
+        Args:
+            definition: the snapshot to keep, with a run's first checkpoint; else None.
+            folded: state and history to write into the run's row now; None leaves them for later.
+
+        Returns:
+            False when another claim owns the run, or it is not running any more: nothing was written.
+            Calling it again after an answer got lost writes nothing twice.
         """
-        WITH owned AS (
-          UPDATE orchestration_runs
-             SET cursor = $3::jsonb, engine_version = $4, current_step_id = $5,
-                 definition_snapshot = coalesce(definition_snapshot, $6::jsonb),
-                 shared_state = coalesce($7::jsonb, shared_state), step_history = coalesce($8::jsonb, step_history),
-                 folded_steps = coalesce($9::int, folded_steps)
-           WHERE run_id = $1 AND claim = $2 AND status = 'running' RETURNING run_id)
-        INSERT INTO run_steps (run_id, step_id, visit, ordinal, claim, delta, entry, events, started_at, ended_at)
-        SELECT run_id, $10, $11, $12, $2, $13::jsonb, $14::jsonb, $15::jsonb, $16, $17 FROM owned
-        ON CONFLICT (run_id, step_id, visit) DO UPDATE SET claim = EXCLUDED.claim
-           WHERE run_steps.claim = EXCLUDED.claim
-        """,
-        run.run_id,
-        run.claim,
-        to_jsonb(cursor),
-        engine_version,
-        current_step_id,
-        None if definition is None else to_jsonb(definition),
-        None if folded is None else to_jsonb(folded.state),
-        None if folded is None else to_jsonb(list(folded.history)),
-        None if folded is None else folded.steps,
-        step.step_id,
-        step.visit,
-        step.ordinal,
-        to_jsonb(step.delta),
-        to_jsonb(step.entry),
-        to_jsonb(list(step.events)),
-        step.started_at,
-        step.ended_at,
-    )
-    return touched == 1
+        return await self._checkpoints.write(
+            run.run_id,
+            run.claim,
+            to_jsonb(cursor),
+            engine_version,
+            current_step_id,
+            None if definition is None else to_jsonb(definition),
+            None if folded is None else to_jsonb(folded.state),
+            None if folded is None else to_jsonb(list(folded.history)),
+            None if folded is None else folded.steps,
+            step.step_id,
+            step.visit,
+            step.ordinal,
+            to_jsonb(step.delta),
+            to_jsonb(step.entry),
+            to_jsonb(list(step.events)),
+            step.started_at,
+            step.ended_at,
+        )
 
+    async def finish(
+        self,
+        run: OwnedRun,
+        status: RunStatus,
+        *,
+        folded: Folded,
+        active_seconds: float,
+        error: str | None = None,
+        dead_letter: DeadLetter | None = None,
+    ) -> bool:
+        """End a run: its row, the ledger's outcome and, when it failed, a dead letter, all or nothing.
 
-async def finish(
-    database: Database,
-    run: OwnedRun,
-    status: RunStatus,
-    *,
-    folded: Folded,
-    active_seconds: float,
-    error: str | None = None,
-    dead_letter: DeadLetter | None = None,
-) -> bool:
-    """End a run: its row, the ledger's outcome and, when it failed, a dead letter, all or nothing.
-
-    Returns:
-        False when another claim owns the run: nothing was written. True also when a call whose answer got
-        lost had ended the run already.
-    """
-    row = await database.fetchrow(
+        Returns:
+            False when another claim owns the run: nothing was written. True also when a call whose answer got
+            lost had ended the run already.
         """
-        WITH owned AS (
-          UPDATE orchestration_runs
-             SET status = $3::text, shared_state = $4::jsonb, step_history = $5::jsonb, folded_steps = $6,
-                 error = $7,
-                 ended_at = now()
-           WHERE run_id = $1 AND claim = $2 AND status = 'running' RETURNING run_id, orchestration_id),
-        ledger AS (
-          UPDATE job_ledger SET outcome = $3::text, owner = NULL, ended_at = now(), active_seconds = active_seconds + $9
-           WHERE job_id = $8 AND claim = $2 AND EXISTS (SELECT 1 FROM owned)),
-        letter AS (
-          INSERT INTO dead_letter_queue (id, run_id, orchestration_id, job_function, job_payload, error_message,
-              attempt_count, first_failed_at, last_failed_at, resolved)
-          SELECT gen_random_uuid(), run_id, orchestration_id, $10::text, $11::jsonb, $12::text, $13::int, now(),
-                 now(), false
-            FROM owned WHERE $10::text IS NOT NULL)
-        SELECT EXISTS (SELECT 1 FROM owned) OR EXISTS (
-          SELECT 1 FROM orchestration_runs WHERE run_id = $1 AND claim = $2 AND status = $3::text) AS owned
-        """,
-        run.run_id,
-        run.claim,
-        status.value,
-        to_jsonb(folded.state),
-        to_jsonb(list(folded.history)),
-        folded.steps,
-        error,
-        run.job_id,
-        active_seconds,
-        None if dead_letter is None else dead_letter.function,
-        None if dead_letter is None else to_jsonb(dict(dead_letter.payload)),
-        None if dead_letter is None else dead_letter.error,
-        None if dead_letter is None else dead_letter.attempts,
-    )
-    return bool(row and row["owned"])
+        return await self._ends.write(
+            run.run_id,
+            run.claim,
+            status.value,
+            to_jsonb(folded.state),
+            to_jsonb(list(folded.history)),
+            folded.steps,
+            error,
+            run.job_id,
+            active_seconds,
+            None if dead_letter is None else dead_letter.function,
+            None if dead_letter is None else to_jsonb(dict(dead_letter.payload)),
+            None if dead_letter is None else dead_letter.error,
+            None if dead_letter is None else dead_letter.attempts,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    arguments: tuple[object, ...]
+    answer: asyncio.Future[bool]
+
+    @property
+    def size(self) -> int:
+        return sum(len(value) for value in self.arguments if isinstance(value, str))
+
+
+class _Together:
+    """One statement for many writers: what comes while a call is under way goes together in the next one.
+
+    A writer that is cancelled before its turn writes nothing; in the middle, it finds out from the row. Writes
+    of one call are committed together, so an error that is not the store's own makes each of them be tried alone.
+    """
+
+    def __init__(self, database: Database, statement: str) -> None:
+        self._database = database
+        self._statement = statement
+        self._waiting: deque[_Write] = deque()
+        self._sending: asyncio.Task[None] | None = None
+
+    async def write(self, *arguments: object) -> bool:
+        """Run the statement, with its place in the call as last argument; returns the `owned` of its row, if any."""
+        write = _Write(arguments, asyncio.get_running_loop().create_future())
+        self._waiting.append(write)
+        if self._sending is None or self._sending.done():
+            self._sending = asyncio.create_task(self._send_all())
+        return await write.answer
+
+    async def _send_all(self) -> None:
+        batch: list[_Write] = []
+        try:
+            while batch := self._next():
+                await self._send(batch)
+        finally:
+            for write in (*batch, *self._waiting):  # only when this task itself is stopped
+                write.answer.cancel()
+            self._waiting.clear()
+
+    def _next(self) -> list[_Write]:
+        batch: list[_Write] = []
+        size = 0
+        while self._waiting and len(batch) < _MOST_TOGETHER and size < _MOST_CHARACTERS_TOGETHER:
+            write = self._waiting.popleft()
+            if not write.answer.done():
+                batch.append(write)
+                size += write.size
+        return batch
+
+    async def _send(self, batch: Sequence[_Write]) -> None:
+        calls = [(*write.arguments, place) for place, write in enumerate(batch)]
+        try:
+            rows = await self._database.fetchmany(self._statement, calls)
+        except Exception as error:
+            if len(batch) > 1 and not isinstance(error, StoreUnavailable | StoreRefused):
+                for write in batch:
+                    await self._send([write])
+                return
+            for write in batch:
+                if not write.answer.done():
+                    write.answer.set_exception(error)
+            return
+        owned = {row["place"]: bool(row["owned"]) for row in rows}
+        for place, write in enumerate(batch):
+            if not write.answer.done():
+                write.answer.set_result(owned.get(place, False))
 
 
 async def reject(

@@ -1,0 +1,170 @@
+"""What README.md and docs/ tell a user to type is true: snippets run, and every name they use exists."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
+from redis.asyncio import Redis
+
+from synapse_operator.api.reasons import Reason
+from synapse_operator.api.scale import SynapseScale, read_scale
+from synapse_operator.telemetry import Metrics as OperatorMetrics
+from synapse_worker.connections import open_database, open_redis, ping_redis
+from synapse_worker.store import migrate
+from synapse_worker.store.database import Database
+from synapse_worker.telemetry import Metrics as WorkerMetrics
+from tests.builders import a_scale_body
+from tests.page.conftest import StartWorker
+from tests.page.support import completed, enqueue, printing
+from tests.support.runs import store
+from tests.support.servers import PostgresServer, RedisServer
+
+README = Path("README.md").read_text(encoding="utf-8")
+OPERATIONS = Path("docs/operations.md").read_text(encoding="utf-8")
+
+NOTHING_TO_DO = {
+    Reason.WORKERS_READY,
+    Reason.SETTLED,
+    Reason.NOTHING_TO_DO,
+    Reason.REACHABLE,
+    Reason.NOT_TRIED,
+    Reason.NO_EVICTION,
+    Reason.APPLIED,
+}
+"""Reasons that ask nothing of the reader."""
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The code blocks of a page in one language."""
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+async def test_the_producer_of_the_readme(
+    database: Database, redis_client: Redis, redis_server: RedisServer, start_worker: StartWorker
+) -> None:
+    """README, Jobs: a program with stock arq."""
+    (program,) = blocks(README, "python")
+    await store(database, printing("support-triage", "{state.user_input} {state.product}"))
+    await start_worker()
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", program],
+        env={**os.environ, "REDIS_URL": redis_server.url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    run_id, result = done.stdout.split()
+    assert result == "completed"
+    (view,) = await completed(database, [run_id])
+    assert view.state["said"] == "Checkout is down Shop"
+
+
+def test_the_first_scale_of_the_readme() -> None:
+    """README, A first SynapseScale."""
+    (text,) = blocks(README, "yaml")
+    document = yaml.safe_load(text)
+    read = read_scale(a_scale_body(spec=document["spec"], **document["metadata"]))
+    assert isinstance(read, SynapseScale), read
+    assert (document["apiVersion"], document["kind"]) == ("scale.synapseorch.com/v1alpha1", "SynapseScale")
+
+
+def test_every_reason_has_a_line_in_the_readme() -> None:
+    """README, Troubleshooting: each reason is there with what to do, and there is no other."""
+    table = README[README.index("## Troubleshooting") : README.index("## What is built")]
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
+    named = {word for line in rows for word in re.findall(r"`([A-Z][A-Za-z]+)`", line.split(" | ")[0])}
+    assert named == {str(reason) for reason in Reason if reason not in NOTHING_TO_DO}
+
+
+def test_every_command_exists() -> None:
+    """README: make targets and commands of the local cluster."""
+    makefile = Path("Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z0-9-]+):", makefile, re.MULTILINE))
+    assert set(re.findall(r"`?\bmake ([a-z0-9-]+)", README)) <= targets
+    used = set(re.findall(r"python3 -m localcluster ([a-z-]+)", README))
+    shown = subprocess.run([sys.executable, "-m", "localcluster", "--help"], capture_output=True, text=True, check=True)
+    assert used
+    assert used <= set(re.findall(r"^    ([a-z-]+)", shown.stdout, re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", ["README.md", *(str(path) for path in sorted(Path("docs").glob("*.md")))])
+def test_links_lead_somewhere(page: str) -> None:
+    """Links between the pages and into the tree."""
+    text = Path(page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+        path, _, anchor = target.partition("#")
+        found = Path(page).parent / path if path else Path(page)
+        assert found.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)", found.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^a-z0-9 -]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+def series(registry: CollectorRegistry) -> set[str]:
+    """The names of a registry's series, without those of the process."""
+    return {
+        family.name + ("_total" if family.type == "counter" else "")
+        for family in registry.collect()
+        if not family.name.startswith("process_")
+    }
+
+
+def test_every_series_is_documented() -> None:
+    """docs/metrics.md lists all series of worker and operator, and no other."""
+    text = Path("docs/metrics.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| (synapse_\w+) \|", text, re.MULTILINE))
+    assert listed == series(WorkerMetrics().registry) | series(OperatorMetrics().registry)
+
+
+async def ask(client: Redis, line: str) -> object:
+    """Send a line as redis-cli would."""
+    answer: object = await client.execute_command(*line.split())  # type: ignore[no-untyped-call]
+    return answer
+
+
+async def test_the_rights_of_the_redis_user_suffice(
+    database: Database, redis_client: Redis, redis_server: RedisServer, start_worker: StartWorker
+) -> None:
+    """docs/operations.md, Rights in Redis: a worker with that user completes a run and is told the eviction policy."""
+    (command,) = re.findall(r"^ACL SETUSER .*", OPERATIONS, re.MULTILINE)
+    await ask(redis_client, command)
+    await ask(redis_client, "ACL LOG RESET")
+    client = open_redis(SecretStr(f"redis://synapse:password@127.0.0.1:{redis_server.port}/0"))
+    try:
+        await store(database, printing("hello"))
+        await (await start_worker(redis_url=f"redis://synapse:password@127.0.0.1:{redis_server.port}/0")).ready()
+        await completed(database, [await enqueue(database, client, "hello")])
+        assert (await ping_redis(client)).maxmemory_policy == "noeviction"
+        assert await ask(redis_client, "ACL LOG") == []
+    finally:
+        await client.aclose()
+        await ask(redis_client, "ACL DELUSER synapse")
+
+
+async def test_the_rights_of_the_postgres_role_suffice(
+    redis_client: Redis, postgres_server: PostgresServer, start_worker: StartWorker
+) -> None:
+    """docs/operations.md, Rights in PostgreSQL: a worker without DDL rights completes a run after a migration."""
+    url = postgres_server.new_database()
+    opened = open_database(SecretStr(url))
+    await migrate.migrate(opened)
+    (grants,) = blocks(OPERATIONS, "sql")
+    async with opened.transaction() as transaction:
+        await transaction.execute("CREATE ROLE synapse_worker LOGIN")
+        await transaction.execute(grants)
+    worker = await (await start_worker(postgres=url.replace("synapse@", "synapse_worker@"))).ready()
+    await store(opened, printing("hello"))
+    (view,) = await completed(opened, [await enqueue(opened, redis_client, "hello")])
+    assert view.worker_id == worker.settings.worker_id
+    await opened.close()
