@@ -150,7 +150,14 @@ async def _measure(servers: Servers, rounds: int) -> list[Row]:
     against = f"stock arq, max_jobs {SLOTS}"
     return [
         Row("queue alone", "no-op jobs/s", values["queue"], values["stock"], against, ">= 20x"),
-        Row("with claim number, run row and outcome", "no-op jobs/s", values["ledger"], values["stock"], against, ">= 10x"),
+        Row(
+            "with claim number, run row and outcome",
+            "no-op jobs/s",
+            values["ledger"],
+            values["stock"],
+            against,
+            ">= 10x",
+        ),
     ]
 
 

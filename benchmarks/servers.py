@@ -54,6 +54,5 @@ async def machine(servers: Servers) -> str:
         redis = (await ping_redis(stores.client)).version
         postgres = (await stores.database.ping()).split(" ", 1)[0]
     return (
-        f"{os.cpu_count()} cores, Python {platform.python_version()}, Redis {redis},"
-        f" PostgreSQL {postgres} (fsync off)"
+        f"{os.cpu_count()} cores, Python {platform.python_version()}, Redis {redis}, PostgreSQL {postgres} (fsync off)"
     )

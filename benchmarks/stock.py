@@ -52,7 +52,7 @@ async def pool_of(port: int, queue: str) -> ArqRedis:
     return await create_pool(RedisSettings(port=port), default_queue_name=queue)
 
 
-def worker_of(pool: ArqRedis, function: Any, queue: str, *, slots: int, poll_delay: float) -> Worker:  # noqa: ANN401
+def worker_of(pool: ArqRedis, function: Any, queue: str, *, slots: int, poll_delay: float) -> Worker:
     """Return a stock worker that keeps no results and logs nothing."""
     return Worker(
         [func(function, name=FUNCTION)],
@@ -97,9 +97,7 @@ async def _main() -> None:
     queue = os.environ[_QUEUE]
     pool = await pool_of(int(os.environ[_PORT]), queue)
     function = _note_start if os.environ[_NOTE_START] else _empty
-    worker = worker_of(
-        pool, function, queue, slots=int(os.environ[_SLOTS]), poll_delay=float(os.environ[_POLL])
-    )
+    worker = worker_of(pool, function, queue, slots=int(os.environ[_SLOTS]), poll_delay=float(os.environ[_POLL]))
     await worker.async_run()
 
 

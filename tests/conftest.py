@@ -12,6 +12,7 @@ from synapse_worker.connections import open_database, open_redis
 from synapse_worker.store import migrate
 from synapse_worker.store.database import Database
 from tests.support.servers import PostgresServer, RedisServer
+from tests.support.workers import StartWorker, WorkerProcess
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +55,18 @@ async def database(postgres_url: str) -> AsyncIterator[Database]:
     await migrate.migrate(opened)
     yield opened
     await opened.close()
+
+
+@pytest.fixture
+def start_worker(redis_server: RedisServer, postgres_url: str) -> Iterator[StartWorker]:
+    """Starts workers on the test's own stores and ends them afterwards."""
+    started: list[WorkerProcess] = []
+
+    def start(**extra: str) -> WorkerProcess:
+        worker = WorkerProcess(redis_server.url, postgres_url, **{"K8S_MODE": "1", **extra})
+        started.append(worker)
+        return worker.start()
+
+    yield start
+    for worker in started:
+        worker.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -12,14 +11,15 @@ from pydantic import SecretStr
 from synapse_operator.api.common import JsonObject
 from synapse_operator.api.scale import InvalidScale, SynapseScale, read_scale
 from synapse_operator.backends import Backends, Stores
-from synapse_operator.cluster import apply, events, observe
+from synapse_operator.cluster import apply, observe
 from synapse_operator.cluster.client import Client
+from synapse_operator.cluster.report import Reporter
 from synapse_operator.desired import desired_for_scale
 from synapse_operator.desired.environment import served_shards
 from synapse_operator.naming import SCALE_KIND
 from synapse_operator.observed import Observed
-from synapse_operator.plan import Event, plan
-from synapse_operator.status import figures_due, invalid_status, next_status, transition_events
+from synapse_operator.plan import plan
+from synapse_operator.status import figures_due, invalid_status, next_status
 from synapse_operator.telemetry import Metrics
 from synapse_operator.workqueue import Again
 
@@ -52,7 +52,7 @@ class Reconciler:
         self._metrics = metrics
         self._worker_image = worker_image
         self._hash_key = hash_key
-        self._instance = instance
+        self._reporter = Reporter(client, instance)
         self._figures_at: dict[ScaleKey, datetime] = {}
 
     async def __call__(self, key: ScaleKey) -> Again | None:
@@ -70,7 +70,8 @@ class Reconciler:
             previous = stored.get("status") or {}
             if isinstance(scale, InvalidScale):
                 now = datetime.now(UTC)
-                await self._report(scale, invalid_status(scale, previous=previous, now=now), previous, (), now)
+                status = invalid_status(scale, previous=previous, now=now)
+                await self._reporter.report(scale.metadata, previous, status, (), now)
                 return Again()
             return await self._reconcile(key, scale, previous)
 
@@ -86,7 +87,7 @@ class Reconciler:
         figures = figures_due(self._figures_at.get(key), now)
         status = next_status(scale, desired, observed, report, previous=previous, now=now, figures=figures)
         done = [step.event for step in todo.apply if step.event and step.manifest.ref in report.applied]
-        await self._report(scale, status, previous, done, now)
+        await self._reporter.report(scale.metadata, previous, status, done, now)
         if status is not None and figures:
             self._figures_at[key] = now
         apply.raise_if_unavailable(report)
@@ -101,21 +102,6 @@ class Reconciler:
         )
         pods = await observe.read_pods(self._client, scale, children)
         return Observed(redis_url, postgres_url, view.redis, view.postgres, view.queues, view.overview, children, pods)
-
-    async def _report(
-        self,
-        scale: SynapseScale | InvalidScale,
-        status: JsonObject | None,
-        previous: JsonObject,
-        done: Sequence[Event],
-        now: datetime,
-    ) -> None:
-        happened = (*done, *(transition_events(previous, status) if status is not None else ()))
-        # Events first: what a crash in between repeats has the same name, while a transition comes only once.
-        for event in happened:
-            await events.post(self._client, scale.metadata, event, instance=self._instance, now=now)
-        if status is not None:
-            await apply.apply_status(self._client, scale.metadata, status)
 
     def _forget(self, key: ScaleKey) -> None:
         self._backends.forget(key)

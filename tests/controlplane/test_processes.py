@@ -178,18 +178,31 @@ def test_an_operator_without_rights_is_not_ready_and_says_why(plane: ControlPlan
         assert operator.probe("/livez") == (200, "ok")
 
 
-def test_only_the_named_namespaces_are_served(plane: ControlPlane, ns: str) -> None:
+def test_only_the_named_namespaces_are_served_and_rights_in_them_are_enough(plane: ControlPlane, ns: str) -> None:
     outside = f"{ns}-outside"
     plane.apply(
         harness.namespace(outside), harness.secret(outside, "redis://127.0.0.1:1", "postgresql://127.0.0.1:1/d")
     )
-    with Operator(plane, WATCH_NAMESPACES=ns) as operator:
-        operator.lead()
-        plane.apply(harness.scale(outside), harness.scale(ns))
-        plane.await_children(ns)
-        assert plane.children(outside) == []
-        operator.terminate()
-    plane.kubectl("delete", "namespace", outside, "--wait=false")
+    account = f"--serviceaccount={harness.OPERATOR_NAMESPACE}:synapse-operator"
+    # As overlays/namespaced: the ClusterRole, bound in one namespace and nowhere else.
+    plane.kubectl("create", "rolebinding", "synapse-operator", "--clusterrole=synapse-operator", account, "-n", ns)
+    plane.kubectl("delete", "clusterrolebinding", "synapse-operator")
+    mark = plane.audit_mark()
+    try:
+        with Operator(plane, WATCH_NAMESPACES=ns) as operator:
+            operator.lead()
+            plane.apply(harness.scale(outside), harness.scale(ns))
+            plane.await_children(ns)
+            plane.await_condition(ns, "ChildrenApplied", "True")
+            service = plane.child(ns, "Service")["metadata"]["name"]
+            plane.kubectl("delete", "service", service, "-n", ns)
+            eventually("the Service is back", lambda: plane.child(ns, "Service"))
+            assert plane.children(outside) == []
+            assert [call for call in plane.audit(mark) if call.code == 403] == []
+            operator.terminate()
+    finally:
+        plane.kubectl("apply", "--server-side", "-f", str(harness.ROOT / "manifests" / "install.yaml"))
+        plane.kubectl("delete", "namespace", outside, "--wait=false")
 
 
 def test_deleting_a_namespace_while_the_operator_is_down_does_not_hang(plane: ControlPlane, ns: str) -> None:

@@ -59,7 +59,7 @@ def test_the_rules_cover_the_calls_and_nothing_more(plane: ControlPlane, live_ns
         for kind, patch in CONTRADICTIONS.items():
             name = plane.child(live_ns, kind)["metadata"]["name"]
             plane.kubectl("patch", kind, name, "-n", live_ns, "--type=json", "-p", json.dumps(patch))
-            eventually(f"{kind} is put right", partial(was_updated, plane, mark_of_patch, f"{kind}s".lower()))
+            eventually(f"{kind} is put right", partial(was_updated, plane, mark, f"{kind}s".lower()))
         operator.terminate()
 
     calls = [call for call in plane.audit(mark) if call.resource]

@@ -8,10 +8,8 @@ import pickle
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pytest
 import yaml
 from arq.connections import RedisSettings, create_pool
 from arq.jobs import Job, JobStatus
@@ -34,10 +32,9 @@ from tests.support.runs import (
     view,
 )
 from tests.support.servers import PostgresServer, RedisServer, wait_until
-from tests.support.workers import PRINT_IF_PRINT, WorkerProcess, chain, command, slow_steps
+from tests.support.workers import PRINT_IF_PRINT, StartWorker, chain, command, slow_steps
 
 Q = keys.queue("default")
-StartWorker = Callable[..., WorkerProcess]
 NEVER_WRITTEN = Path(tempfile.gettempdir()) / "synapse-hostile-payload-ran"
 
 
@@ -47,21 +44,6 @@ def write_sample_definitions(folder: Path) -> None:
     (config_map,) = [document for document in yaml.safe_load_all(sample) if document["kind"] == "ConfigMap"]
     for name, text in config_map["data"].items():
         (folder / name).write_text(text)
-
-
-@pytest.fixture
-def start_worker(redis_server: RedisServer, postgres_url: str) -> Iterator[StartWorker]:
-    """Starts workers on the test's own stores and ends them afterwards."""
-    started: list[WorkerProcess] = []
-
-    def start(**extra: str) -> WorkerProcess:
-        worker = WorkerProcess(redis_server.url, postgres_url, **{"K8S_MODE": "1", **extra})
-        started.append(worker)
-        return worker.start()
-
-    yield start
-    for worker in started:
-        worker.close()
 
 
 async def test_the_quickstart_runs_from_sync_to_done(

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from synapse_worker.contract import BY_NAME
@@ -84,6 +84,10 @@ class WorkerProcess:
             self.kill()
         self._log.close()
         Path(self._log.name).unlink(missing_ok=True)
+
+
+StartWorker = Callable[..., WorkerProcess]
+"""The fixture `start_worker`: starts a worker with the variables given by name."""
 
 
 def environment(redis_url: str, postgres_url: str, **extra: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -47,6 +48,7 @@ _RETRY_BASE_SECONDS = 1.0
 _RETRY_MOST_SECONDS = 300.0
 _NEWER_CURSOR_DELAY_MS = 5_000
 _CANCEL_POLL_SECONDS = 0.5
+_LAST_WRITE_SECONDS = 2.0
 _MAX_ID = 255
 
 _PARAMETERS = (
@@ -150,7 +152,9 @@ class Jobs:
                     started.append(await self._already_ended(lease, payload, request, answer.verdict))
                 else:
                     definition = answer.run.definition or found.get(answer.run.orchestration_id)
-                    started.append(RunJob(lease, payload, answer.run, definition, self._with, self._writer, self._running))
+                    started.append(
+                        RunJob(lease, payload, answer.run, definition, self._with, self._writer, self._running)
+                    )
         return started
 
     async def _reject(self, lease: Lease, envelope: bytes | None, payload: JobPayload | None, sentence: str) -> Release:
@@ -487,11 +491,11 @@ class RunJob:
             return await self._cancel()
         if control.stop_reason is StopReason.INTERRUPTED:
             return await self._hand_over()
-        try:
-            async with asyncio.timeout(2.0):
-                await claims.disown(self._with.database, self._run, active_seconds=self._active())
-        except (StoreUnavailable, StoreRefused, TimeoutError):
-            pass  # then the next owner takes it for a crash, which costs nothing but a count
+        # The lease is lost, the run may still be ours: the fence decides. Given back here, it need not wait for
+        # somebody to notice; whether its queue entry is still there the sweep finds out.
+        with suppress(StoreUnavailable, StoreRefused, TimeoutError):
+            async with asyncio.timeout(_LAST_WRITE_SECONDS):
+                await claims.give_back(self._with.database, self._run, active_seconds=self._active(), failed=False)
         return None
 
     async def _give_back(self, *, failed: bool) -> bool:

@@ -23,6 +23,7 @@ from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavail
 from synapse_worker.events import EventWriter
 from synapse_worker.gate import StoreGate
 from synapse_worker.health import Probes, Status, application, listen, server
+from synapse_worker.housekeeping import Housekeeper
 from synapse_worker.jobs import Jobs, Surroundings
 from synapse_worker.queueing import client as queue_client
 from synapse_worker.queueing import keys
@@ -157,6 +158,7 @@ class Worker:
             background.append(asyncio.create_task(events.write()))
             background.append(asyncio.create_task(self._beat(loop, gate, database, client)))
             background.append(asyncio.create_task(jobs.watch_cancels()))
+            background.append(asyncio.create_task(Housekeeper(database, client, gate).keep()))
             background.append(asyncio.create_task(self._watch_figures(loop, client, gate)))
             await self._register(database, "online", loop)
             self._phase.started = True

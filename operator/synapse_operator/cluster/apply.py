@@ -1,7 +1,7 @@
-"""Writes to the API server: children by server-side apply, the status through its subresource.
+"""Writes children to the API server, by server-side apply.
 
 A refusal is a value here (`Failure`, with the server's own sentence), since it is what a user has to read;
-only what is nobody's fault raises. What to write is decided in `plan` and `status`.
+only what passes by itself asks for another try. What to write is decided in `plan`; `report` writes the status.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 
 from synapse_operator import naming
-from synapse_operator.api.common import JsonObject, ObjectMeta
+from synapse_operator.api.common import JsonObject
 from synapse_operator.api.reasons import Reason
 from synapse_operator.cluster.client import APPLY_PATCH, Client, path
 from synapse_operator.desired.manifest import Manifest
@@ -17,7 +17,7 @@ from synapse_operator.errors import ApiNotFound, ApiRefused, ApiUnavailable
 from synapse_operator.naming import Kind, Ref
 from synapse_operator.plan import Apply, ApplyReport, Delete, Failure, Plan
 
-_APPLY_OPTIONS = {"fieldManager": naming.FIELD_MANAGER, "force": "true", "fieldValidation": "Strict"}
+APPLY_OPTIONS = {"fieldManager": naming.FIELD_MANAGER, "force": "true", "fieldValidation": "Strict"}
 
 CONTRADICTABLE = (Kind.DEPLOYMENT, Kind.POD_DISRUPTION_BUDGET, Kind.SERVICE)
 """Kinds in which an addition of somebody else can make our apply invalid: a second port of the same name, a
@@ -44,29 +44,6 @@ async def carry_out(client: Client, plan: Plan) -> ApplyReport:
             return ApplyReport(tuple(applied), (*plan.failures, failure))
         applied.append(ref)
     return ApplyReport(tuple(applied), plan.failures)
-
-
-async def apply_status(client: Client, scale: ObjectMeta, status: JsonObject) -> None:
-    """Write the whole status, unless the scale is gone or another one of its name has come.
-
-    Raises:
-        ApiUnavailable, ApiRefused: it could not be written.
-    """
-    body: JsonObject = {
-        "apiVersion": naming.API_VERSION,
-        "kind": naming.SCALE_KIND,
-        # The UID is a precondition.
-        "metadata": {"name": scale.name, "namespace": scale.namespace, "uid": scale.uid},
-        "status": status,
-    }
-    target = path(naming.API_VERSION, scale.namespace, naming.SCALE_PLURAL, scale.name, "status")
-    try:
-        await client.request("PATCH", target, query=_APPLY_OPTIONS, body=body, content_type=APPLY_PATCH)
-    except ApiNotFound:
-        return
-    except ApiRefused as error:
-        if error.status != 409:
-            raise
 
 
 def raise_if_unavailable(report: ApplyReport) -> None:
@@ -115,7 +92,7 @@ async def _send(client: Client, step: Apply) -> None:
     await client.request(
         "PATCH",
         path(ref.kind.api_version, ref.namespace, ref.kind.plural, ref.name),
-        query=_APPLY_OPTIONS,
+        query=APPLY_OPTIONS,
         body=step.manifest.body,
         content_type=APPLY_PATCH,
     )

@@ -11,13 +11,21 @@ import pytest
 
 from synapse_operator.api.common import JsonObject, ObjectMeta
 from synapse_operator.api.reasons import EventReason, Reason
-from synapse_operator.cluster import apply, events
+from synapse_operator.cluster import apply
 from synapse_operator.cluster.client import Client, path
+from synapse_operator.cluster.report import Reporter
 from synapse_operator.desired.manifest import Manifest
 from synapse_operator.errors import ApiNotFound, ApiRefused, ApiUnavailable
 from synapse_operator.naming import Kind, Ref
 from synapse_operator.plan import Apply, ApplyReport, Cause, Delete, Event, Failure, Plan
 
+NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+STATUS: JsonObject = {
+    "conditions": [
+        {"type": each, "status": "True", "reason": "Fine", "message": "", "lastTransitionTime": ""}
+        for each in ("Ready", "RedisSafe")
+    ]
+}
 SCALE = ObjectMeta(name="main", namespace="ns", uid="uid-1", generation=2)
 
 
@@ -142,7 +150,7 @@ def test_only_what_passes_by_itself_makes_the_caller_back_off() -> None:
 @pytest.mark.parametrize("error", [ApiNotFound(404, "NotFound", "gone"), ApiRefused(409, "Conflict", "another UID")])
 def test_the_status_of_a_scale_that_is_gone_is_written_nowhere(error: Exception) -> None:
     server = Server(refuse("status", error=error))
-    asyncio.run(apply.apply_status(server.client, SCALE, {"replicas": 1}))
+    tell(server, STATUS, ())
     assert server.bodies[0]["metadata"]["uid"] == "uid-1"
 
 
@@ -153,14 +161,25 @@ def test_paths() -> None:
     assert path("g/v1", "ns", "things", "a", "status") == "/apis/g/v1/namespaces/ns/things/a/status"
 
 
+def tell(
+    server: Server,
+    status: JsonObject | None,
+    done: tuple[Event, ...],
+    *,
+    scale: ObjectMeta = SCALE,
+    now: datetime = NOW,
+) -> None:
+    asyncio.run(Reporter(server.client, "operator-1").report(scale, STATUS, status, done, now))
+
+
 def posted(scale: ObjectMeta, event: Event, now: datetime) -> JsonObject:
     server = Server()
-    asyncio.run(events.post(server.client, scale, event, instance="operator-1", now=now))
+    tell(server, None, (event,), scale=scale, now=now)
     return server.bodies[0]
 
 
 def test_an_event_that_is_reported_twice_is_one_event() -> None:
-    now = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+    now = NOW
     event = Event("Warning", EventReason.NOT_READY, "why")
     name = posted(SCALE, event, now)["metadata"]["name"]
     assert posted(SCALE, event, now + timedelta(seconds=30))["metadata"]["name"] == name
@@ -184,4 +203,4 @@ def test_an_event_fits_the_api() -> None:
 def test_an_event_that_cannot_be_posted_is_no_error(error: Exception) -> None:
     server = Server(refuse("events", error=error))
     event = Event("Normal", EventReason.CREATED, "made")
-    asyncio.run(events.post(server.client, SCALE, event, instance="operator-1", now=datetime.now(UTC)))
+    tell(server, None, (event,))

@@ -1,7 +1,7 @@
 """The producer's side of the queue: enqueueing a run, and reading how full the queues are.
 
 A run is durable before it is queued: run row and ledger row in one transaction, then the job key, then the
-queue entry. What a crash in between leaves is repaired from the ledger's envelope by its next reader.
+queue entry. What a crash in between leaves is repaired by the sweep (`housekeeping`) from the ledger's envelope.
 """
 
 from __future__ import annotations

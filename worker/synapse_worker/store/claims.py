@@ -199,16 +199,6 @@ async def give_back(database: Database, run: OwnedRun, *, active_seconds: float,
     return bool(row and row["owned"])
 
 
-async def disown(database: Database, run: OwnedRun, *, active_seconds: float) -> None:
-    """Clear the ledger's owner after a self-fence, so that the lost lease does not look like a crash."""
-    await database.execute(
-        "UPDATE job_ledger SET owner = NULL, active_seconds = active_seconds + $3 WHERE job_id = $1 AND claim = $2",
-        run.job_id,
-        run.claim,
-        active_seconds,
-    )
-
-
 async def envelope_of(database: Database, job_id: str) -> bytes | None:
     """Return the payload that our producer kept in the ledger, if it did."""
     row = await database.fetchrow("SELECT envelope FROM job_ledger WHERE job_id = $1", job_id)

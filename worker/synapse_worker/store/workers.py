@@ -43,3 +43,12 @@ async def beat(database: Database, worker: WorkerRow) -> None:
         worker.active_jobs,
         worker.max_jobs,
     )
+
+
+async def mark_silent(database: Database) -> int:
+    """Mark workers offline that have not beaten for `SILENT_SECONDS`; returns how many."""
+    return await database.execute(
+        "UPDATE workers SET status = 'offline'"
+        " WHERE status <> 'offline' AND last_heartbeat < now() - make_interval(secs => $1)",
+        float(SILENT_SECONDS),
+    )

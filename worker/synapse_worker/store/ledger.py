@@ -1,0 +1,46 @@
+"""The ledger's open jobs, as the sweep sees them. Claims and ends are in `claims` and `runs`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from synapse_worker.store.database import Transaction
+
+_SWEEP_LOCK = 7_203_419_552_118_202
+
+
+@dataclass(frozen=True, slots=True)
+class OpenJob:
+    """A job without an outcome, and its payload as it goes to Redis."""
+
+    job_id: str
+    queue: str
+    envelope: bytes
+
+
+async def lock_sweep(transaction: Transaction) -> bool:
+    """Take the sweep's lock until the transaction ends; False when another process has it."""
+    rows = await transaction.fetch("SELECT pg_try_advisory_xact_lock($1) AS taken", _SWEEP_LOCK)
+    return bool(rows[0]["taken"])
+
+
+async def overdue(transaction: Transaction, seconds: float, *, after: str, limit: int) -> list[OpenJob]:
+    """Return open jobs that were enqueued or claimed over `seconds` ago, by id, behind `after`.
+
+    A job that somebody runs is among them; its lease in Redis tells them apart. Runs that wait for a human, or that
+    another job has taken over, are not.
+    """
+    rows = await transaction.fetch(
+        """
+        SELECT l.job_id, l.queue, l.envelope
+          FROM job_ledger l JOIN orchestration_runs r USING (run_id)
+         WHERE l.outcome IS NULL AND l.envelope IS NOT NULL AND l.job_id > $2
+           AND greatest(l.enqueued_at, l.claimed_at) < now() - make_interval(secs => $1)
+           AND (r.status = 'queued' OR (r.status = 'running' AND r.job_id = l.job_id))
+         ORDER BY l.job_id LIMIT $3
+        """,
+        seconds,
+        after,
+        limit,
+    )
+    return [OpenJob(row["job_id"], row["queue"], row["envelope"]) for row in rows]
