@@ -22,11 +22,12 @@ from synapse_operator import probes, settings
 from synapse_operator.backends import Backends
 from synapse_operator.cluster import hashkey, observe
 from synapse_operator.cluster.client import Client, load_configuration
+from synapse_operator.cluster.observe import ScaleKey
 from synapse_operator.echo import Echo, Version
 from synapse_operator.election import Elector
 from synapse_operator.errors import ApiNotFound, OperatorError
 from synapse_operator.handlers import Inbox
-from synapse_operator.reconcile import Reconciler, ScaleKey
+from synapse_operator.reconcile import Reconciler
 from synapse_operator.settings import Settings, SettingsError
 from synapse_operator.telemetry import Metrics, configure_logging
 from synapse_operator.watch import watch

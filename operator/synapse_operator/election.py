@@ -86,7 +86,8 @@ class Elector:
             LeaseLost: always, at the latest one deadline after the last renewal began.
         """
         while True:
-            await self._pause()
+            # Never asleep beyond the deadline: it is what keeps two from leading.
+            await self._pause(self._renewed_at + self._timing.deadline - _clock())
             left = self._renewed_at + self._timing.deadline - _clock()
             try:
                 # The bound covers the case that an answer trickles in beyond every other deadline.

@@ -14,9 +14,9 @@ import kopf
 
 from synapse_operator import naming
 from synapse_operator.api.common import ObjectMeta
+from synapse_operator.cluster.observe import ScaleKey
 from synapse_operator.echo import Echo
 from synapse_operator.naming import Kind
-from synapse_operator.reconcile import ScaleKey
 from synapse_operator.workqueue import WorkQueue
 
 CHILD_DELAY_SECONDS = 0.2

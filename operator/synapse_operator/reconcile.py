@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
-from typing import NamedTuple
 
 from pydantic import SecretStr
 
@@ -13,6 +12,7 @@ from synapse_operator.api.scale import InvalidScale, SynapseScale, read_scale
 from synapse_operator.backends import Backends, Stores
 from synapse_operator.cluster import apply, observe
 from synapse_operator.cluster.client import Client
+from synapse_operator.cluster.observe import ScaleKey
 from synapse_operator.cluster.report import Reporter
 from synapse_operator.desired import desired_for_scale
 from synapse_operator.desired.environment import served_shards
@@ -22,16 +22,6 @@ from synapse_operator.plan import plan
 from synapse_operator.status import figures_due, invalid_status, next_status
 from synapse_operator.telemetry import Metrics
 from synapse_operator.workqueue import Again
-
-
-class ScaleKey(NamedTuple):
-    """Which SynapseScale."""
-
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{SCALE_KIND} {self.namespace}/{self.name}"
 
 
 class Reconciler:
@@ -62,7 +52,7 @@ class Reconciler:
             ApiUnavailable, ApiRefused: the API server could not be asked or told; try again.
         """
         with self._metrics.reconcile(SCALE_KIND):
-            stored = await observe.read_stored(self._client, key.namespace, key.name)
+            stored = await observe.read_stored(self._client, key)
             scale = read_scale(stored) if stored is not None else None
             if stored is None or scale is None or scale.metadata.deletion_timestamp is not None:
                 self._forget(key)

@@ -23,11 +23,13 @@ from synapse_worker import __version__
 from synapse_worker import settings as settings_module
 from synapse_worker.connections import open_database, open_redis
 from synapse_worker.errors import ConfigurationError, SynapseError
-from synapse_worker.queueing.client import NewRun, enqueue_run, new_run_id
+from synapse_worker.queueing.client import NewRun, cancel_run, enqueue_run, new_run_id, retry_letter
 from synapse_worker.settings import Settings
+from synapse_worker.store import dead_letters
 from synapse_worker.store import migrate as migration
 from synapse_worker.store import runs as run_store
 from synapse_worker.store.database import Database
+from synapse_worker.store.dead_letters import Letter
 from synapse_worker.store.runs import RunStatus, RunView
 from synapse_worker.telemetry import set_up_logging
 
@@ -153,7 +155,7 @@ def enqueue(
 
 @cli.group()
 def runs() -> None:
-    """Look at runs."""
+    """Look at runs, and cancel them."""
 
 
 @runs.command("list")
@@ -197,6 +199,99 @@ def show_run(run_id: str, output: str) -> None:
         if view.error:
             click.echo(f"error: {view.error}")
         click.echo(json.dumps(view.state, indent=2, ensure_ascii=False))
+
+    _do(work)
+
+
+@runs.command("cancel")
+@click.argument("run_id")
+def cancel(run_id: str) -> None:
+    """Cancel a run: at once when it waits, within a second when a worker has it."""
+
+    async def work(settings: Settings) -> None:
+        async with _database(settings) as database, _redis(settings) as client:
+            was = await cancel_run(database, client, run_id)
+        if not was:
+            raise SynapseError(f"there is no run {run_id!r}; `synapse-worker runs list` shows the newest")
+        if was not in (RunStatus.QUEUED, RunStatus.PAUSED, RunStatus.RUNNING):
+            raise SynapseError(
+                f"run {run_id!r} is {was} already; only queued, running and paused runs can be cancelled"
+            )
+        click.echo(f"{run_id}: {'being cancelled' if was == RunStatus.RUNNING else 'cancelled'}")
+
+    _do(work)
+
+
+@cli.group()
+def dlq() -> None:
+    """Look at the dead-letter queue: jobs that failed for good."""
+
+
+@dlq.command("list")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000))
+@OUTPUT
+def list_letters(limit: int, output: str) -> None:
+    """List the newest letters that nobody has dealt with."""
+
+    async def work(settings: Settings) -> None:
+        async with _database(settings) as database:
+            letters = await dead_letters.unresolved(database, limit=limit)
+        if output == "json":
+            click.echo(json.dumps([_letter_json(letter) for letter in letters], indent=2))
+        elif letters:
+            rows = [("ID", "RUN", "ORCHESTRATION", "TRIES", "FAILED", "ERROR")]
+            for letter in letters:
+                failed = letter.failed_at.strftime("%Y-%m-%d %H:%M:%S") if letter.failed_at else "-"
+                run, orchestration = letter.run_id or "-", letter.orchestration_id or "-"
+                rows.append((letter.id, run, orchestration, str(letter.attempts), failed, letter.error[:100]))
+            _print_table(rows)
+        else:
+            click.echo("the dead-letter queue is empty")
+
+    _do(work)
+
+
+@dlq.command("show")
+@click.argument("letter_id")
+def show_letter(letter_id: str) -> None:
+    """Show one letter with its job's arguments."""
+
+    async def work(settings: Settings) -> None:
+        async with _database(settings) as database:
+            click.echo(json.dumps(_letter_json(await _letter(database, letter_id)), indent=2, ensure_ascii=False))
+
+    _do(work)
+
+
+@dlq.command("retry")
+@click.argument("letter_ids", nargs=-1, required=True)
+def retry(letter_ids: Sequence[str]) -> None:
+    """Queue the jobs of letters again; their runs go on behind their last checkpoints."""
+
+    async def work(settings: Settings) -> None:
+        async with _database(settings) as database, _redis(settings) as client:
+            for letter_id in letter_ids:
+                letter = await _letter(database, letter_id)
+                job_id = await retry_letter(database, client, letter, now_ms=int(time.time() * 1000))
+                if job_id is None:
+                    raise SynapseError(f"letter {letter_id} was retried or discarded already")
+                click.echo(f"{letter.id}: queued as job {job_id} of run {letter.run_id}")
+
+    _do(work)
+
+
+@dlq.command("discard")
+@click.argument("letter_ids", nargs=-1, required=True)
+def discard(letter_ids: Sequence[str]) -> None:
+    """Mark letters as dealt with; their rows stay in PostgreSQL."""
+
+    async def work(settings: Settings) -> None:
+        async with _database(settings) as database:
+            for letter_id in letter_ids:
+                letter = await _letter(database, letter_id)
+                if not await dead_letters.discard(database, letter.id):
+                    raise SynapseError(f"letter {letter_id} was retried or discarded already")
+                click.echo(f"{letter.id}: discarded")
 
     _do(work)
 
@@ -272,9 +367,26 @@ def _print_runs(views: Sequence[RunView]) -> None:
                 (view.error or "")[:80],
             )
         )
+    _print_table(rows)
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows in columns; the first row is the heading."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         click.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+async def _letter(database: Database, letter_id: str) -> Letter:
+    letter = await dead_letters.get(database, letter_id)
+    if letter is None:
+        raise SynapseError(f"there is no dead letter {letter_id!r}; `synapse-worker dlq list` shows them")
+    return letter
+
+
+def _letter_json(letter: Letter) -> dict[str, object]:
+    failed = letter.failed_at.isoformat() if letter.failed_at else None
+    return {**asdict(letter), "payload": letter.shown_payload, "failed_at": failed}
 
 
 def _as_json(view: RunView) -> dict[str, object]:

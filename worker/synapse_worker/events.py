@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
 
 from synapse_worker.connections import redis_errors_as_ours
 from synapse_worker.errors import StoreRefused, StoreUnavailable
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 Event = Mapping[str, object]
 
+_ENCODE = json.JSONEncoder(default=str).encode
 _TAIL = 64
 _RETRY_SECONDS = 0.5
 
@@ -51,7 +53,7 @@ class EventWriter:
         stream = keys.run_events(run_id)
         waiting = self._waiting.setdefault(stream, _Waiting(claim))
         waiting.claim = claim
-        waiting.events.extend(json.dumps(event, default=str) for event in events)
+        waiting.events.extend(map(_ENCODE, events))
         self._handed.set()
 
     async def written(self, run_id: str) -> None:
@@ -90,15 +92,21 @@ class EventWriter:
                 self._written.notify_all()
 
     async def _write_once(self) -> None:
-        pipeline = self._client.pipeline(transaction=False)
-        for stream, waiting in self._writing.items():
-            await self._append(
-                keys=[stream, keys.event_claim(stream)],
-                args=[waiting.claim, self._ttl, keys.RUN_STREAM_MAX_LENGTH, *waiting.events],
-                client=pipeline,
-            )
         with redis_errors_as_ours():
-            answers = await pipeline.execute()
+            try:
+                answers = await self._append_all()
+            except NoScriptError:  # a Redis that was restarted, or another one after a failover
+                await self._client.script_load(self._append.script)
+                answers = await self._append_all()
         for stream, answer in zip(self._writing, answers, strict=True):
             if not answer:
                 log.info("events of an outdated claim were not written to %s", stream)
+
+    async def _append_all(self) -> list[int]:
+        """Call the script for each stream; not through its own call, which asks each time whether Redis knows it."""
+        pipeline = self._client.pipeline(transaction=False)
+        for stream, waiting in self._writing.items():
+            fence = (str(waiting.claim), str(self._ttl), str(keys.RUN_STREAM_MAX_LENGTH))
+            pipeline.evalsha(self._append.sha, 2, stream, keys.event_claim(stream), *fence, *waiting.events)
+        answers: list[int] = await pipeline.execute()
+        return answers

@@ -7,12 +7,14 @@ happens ends in exactly one of: done (the lease is released), given back, or los
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 
 import tenacity
 from redis.asyncio import Redis
@@ -37,7 +39,7 @@ from synapse_worker.queueing.payload import JobPayload, decode, encode_result
 from synapse_worker.settings import Settings
 from synapse_worker.store import claims, definitions, runs
 from synapse_worker.store.claims import ClaimRequest, OwnedRun, State, Verdict
-from synapse_worker.store.database import Database
+from synapse_worker.store.database import Database, to_jsonb
 from synapse_worker.store.runs import DeadLetter, Folded, RunStatus, RunWriter, StepRow
 from synapse_worker.telemetry import Metrics
 
@@ -209,7 +211,8 @@ class RunJob:
         self._document = definition
         self._with = surroundings
         self._state: State = dict(run.state)
-        self._history: list[State] = list(run.history)
+        # A run that had failed does its failed step again; only the new try stays in its history.
+        self._history: list[State] = [entry for entry in run.history if entry.get("status") != "failed"]
         self._steps_done = run.steps_done
         self._folded_at = time.monotonic()
         self._began = time.monotonic()
@@ -283,7 +286,7 @@ class RunJob:
                 f"orchestration {self._run.orchestration_id!r} does not exist; sync it, then enqueue the run again"
             )
         try:
-            definition = Definition.parse(self._document)
+            definition = _parsed(to_jsonb(self._document))
             if self._run.cursor is None:
                 await check_code(definition, self._with.sandbox)
                 cursor = runner.begin(definition)
@@ -533,6 +536,12 @@ class RunJob:
 
     def _active(self) -> float:
         return time.monotonic() - self._began
+
+
+@lru_cache(maxsize=128)
+def _parsed(text: str) -> Definition:
+    """Read a definition once for all runs of the same content."""
+    return Definition.parse(json.loads(text))
 
 
 def _request(lease: Lease, envelope: bytes, payload: JobPayload, default_tenant: str) -> ClaimRequest:

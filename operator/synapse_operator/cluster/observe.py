@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from pydantic import SecretStr
 
@@ -21,10 +22,20 @@ from synapse_operator.naming import Kind
 from synapse_operator.observed import Child, Found, Pod, Rollout, SecretLookup, Unknown, read_secret_key
 
 
-async def read_stored(client: Client, namespace: str, name: str) -> JsonObject | None:
+class ScaleKey(NamedTuple):
+    """Which SynapseScale."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{naming.SCALE_KIND} {self.namespace}/{self.name}"
+
+
+async def read_stored(client: Client, key: ScaleKey) -> JsonObject | None:
     """Return a SynapseScale as it is stored; None = there is none."""
     try:
-        return await client.request("GET", path(naming.API_VERSION, namespace, naming.SCALE_PLURAL, name))
+        return await client.request("GET", path(naming.API_VERSION, key.namespace, naming.SCALE_PLURAL, key.name))
     except ApiNotFound:
         return None
 

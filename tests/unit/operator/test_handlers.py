@@ -9,9 +9,9 @@ import kopf
 import pytest
 
 from synapse_operator import naming
+from synapse_operator.cluster.observe import ScaleKey
 from synapse_operator.echo import Echo
 from synapse_operator.handlers import Inbox, child_event, owner, scale_event
-from synapse_operator.reconcile import ScaleKey
 from synapse_operator.workqueue import WorkQueue
 
 KEY = ScaleKey("ns", "main")

@@ -17,8 +17,9 @@ from synapse_worker.contract import DEFAULT_QUEUE
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.lease import load_script
 from synapse_worker.queueing.payload import JobPayload, encode
-from synapse_worker.store import runs
+from synapse_worker.store import dead_letters, runs
 from synapse_worker.store.database import Database
+from synapse_worker.store.dead_letters import Letter
 
 RUN_FUNCTION = "run_orchestration_job"
 
@@ -84,6 +85,34 @@ async def enqueue_run(database: Database, client: Redis, run: NewRun, *, run_id:
     )
     await put(client, queue_key, run_id, envelope)
     return run_id
+
+
+async def retry_letter(database: Database, client: Redis, letter: Letter, *, now_ms: int) -> str | None:
+    """Queue a dead letter's job again, as a new job of the same run.
+
+    Returns:
+        The new job's id; None when somebody has dealt with the letter already.
+    """
+    queue_key = keys.queue(DEFAULT_QUEUE)
+    job_id = f"retry_{secrets.token_hex(6)}_{now_ms}"
+    envelope = encode(JobPayload(letter.function, letter.payload, enqueued_ms=now_ms))
+    if not await dead_letters.requeue(database, letter, job_id=job_id, queue=queue_key, envelope=envelope):
+        return None
+    await put(client, queue_key, job_id, envelope)
+    return job_id
+
+
+async def cancel_run(database: Database, client: Redis, run_id: str) -> str:
+    """Cancel a run: at once when it waits, within a second when a worker has it.
+
+    Returns:
+        The status that it had: queued, running, or another one when there was nothing to cancel; "" = no such run.
+    """
+    status = await runs.cancel_queued(database, run_id)
+    if status == runs.RunStatus.RUNNING:
+        with redis_errors_as_ours():
+            await client.set(keys.cancel(run_id), b"1", ex=keys.CANCEL_TTL_SECONDS)
+    return status
 
 
 async def put(client: Redis, queue_key: str, job_id: str, envelope: bytes) -> bool:

@@ -21,6 +21,7 @@ RUN_STREAM_MAX_LENGTH = 10_000
 JOB_TTL_MS = 8 * 86_400_000
 """How long we keep an envelope in Redis: arq's own 24 h is shorter than a full queue may take."""
 RESULT_TTL_MS = 3_600_000
+CANCEL_TTL_SECONDS = 3_600
 
 
 def queue(shard: str) -> str:

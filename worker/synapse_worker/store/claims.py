@@ -12,7 +12,7 @@ from enum import StrEnum
 
 import asyncpg
 
-from synapse_worker.store.database import Database, Transaction, from_jsonb
+from synapse_worker.store.database import Database, from_jsonb
 
 State = dict[str, object]
 
@@ -78,41 +78,41 @@ class Taken:
     run: OwnedRun | None
 
 
-_LEDGER = """
-INSERT INTO job_ledger AS l (job_id, run_id, queue, claim, owner, envelope, enqueued_at, claimed_at)
-SELECT j.job_id, j.run_id, j.queue, nextval('claim_seq'), $1, j.envelope, to_timestamp(j.enqueued / 1000.0), now()
-FROM unnest($2::text[], $3::text[], $4::text[], $5::bytea[], $6::bigint[])
-     AS j (job_id, run_id, queue, envelope, enqueued)
-ON CONFLICT (job_id) DO UPDATE
-   SET claim = EXCLUDED.claim, suspect = l.owner IS NOT NULL, owner = EXCLUDED.owner, claimed_at = now(),
-       queue = EXCLUDED.queue, run_id = EXCLUDED.run_id
- WHERE l.outcome IS NULL
-RETURNING l.job_id, l.claim, l.failures, l.active_seconds, l.suspect
-"""
-
+# One statement, so that the ledger and the runs change together in one round trip.
 # A run is taken when it is queued, when this very job was running it (recovery), or when it had failed or was
 # cancelled under another job (upstream's dead-letter retry enqueues the run under a new job id).
-_RUNS = """
-UPDATE orchestration_runs AS r
-   SET status = 'running', claim = c.claim, worker_id = $1, job_id = c.job_id, ended_at = NULL, error = NULL,
-       started_at = coalesce(r.started_at, now())
-  FROM unnest($2::text[], $3::text[], $4::bigint[]) AS c (run_id, job_id, claim)
- WHERE r.run_id = c.run_id
-   AND (r.status = 'queued'
-        OR (r.status = 'running' AND r.job_id = c.job_id)
-        OR (r.status IN ('failed', 'cancelled') AND r.job_id IS DISTINCT FROM c.job_id))
-RETURNING r.run_id, r.job_id, r.claim, r.orchestration_id, r.tenant_id, r.session_id, r.cursor::text,
-          r.definition_snapshot::text AS definition, r.shared_state::text, r.step_history::text,
-          coalesce(r.folded_steps, 0) AS folded_steps
-"""
-
-_CREATE = """
-INSERT INTO orchestration_runs (run_id, orchestration_id, session_id, tenant_id, status, shared_state, step_history,
-    waiting_for_human, total_tokens_used, total_cost_usd, created_at, job_id, webhook_url, webhook_secret)
-SELECT run_id, orchestration_id, session_id, tenant_id, 'queued', '{}', '[]', false, 0, 0, now(), job_id, url, secret
-  FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
-       AS n (run_id, orchestration_id, session_id, tenant_id, job_id, url, secret)
-ON CONFLICT (run_id) DO NOTHING
+_TAKE = """
+WITH asked AS (
+  SELECT * FROM unnest($2::text[], $3::text[], $4::text[], $5::bytea[], $6::bigint[], $7::text[], $8::text[],
+                       $9::text[], $10::text[], $11::text[])
+       AS j (job_id, run_id, queue, envelope, enqueued, orchestration_id, session_id, tenant_id, url, secret)),
+ledger AS (
+  INSERT INTO job_ledger AS l (job_id, run_id, queue, claim, owner, envelope, enqueued_at, claimed_at)
+  SELECT job_id, run_id, queue, nextval('claim_seq'), $1, envelope, to_timestamp(enqueued / 1000.0), now() FROM asked
+  ON CONFLICT (job_id) DO UPDATE
+     SET claim = EXCLUDED.claim, suspect = l.owner IS NOT NULL, owner = EXCLUDED.owner, claimed_at = now(),
+         queue = EXCLUDED.queue, run_id = EXCLUDED.run_id
+   WHERE l.outcome IS NULL
+  RETURNING l.job_id, l.claim, l.failures, l.active_seconds, l.suspect),
+owned AS (
+  INSERT INTO orchestration_runs AS r (run_id, orchestration_id, session_id, tenant_id, status, shared_state,
+      step_history, waiting_for_human, total_tokens_used, total_cost_usd, created_at, started_at, job_id, webhook_url,
+      webhook_secret, claim, worker_id)
+  SELECT DISTINCT ON (a.run_id) a.run_id, a.orchestration_id, a.session_id, a.tenant_id, 'running', '{}'::jsonb,
+         '[]'::jsonb, false, 0, 0, now(), now(), a.job_id, a.url, a.secret, l.claim, $1
+    FROM asked a JOIN ledger l USING (job_id) ORDER BY a.run_id, a.job_id
+  ON CONFLICT (run_id) DO UPDATE
+     SET status = 'running', claim = EXCLUDED.claim, worker_id = EXCLUDED.worker_id, job_id = EXCLUDED.job_id,
+         ended_at = NULL, error = NULL, started_at = coalesce(r.started_at, now())
+   WHERE r.status = 'queued'
+      OR (r.status = 'running' AND r.job_id = EXCLUDED.job_id)
+      OR (r.status IN ('failed', 'cancelled') AND r.job_id IS DISTINCT FROM EXCLUDED.job_id)
+  RETURNING r.run_id, r.job_id, r.orchestration_id, r.tenant_id, r.session_id, r.cursor::text,
+            r.definition_snapshot::text AS definition, r.shared_state::text, r.step_history::text,
+            coalesce(r.folded_steps, 0) AS folded_steps)
+SELECT l.job_id, l.claim, l.failures, l.active_seconds, l.suspect, o.run_id, o.orchestration_id, o.tenant_id,
+       o.session_id, o.cursor, o.definition, o.shared_state, o.step_history, o.folded_steps
+  FROM ledger l LEFT JOIN owned o USING (job_id)
 """
 
 _STEPS = """
@@ -122,7 +122,7 @@ SELECT run_id, ordinal, delta::text, entry::text, events::text
 
 
 async def take(database: Database, worker_id: str, requests: Sequence[ClaimRequest]) -> list[Taken]:
-    """Give each job a claim number and its run, in one transaction.
+    """Give each job a claim number and its run, all in one transaction.
 
     A missing run row is created (an upstream producer may enqueue without one).
 
@@ -132,39 +132,35 @@ async def take(database: Database, worker_id: str, requests: Sequence[ClaimReque
     # Two jobs of one run in a batch would fight over the row; the later one is answered as superseded.
     # Sorted, so that two workers never wait for each other's rows.
     ordered = sorted(requests, key=lambda request: request.job_id)
-    async with database.transaction() as transaction:
-        ledger = {
-            row["job_id"]: row
-            for row in await transaction.fetch(
-                _LEDGER,
-                worker_id,
-                [request.job_id for request in ordered],
-                [request.run_id for request in ordered],
-                [request.queue for request in ordered],
-                [request.envelope for request in ordered],
-                [request.enqueued_ms for request in ordered],
-            )
-        }
-        live = [request for request in ordered if request.job_id in ledger]
-        claims = {job_id: int(row["claim"]) for job_id, row in ledger.items()}
-        rows = await _take_rows(transaction, worker_id, live, claims)
-        missing = [request for request in live if request.run_id not in rows]
-        if missing:
-            await _create(transaction, missing)
-            rows |= await _take_rows(transaction, worker_id, missing, claims)
-        resumed = [run_id for run_id, row in rows.items() if row["cursor"] is not None]
-        steps = await transaction.fetch(_STEPS, resumed) if resumed else []
-        answers: list[Taken] = []
-        for request in ordered:
-            row = rows.get(request.run_id)
-            if request.job_id not in ledger:
-                answers.append(Taken(request, Verdict.ENDED, None))
-            elif row is None or row["job_id"] != request.job_id:
-                await _supersede(transaction, request.job_id, claims[request.job_id])
-                answers.append(Taken(request, Verdict.SUPERSEDED, None))
-            else:
-                mine = [step for step in steps if step["run_id"] == request.run_id]
-                answers.append(Taken(request, Verdict.OWNED, _owned(row, ledger[request.job_id], mine)))
+    rows = await database.fetch(
+        _TAKE,
+        worker_id,
+        [request.job_id for request in ordered],
+        [request.run_id for request in ordered],
+        [request.queue for request in ordered],
+        [request.envelope for request in ordered],
+        [request.enqueued_ms for request in ordered],
+        [request.orchestration_id for request in ordered],
+        [request.session_id for request in ordered],
+        [request.tenant_id for request in ordered],
+        [request.webhook_url for request in ordered],
+        [request.webhook_secret for request in ordered],
+    )
+    by_job = {row["job_id"]: row for row in rows}
+    # From here on no older claim can add a step, so they may be read after the commit.
+    resumed = [row["run_id"] for row in rows if row["cursor"] is not None]
+    steps = await database.fetch(_STEPS, resumed) if resumed else []
+    answers: list[Taken] = []
+    for request in ordered:
+        row = by_job.get(request.job_id)
+        if row is None:
+            answers.append(Taken(request, Verdict.ENDED, None))
+        elif row["run_id"] is None:
+            await _supersede(database, request.job_id, row["claim"])
+            answers.append(Taken(request, Verdict.SUPERSEDED, None))
+        else:
+            mine = [step for step in steps if step["run_id"] == request.run_id]
+            answers.append(Taken(request, Verdict.OWNED, _owned(row, mine)))
     return answers
 
 
@@ -205,42 +201,15 @@ async def envelope_of(database: Database, job_id: str) -> bytes | None:
     return None if row is None else row["envelope"]
 
 
-async def _take_rows(
-    transaction: Transaction, worker_id: str, requests: Sequence[ClaimRequest], claims: dict[str, int]
-) -> dict[str, asyncpg.Record]:
-    by_run = {request.run_id: request for request in reversed(requests)}
-    rows = await transaction.fetch(
-        _RUNS,
-        worker_id,
-        list(by_run),
-        [request.job_id for request in by_run.values()],
-        [claims[request.job_id] for request in by_run.values()],
-    )
-    return {row["run_id"]: row for row in rows}
-
-
-async def _create(transaction: Transaction, requests: Sequence[ClaimRequest]) -> None:
-    await transaction.fetch(
-        _CREATE,
-        [request.run_id for request in requests],
-        [request.orchestration_id for request in requests],
-        [request.session_id for request in requests],
-        [request.tenant_id for request in requests],
-        [request.job_id for request in requests],
-        [request.webhook_url for request in requests],
-        [request.webhook_secret for request in requests],
-    )
-
-
-async def _supersede(transaction: Transaction, job_id: str, claim: int) -> None:
-    await transaction.fetch(
+async def _supersede(database: Database, job_id: str, claim: int) -> None:
+    await database.execute(
         "UPDATE job_ledger SET outcome = 'superseded', owner = NULL, ended_at = now() WHERE job_id = $1 AND claim = $2",
         job_id,
         claim,
     )
 
 
-def _owned(row: asyncpg.Record, ledger: asyncpg.Record, steps: Sequence[asyncpg.Record]) -> OwnedRun:
+def _owned(row: asyncpg.Record, steps: Sequence[asyncpg.Record]) -> OwnedRun:
     state: State = from_jsonb(row["shared_state"], {})
     history: list[State] = from_jsonb(row["step_history"], [])
     folded = int(row["folded_steps"])
@@ -265,9 +234,9 @@ def _owned(row: asyncpg.Record, ledger: asyncpg.Record, steps: Sequence[asyncpg.
         history=history,
         steps_done=done,
         folded_steps=folded,
-        failures=ledger["failures"],
-        active_seconds=ledger["active_seconds"],
-        suspect=ledger["suspect"],
+        failures=row["failures"],
+        active_seconds=row["active_seconds"],
+        suspect=row["suspect"],
         last_events=last_events,
     )
 

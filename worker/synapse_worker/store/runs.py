@@ -322,6 +322,24 @@ async def reject(
     )
 
 
+async def cancel_queued(database: Database, run_id: str) -> str:
+    """Cancel a run that waits; returns the status that it had, "" for a run that does not exist."""
+    row = await database.fetchrow(
+        """
+        WITH was AS (SELECT run_id, status, job_id FROM orchestration_runs WHERE run_id = $1),
+        run AS (
+          UPDATE orchestration_runs SET status = 'cancelled', error = 'cancelled', ended_at = now()
+           WHERE run_id = $1 AND status IN ('queued', 'paused') RETURNING job_id),
+        ledger AS (
+          UPDATE job_ledger SET outcome = 'cancelled', owner = NULL, ended_at = now()
+           WHERE job_id = (SELECT job_id FROM run) AND outcome IS NULL)
+        SELECT (SELECT status FROM was) AS status
+        """,
+        run_id,
+    )
+    return "" if row is None or row["status"] is None else str(row["status"])
+
+
 @dataclass(frozen=True, slots=True)
 class RunView:
     """A run as listings show it; `state` and `history` are whole only once the run has ended."""
