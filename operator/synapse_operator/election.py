@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import random
 from collections.abc import Awaitable
 from dataclasses import dataclass
@@ -38,7 +37,8 @@ class Timing:
     Attributes:
         duration: a Lease not renewed for so long may be taken.
         deadline: a holder that could not renew for so long stops.
-        retry: time between two tries, and the longest wait for one answer; up to a fifth is added at random.
+        retry: time between two tries, and the longest wait for one answer; up to a fifth is added at random,
+            and a renewal that failed is tried again after a quarter of it.
     """
 
     duration: float = 10.0
@@ -85,17 +85,19 @@ class Elector:
         Raises:
             LeaseLost: always, at the latest one deadline after the last renewal began.
         """
+        failed = False
         while True:
-            # Never asleep beyond the deadline: it is what keeps two from leading.
-            await self._pause(self._renewed_at + self._timing.deadline - _clock())
-            left = self._renewed_at + self._timing.deadline - _clock()
+            # Sooner after a failure, and never asleep beyond the deadline: that is what keeps two from leading.
+            await self._pause(self._left(), share=0.25 if failed else 1.0)
             try:
                 # The bound covers the case that an answer trickles in beyond every other deadline.
-                async with asyncio.timeout(max(left, 0.0)):
+                async with asyncio.timeout(max(self._left(), 0.0)):
                     await self._renew()
+                failed = False
             except (ApiUnavailable, TimeoutError) as error:
+                failed = True
                 _log.warning("cannot renew the Lease: %s", error or "no answer before the deadline")
-            if _clock() - self._renewed_at >= self._timing.deadline:
+            if self._left() <= 0:
                 self._held = None
                 raise LeaseLost(f"The Lease could not be renewed for {self._timing.deadline:.0f} s.")
 
@@ -192,9 +194,13 @@ class Elector:
         except TimeoutError:
             raise ApiUnavailable(f"The API server did not answer within {self._timing.retry:.0f} s.") from None
 
-    async def _pause(self, limit: float = math.inf) -> None:
-        """Sleep one retry with jitter, but no longer than a positive `limit`."""
-        pause = self._timing.retry * random.uniform(1.0, 1.2)  # noqa: S311  # no secret depends on it
+    def _left(self) -> float:
+        """Return the seconds until we must have renewed."""
+        return self._renewed_at + self._timing.deadline - _clock()
+
+    async def _pause(self, limit: float, *, share: float = 1.0) -> None:
+        """Sleep one retry (or a share of it) with jitter, but no longer than a positive `limit`."""
+        pause = share * self._timing.retry * random.uniform(1.0, 1.2)  # noqa: S311  # no secret depends on it
         await asyncio.sleep(min(pause, limit) if limit > 0 else pause)
 
 

@@ -12,10 +12,8 @@ from synapse_worker.store import migrate, tables
 from synapse_worker.store.database import Database
 from tests.page.support import Here, PgBouncerServer, TlsPostgresServer, TlsRedisServer
 from tests.support.servers import PostgresServer, RedisServer
-from tests.support.workers import WorkerProcess
 
-StartWorker = Callable[..., Awaitable[Here]]
-StartProcess = Callable[..., WorkerProcess]
+StartHere = Callable[..., Awaitable[Here]]
 
 _EMPTY = ";".join(
     f"DELETE FROM {table.name}"  # noqa: S608 - names of our own
@@ -49,8 +47,11 @@ def postgres_url(page_database: str, database: Database) -> str:
 
 
 @pytest.fixture
-async def start_worker(redis_server: RedisServer, postgres_url: str) -> AsyncIterator[StartWorker]:
-    """Starts workers in this process, by default on the test's own stores, and ends them afterwards."""
+async def start_here(redis_server: RedisServer, postgres_url: str) -> AsyncIterator[StartHere]:
+    """Starts workers in this process, by default on the test's own stores, and ends them afterwards.
+
+    `start_worker` starts processes.
+    """
     started: list[Here] = []
 
     async def start(*, redis_url: str = "", postgres: str = "", **extra: str) -> Here:
@@ -61,21 +62,6 @@ async def start_worker(redis_server: RedisServer, postgres_url: str) -> AsyncIte
     yield start
     for worker in started:
         await worker.close()
-
-
-@pytest.fixture
-def start_process(redis_server: RedisServer, postgres_url: str) -> Iterator[StartProcess]:
-    """Starts `synapse-worker run` on the test's own stores and ends it afterwards."""
-    started: list[WorkerProcess] = []
-
-    def start(**extra: str) -> WorkerProcess:
-        worker = WorkerProcess(redis_server.url, postgres_url, **extra)
-        started.append(worker)
-        return worker.start()
-
-    yield start
-    for worker in started:
-        worker.close()
 
 
 @pytest.fixture(scope="session")

@@ -9,28 +9,28 @@ from synapse_operator.naming import CONFIG_HASH_ANNOTATION, Kind
 from synapse_operator.observed import Found
 from synapse_worker.store.database import Database
 from tests.builders import POSTGRES_URL, REDIS_URL, a_scale, an_observed, manifest_of, what_is_desired
-from tests.page.conftest import StartWorker
+from tests.page.conftest import StartHere
 from tests.page.support import store_setting
 
 
 async def test_environment_variables_take_precedence_over_stored_values(
-    database: Database, redis_client: Redis, start_worker: StartWorker
+    database: Database, redis_client: Redis, start_here: StartHere
 ) -> None:
     """Environment variables take precedence over values stored in the UI settings when both are present."""
     await store_setting(database, "worker_concurrency", 4)
     await store_setting(database, "job_timeout", 40)
-    worker = await (await start_worker(WORKER_CONCURRENCY="7")).ready()
+    worker = await (await start_here(WORKER_CONCURRENCY="7")).ready()
     assert (await worker.health())["max_jobs"] == 7
 
 
 async def test_a_stored_value_stands_in_for_a_variable_that_is_not_set(
-    database: Database, redis_client: Redis, start_worker: StartWorker
+    database: Database, redis_client: Redis, start_here: StartHere
 ) -> None:
     """Changes are persisted to the settings database and take effect: at the next start of a worker."""
-    running = await (await start_worker()).ready()
+    running = await (await start_here()).ready()
     await store_setting(database, "worker_concurrency", 4)
     assert (await running.health())["max_jobs"] == 10
-    restarted = await (await start_worker()).ready()
+    restarted = await (await start_here()).ready()
     assert (await restarted.health())["max_jobs"] == 4
 
 

@@ -23,7 +23,7 @@ from synapse_worker.store import migrate
 from synapse_worker.store.database import Database
 from synapse_worker.telemetry import Metrics as WorkerMetrics
 from tests.builders import a_scale_body
-from tests.page.conftest import StartWorker
+from tests.page.conftest import StartHere
 from tests.page.support import completed, enqueue, printing
 from tests.support.runs import store
 from tests.support.servers import PostgresServer, RedisServer
@@ -49,12 +49,12 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 async def test_the_producer_of_the_readme(
-    database: Database, redis_client: Redis, redis_server: RedisServer, start_worker: StartWorker
+    database: Database, redis_client: Redis, redis_server: RedisServer, start_here: StartHere
 ) -> None:
     """README, Jobs: a program with stock arq."""
     (program,) = blocks(README, "python")
     await store(database, printing("support-triage", "{state.user_input} {state.product}"))
-    await start_worker()
+    await start_here()
     done = await asyncio.to_thread(
         subprocess.run,
         [sys.executable, "-c", program],
@@ -134,7 +134,7 @@ async def ask(client: Redis, line: str) -> object:
 
 
 async def test_the_rights_of_the_redis_user_suffice(
-    database: Database, redis_client: Redis, redis_server: RedisServer, start_worker: StartWorker
+    database: Database, redis_client: Redis, redis_server: RedisServer, start_here: StartHere
 ) -> None:
     """docs/operations.md, Rights in Redis: a worker with that user completes a run and is told the eviction policy."""
     (command,) = re.findall(r"^ACL SETUSER .*", OPERATIONS, re.MULTILINE)
@@ -143,7 +143,7 @@ async def test_the_rights_of_the_redis_user_suffice(
     client = open_redis(SecretStr(f"redis://synapse:password@127.0.0.1:{redis_server.port}/0"))
     try:
         await store(database, printing("hello"))
-        await (await start_worker(redis_url=f"redis://synapse:password@127.0.0.1:{redis_server.port}/0")).ready()
+        await (await start_here(redis_url=f"redis://synapse:password@127.0.0.1:{redis_server.port}/0")).ready()
         await completed(database, [await enqueue(database, client, "hello")])
         assert (await ping_redis(client)).maxmemory_policy == "noeviction"
         assert await ask(redis_client, "ACL LOG") == []
@@ -153,7 +153,7 @@ async def test_the_rights_of_the_redis_user_suffice(
 
 
 async def test_the_rights_of_the_postgres_role_suffice(
-    redis_client: Redis, postgres_server: PostgresServer, start_worker: StartWorker
+    redis_client: Redis, postgres_server: PostgresServer, start_here: StartHere
 ) -> None:
     """docs/operations.md, Rights in PostgreSQL: a worker without DDL rights completes a run after a migration."""
     url = postgres_server.new_database()
@@ -163,7 +163,7 @@ async def test_the_rights_of_the_postgres_role_suffice(
     async with opened.transaction() as transaction:
         await transaction.execute("CREATE ROLE synapse_worker LOGIN")
         await transaction.execute(grants)
-    worker = await (await start_worker(postgres=url.replace("synapse@", "synapse_worker@"))).ready()
+    worker = await (await start_here(postgres=url.replace("synapse@", "synapse_worker@"))).ready()
     await store(opened, printing("hello"))
     (view,) = await completed(opened, [await enqueue(opened, redis_client, "hello")])
     assert view.worker_id == worker.settings.worker_id

@@ -24,11 +24,11 @@ from synapse_worker.events import EventWriter
 from synapse_worker.queueing import keys
 from synapse_worker.store.database import Database
 from tests.builders import a_scale, manifest_of, what_is_desired
-from tests.page.conftest import StartProcess, StartWorker
+from tests.page.conftest import StartHere
 from tests.page.support import completed, enqueue, eventually, printing, store_setting, until
 from tests.support.runs import steps_reach, store
 from tests.support.servers import free_port
-from tests.support.workers import chain, slow_steps
+from tests.support.workers import StartWorker, chain, slow_steps
 
 ENVIRONMENT_PAGE = Path("docs/environment.md")
 
@@ -107,9 +107,9 @@ def test_required(name: str) -> None:
         settings.load({**REQUIRED, name: ""})
 
 
-async def test_without_a_required_variable_a_worker_says_so_and_ends(start_process: StartProcess) -> None:
+async def test_without_a_required_variable_a_worker_says_so_and_ends(start_worker: StartWorker) -> None:
     """Required: the process ends with one sentence that names what is missing."""
-    worker = start_process(REDIS_URL="")
+    worker = start_worker(REDIS_URL="")
     assert await asyncio.to_thread(worker.wait) == 1
     (line,) = worker.log.splitlines()
     assert line.startswith("synapse-worker: REDIS_URL is not set; it is required: ")
@@ -129,17 +129,15 @@ def test_what_is_no_number_or_switch_is_refused_by_name(name: str) -> None:
 # ---- Worker tuning
 
 
-async def test_worker_job_timeout(database: Database, redis_client: Redis, start_worker: StartWorker) -> None:
+async def test_worker_job_timeout(database: Database, redis_client: Redis, start_here: StartHere) -> None:
     """WORKER_JOB_TIMEOUT: seconds before a job is forcibly cancelled and marked failed."""
     await store(database, chain("slow", slow_steps(1, 20)))
-    await start_worker(WORKER_JOB_TIMEOUT="1")
+    await start_here(WORKER_JOB_TIMEOUT="1")
     failed = await until(database, await enqueue(database, redis_client, "slow"), "failed", "completed")
     assert failed.error == "the job took over 1 active seconds (WORKER_JOB_TIMEOUT)"
 
 
-async def test_worker_job_timeout_may_be_stored(
-    database: Database, redis_client: Redis, start_worker: StartWorker
-) -> None:
+async def test_worker_job_timeout_may_be_stored(database: Database, redis_client: Redis, start_here: StartHere) -> None:
     """WORKER_JOB_TIMEOUT, WORKER_MAX_RETRIES and PUBSUB_EVENT_TTL have stored counterparts as the UI saves them."""
     stored = {"job_timeout": 7, "max_retries": 2, "event_ttl": 60}
     for key, value in stored.items():
@@ -148,16 +146,16 @@ async def test_worker_job_timeout_may_be_stored(
         stored
     )
     await store(database, printing("hello"))
-    await start_worker()
+    await start_here()
     (done,) = await completed(database, [await enqueue(database, redis_client, "hello")])
     await eventually("its events are written", lambda: exists(redis_client, keys.run_events(done.run_id)))
     assert 0 < await redis_client.ttl(keys.run_events(done.run_id)) <= 60
 
 
-async def test_worker_max_retries(database: Database, redis_client: Redis, start_worker: StartWorker) -> None:
+async def test_worker_max_retries(database: Database, redis_client: Redis, start_here: StartHere) -> None:
     """WORKER_MAX_RETRIES: number of retry attempts before moving a job to the dead-letter queue."""
     await store(database, chain("slow", slow_steps(1, 20)))
-    await start_worker(WORKER_MAX_RETRIES="1")
+    await start_here(WORKER_MAX_RETRIES="1")
     run_id = await enqueue(database, redis_client, "slow")
     for execution in (1, 2):
 
@@ -182,18 +180,18 @@ async def test_worker_max_retries(database: Database, redis_client: Redis, start
     assert tuple(letter) == (run_id, "run_orchestration_job", 2, False)
 
 
-async def test_worker_health_port(redis_client: Redis, start_worker: StartWorker) -> None:
+async def test_worker_health_port(redis_client: Redis, start_here: StartHere) -> None:
     """WORKER_HEALTH_PORT: port for the HTTP health endpoint (GET /health)."""
-    worker = await (await start_worker()).ready()
+    worker = await (await start_here()).ready()
     assert worker.settings.health_port == worker.port
     assert (await worker.get("/health")).status == 200
     with pytest.raises(ConfigurationError, match=f"WORKER_HEALTH_PORT {worker.port} cannot be opened"):
-        await (await start_worker(WORKER_HEALTH_PORT=str(worker.port))).ended()
+        await (await start_here(WORKER_HEALTH_PORT=str(worker.port))).ended()
 
 
-async def test_what_health_says(redis_client: Redis, start_worker: StartWorker) -> None:
+async def test_what_health_says(redis_client: Redis, start_here: StartHere) -> None:
     """GET /health: each value is observed."""
-    worker = await (await start_worker(WORKER_CONCURRENCY="4", WORKER_QUEUE_SHARD="default,3")).ready()
+    worker = await (await start_here(WORKER_CONCURRENCY="4", WORKER_QUEUE_SHARD="default,3")).ready()
     health = await worker.health()
     assert health.pop("hostname") == os.uname().nodename
     assert str(health.pop("address")).endswith(f":{worker.port}")
@@ -217,10 +215,10 @@ async def test_what_health_says(redis_client: Redis, start_worker: StartWorker) 
 
 @pytest.mark.parametrize(("mode", "status"), [("0", 200), ("1", 503)])
 async def test_k8s_mode_adjusts_health_probe_behaviour(
-    redis_client: Redis, start_worker: StartWorker, mode: str, status: int
+    redis_client: Redis, start_here: StartHere, mode: str, status: int
 ) -> None:
     """K8S_MODE 1 adjusts health probe behaviour: without Redis not ready and not healthy, and yet alive."""
-    worker = await start_worker(redis_url=f"redis://127.0.0.1:{free_port()}/0", K8S_MODE=mode)
+    worker = await start_here(redis_url=f"redis://127.0.0.1:{free_port()}/0", K8S_MODE=mode)
 
     async def asked() -> bool:
         return "cannot be reached" in (await worker.get("/readyz")).body
@@ -231,11 +229,11 @@ async def test_k8s_mode_adjusts_health_probe_behaviour(
 
 
 async def test_k8s_mode_adjusts_shutdown_sequencing(
-    database: Database, redis_client: Redis, start_worker: StartWorker
+    database: Database, redis_client: Redis, start_here: StartHere
 ) -> None:
     """K8S_MODE 1 adjusts shutdown: a running job is handed back at its next step, ahead of younger ones."""
     await store(database, chain("slow", slow_steps(40, 0.1)))
-    worker = await (await start_worker(K8S_MODE="1", WORKER_DRAIN_SECONDS="20")).ready()
+    worker = await (await start_here(K8S_MODE="1", WORKER_DRAIN_SECONDS="20")).ready()
     run_id = await enqueue(database, redis_client, "slow")
     await steps_reach(database, run_id, 1)
     worker.stop()
@@ -246,11 +244,11 @@ async def test_k8s_mode_adjusts_shutdown_sequencing(
 
 
 async def test_outside_kubernetes_a_stopping_worker_finishes_its_jobs(
-    database: Database, redis_client: Redis, start_worker: StartWorker
+    database: Database, redis_client: Redis, start_here: StartHere
 ) -> None:
     """K8S_MODE, default 0: a stopping worker takes nothing new and lets running jobs finish."""
     await store(database, chain("slow", slow_steps(5, 0.1)), printing("hello"))
-    worker = await (await start_worker(WORKER_CONCURRENCY="1")).ready()
+    worker = await (await start_here(WORKER_CONCURRENCY="1")).ready()
     run_id = await enqueue(database, redis_client, "slow")
     await steps_reach(database, run_id, 1)
     waiting = await enqueue(database, redis_client, "hello")
@@ -265,11 +263,11 @@ async def test_outside_kubernetes_a_stopping_worker_finishes_its_jobs(
 
 @pytest.mark.parametrize(("given", "seconds"), [("", 3600), ("120", 120)])
 async def test_pubsub_event_ttl(
-    database: Database, redis_client: Redis, start_worker: StartWorker, given: str, seconds: int
+    database: Database, redis_client: Redis, start_here: StartHere, given: str, seconds: int
 ) -> None:
     """PUBSUB_EVENT_TTL, default 3600: seconds to retain step events in Redis Streams."""
     await store(database, printing("hello"))
-    await start_worker(PUBSUB_EVENT_TTL=given)
+    await start_here(PUBSUB_EVENT_TTL=given)
     (done,) = await completed(database, [await enqueue(database, redis_client, "hello")])
     await eventually("its events are written", lambda: exists(redis_client, keys.run_events(done.run_id)))
     assert await redis_client.type(keys.run_events(done.run_id)) == b"stream"

@@ -6,24 +6,24 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
 from synapse_worker.store.database import Database
-from tests.page.conftest import StartWorker
+from tests.page.conftest import StartHere
 from tests.page.support import completed, enqueue, printing
 from tests.support.runs import store
 
 TOKEN = "3f9a1c"
 
 
-async def test_the_token_opens_the_metrics(redis_client: Redis, start_worker: StartWorker) -> None:
+async def test_the_token_opens_the_metrics(redis_client: Redis, start_here: StartHere) -> None:
     """A bearer token that Prometheus uses to authenticate when scraping (bearer_token: your-metrics-token)."""
-    worker = await (await start_worker(METRICS_TOKEN=TOKEN)).ready()
+    worker = await (await start_here(METRICS_TOKEN=TOKEN)).ready()
     answer = await worker.get("/metrics", authorization=f"Bearer {TOKEN}")
     assert answer.status == 200
     assert "synapse_worker_slots" in {family.name for family in text_string_to_metric_families(answer.body)}
 
 
-async def test_nothing_else_does(redis_client: Redis, start_worker: StartWorker) -> None:
+async def test_nothing_else_does(redis_client: Redis, start_here: StartHere) -> None:
     """A bearer token for GET /metrics on port 9000: without it the answer is 401, and the other paths stay open."""
-    worker = await (await start_worker(METRICS_TOKEN=TOKEN)).ready()
+    worker = await (await start_here(METRICS_TOKEN=TOKEN)).ready()
     for authorization in ("", "Bearer wrong", TOKEN, f"Basic {TOKEN}", f"Bearer {TOKEN}x"):
         refused = await worker.get("/metrics", authorization=authorization)
         assert refused.status == 401, authorization
@@ -31,10 +31,10 @@ async def test_nothing_else_does(redis_client: Redis, start_worker: StartWorker)
     assert (await worker.get("/health")).status == 200
 
 
-async def test_blank_means_unauthenticated(database: Database, redis_client: Redis, start_worker: StartWorker) -> None:
+async def test_blank_means_unauthenticated(database: Database, redis_client: Redis, start_here: StartHere) -> None:
     """Leave blank for unauthenticated access to the metrics endpoint."""
     await store(database, printing("hello"))
-    worker = await (await start_worker(METRICS_TOKEN="")).ready()
+    worker = await (await start_here(METRICS_TOKEN="")).ready()
     await completed(database, [await enqueue(database, redis_client, "hello")])
     body = (await worker.get("/metrics")).body
     assert 'synapse_runs_completed_total{status="completed",tenant_id="default"} 1.0' in body

@@ -11,7 +11,7 @@ from synapse_operator.naming import Kind
 from synapse_worker.connections import open_database
 from synapse_worker.store.database import Database
 from tests.builders import a_scale, manifest_of, what_is_desired
-from tests.page.conftest import StartWorker
+from tests.page.conftest import StartHere
 from tests.page.support import PgBouncerServer, completed, enqueue, eventually
 from tests.support.runs import store
 from tests.support.servers import PostgresServer
@@ -76,11 +76,11 @@ async def test_workers_run_jobs_through_pgbouncer(
     redis_client: Redis,
     postgres_url: str,
     pgbouncer: PgBouncerServer,
-    start_worker: StartWorker,
+    start_here: StartHere,
 ) -> None:
     """Set PGBOUNCER_MODE to 1 when SCALE_POSTGRES_URL points to PgBouncer in transaction pooling mode."""
     await store(database, PRINT_IF_PRINT)
-    worker = await (await start_worker(postgres=pgbouncer.url(postgres_url), PGBOUNCER_MODE="1")).ready()
+    worker = await (await start_here(postgres=pgbouncer.url(postgres_url), PGBOUNCER_MODE="1")).ready()
     views = await completed(database, [await enqueue(database, redis_client, "three") for _ in range(20)])
     assert [view.steps_done for view in views] == [3] * 20
     await worker.close()
@@ -88,11 +88,11 @@ async def test_workers_run_jobs_through_pgbouncer(
 
 
 async def test_a_worker_on_a_new_database_creates_its_tables_through_pgbouncer(
-    redis_client: Redis, postgres_server: PostgresServer, pgbouncer: PgBouncerServer, start_worker: StartWorker
+    redis_client: Redis, postgres_server: PostgresServer, pgbouncer: PgBouncerServer, start_here: StartHere
 ) -> None:
     """Your Postgres URL points to a PgBouncer proxy: all that workers do goes through it, the schema too."""
     url = pgbouncer.url(postgres_server.new_database())
-    await (await start_worker(postgres=url, PGBOUNCER_MODE="1")).ready()
+    await (await start_here(postgres=url, PGBOUNCER_MODE="1")).ready()
 
 
 async def test_without_the_mode_connections_are_kept(database: Database) -> None:

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from synapse_worker.connections import open_database
 from synapse_worker.errors import StoreUnavailable
 from synapse_worker.store.database import Database
-from tests.page.conftest import StartWorker
+from tests.page.conftest import StartHere
 from tests.page.support import TlsPostgresServer, enqueue, printing, until
 from tests.support.runs import store
 from tests.support.servers import PostgresServer, RedisServer
@@ -46,11 +46,11 @@ def write(folder: Path, name: str, document: Mapping[str, object]) -> None:
 
 
 async def test_workers_do_not_read_from_local_files(
-    database: Database, redis_client: Redis, start_worker: StartWorker, tmp_path: Path
+    database: Database, redis_client: Redis, start_here: StartHere, tmp_path: Path
 ) -> None:
     """Workers do not read from local JSON files: definitions must be synced before workers can access them."""
     write(tmp_path, "greet.json", printing("greet"))
-    await start_worker(SYNAPSE_DEFINITIONS_DIR=str(tmp_path))
+    await start_here(SYNAPSE_DEFINITIONS_DIR=str(tmp_path))
     failed = await until(database, await enqueue(database, redis_client, "greet"), "completed", "failed")
     assert failed.error == "orchestration 'greet' does not exist; sync it, then enqueue the run again"
     await store(database, printing("greet"))
@@ -58,11 +58,11 @@ async def test_workers_do_not_read_from_local_files(
 
 
 async def test_a_running_worker_meets_a_new_definition_on_its_next_job(
-    database: Database, redis_client: Redis, start_worker: StartWorker
+    database: Database, redis_client: Redis, start_here: StartHere
 ) -> None:
     """Definitions are read at the start of each job: a worker that already runs picks up new ones on its next job."""
     await store(database, printing("greet", "old"))
-    worker = await (await start_worker()).ready()
+    worker = await (await start_here()).ready()
     before = await until(database, await enqueue(database, redis_client, "greet"), "completed")
     await store(database, printing("greet", "new"), printing("born-later", "here"))
     after = await until(database, await enqueue(database, redis_client, "greet"), "completed")
@@ -102,10 +102,10 @@ async def test_ssl_required_is_not_given_up(postgres_url: str) -> None:
     await opened.close()
 
 
-async def test_a_run_over_ssl(redis_client: Redis, tls_postgres: TlsPostgresServer, start_worker: StartWorker) -> None:
+async def test_a_run_over_ssl(redis_client: Redis, tls_postgres: TlsPostgresServer, start_here: StartHere) -> None:
     """SSL required: workers run jobs with such a URL, and create the tables of a new database."""
     url = f"{tls_postgres.new_database()}?sslmode=require"
-    await (await start_worker(postgres=url)).ready()
+    await (await start_here(postgres=url)).ready()
     opened = open_database(SecretStr(url))
     await store(opened, printing("greet"))
     await until(opened, await enqueue(opened, redis_client, "greet"), "completed")
@@ -113,14 +113,14 @@ async def test_a_run_over_ssl(redis_client: Redis, tls_postgres: TlsPostgresServ
 
 
 async def test_other_tables_are_left_alone(
-    redis_client: Redis, postgres_server: PostgresServer, start_worker: StartWorker
+    redis_client: Redis, postgres_server: PostgresServer, start_here: StartHere
 ) -> None:
     """This database is separate from any application database: where it is not, other tables are left alone."""
     url = postgres_server.new_database()
     opened = open_database(SecretStr(url))
     await opened.execute("CREATE TABLE customers (id int PRIMARY KEY)")
     await opened.execute("INSERT INTO customers VALUES (1)")
-    await (await start_worker(postgres=url)).ready()
+    await (await start_here(postgres=url)).ready()
     assert await opened.fetch("SELECT id FROM customers") == [(1,)]
     await opened.close()
 

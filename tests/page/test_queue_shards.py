@@ -13,7 +13,7 @@ from synapse_worker.errors import ConfigurationError
 from synapse_worker.queueing import keys
 from synapse_worker.store import runs
 from synapse_worker.store.database import Database
-from tests.page.conftest import StartWorker
+from tests.page.conftest import StartHere
 from tests.page.support import enqueue, enqueue_stock, printing, until
 from tests.support.runs import store
 from tests.support.servers import RedisServer
@@ -40,13 +40,13 @@ async def test_a_single_shard_is_one_sorted_set(database: Database, redis_client
 
 
 async def test_a_worker_can_be_pinned_to_a_shard(
-    database: Database, redis_client: Redis, redis_server: RedisServer, start_worker: StartWorker
+    database: Database, redis_client: Redis, redis_server: RedisServer, start_here: StartHere
 ) -> None:
     """Each worker can be pinned to a specific shard via the WORKER_QUEUE_SHARD environment variable."""
     await store(database, printing("hello"))
     elsewhere = await enqueue(database, redis_client, "hello")
     await enqueue_stock(redis_server.port, "run_000000000003_1", "hello", queue="synapse:orchestrations:3")
-    worker = await (await start_worker(WORKER_QUEUE_SHARD="3")).ready()
+    worker = await (await start_here(WORKER_QUEUE_SHARD="3")).ready()
     await until(database, "run_000000000003_1", "completed")
     health = await worker.health()
     assert (health["shard"], health["queues"]) == ("3", ["synapse:orchestrations:3"])

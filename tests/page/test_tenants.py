@@ -6,7 +6,7 @@ import pytest
 from redis.asyncio import Redis
 
 from synapse_worker.store.database import Database
-from tests.page.conftest import StartWorker
+from tests.page.conftest import StartHere
 from tests.page.support import Q, completed, enqueue, enqueue_stock, eventually, printing, until
 from tests.support.runs import store
 from tests.support.servers import RedisServer
@@ -19,12 +19,12 @@ async def greeted(database: Database, redis_client: Redis) -> None:
 
 
 @pytest.mark.usefixtures("greeted")
-async def test_a_tenant_is_any_string(database: Database, redis_server: RedisServer, start_worker: StartWorker) -> None:
+async def test_a_tenant_is_any_string(database: Database, redis_server: RedisServer, start_here: StartHere) -> None:
     """A tenant is any string you pass as tenant_id: customer, team, environment, user, any arbitrary grouping."""
     tenants = ["customer-acme-corp", "team-marketing", "staging", "user-abc123", "Größe: $(X) {b} / 'q'"]
     for number, tenant in enumerate(tenants):
         await enqueue_stock(redis_server.port, f"run_00000000000{number}_1", "hello", tenant_id=tenant)
-    await start_worker()
+    await start_here()
     views = await completed(database, [f"run_00000000000{number}_1" for number in range(len(tenants))])
     assert [view.tenant_id for view in views] == tenants
 
@@ -32,17 +32,17 @@ async def test_a_tenant_is_any_string(database: Database, redis_server: RedisSer
 @pytest.mark.usefixtures("greeted")
 @pytest.mark.parametrize(("variable", "tenant"), [("", "default"), ("acme", "acme")])
 async def test_no_tenant_id_means_the_default(
-    database: Database, redis_server: RedisServer, start_worker: StartWorker, variable: str, tenant: str
+    database: Database, redis_server: RedisServer, start_here: StartHere, variable: str, tenant: str
 ) -> None:
     """If no tenant_id is provided, the request uses the value of DEFAULT_TENANT_ID (default: "default")."""
     await enqueue_stock(redis_server.port, "run_000000000000_1", "hello")
-    await start_worker(DEFAULT_TENANT_ID=variable)
+    await start_here(DEFAULT_TENANT_ID=variable)
     assert (await until(database, "run_000000000000_1", "completed")).tenant_id == tenant
 
 
 @pytest.mark.usefixtures("greeted")
 async def test_without_isolation_jobs_are_processed_in_fifo_order(
-    database: Database, redis_client: Redis, start_worker: StartWorker
+    database: Database, redis_client: Redis, start_here: StartHere
 ) -> None:
     """Tenant isolation disabled (default): all tenants share the same queue, jobs are processed in FIFO order."""
     run_ids = []
@@ -57,7 +57,7 @@ async def test_without_isolation_jobs_are_processed_in_fifo_order(
             return bool(seconds * 1000 + micros // 1000 > score)
 
         await eventually("the next millisecond comes", later)
-    await start_worker(WORKER_CONCURRENCY="1")
+    await start_here(WORKER_CONCURRENCY="1")
     views = await completed(database, run_ids)
     assert sorted(views, key=lambda view: str(view.started_at)) == views
     assert [view.tenant_id for view in views] == ["a", "b", "a", "c", "b"]

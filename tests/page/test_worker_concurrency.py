@@ -15,10 +15,10 @@ from synapse_worker.contract import BY_NAME
 from synapse_worker.errors import ConfigurationError
 from synapse_worker.store import runs
 from synapse_worker.store.database import Database
-from tests.page.conftest import StartProcess, StartWorker
+from tests.page.conftest import StartHere
 from tests.page.support import completed, enqueue, eventually, store_setting
 from tests.support.runs import store
-from tests.support.workers import chain, slow_steps
+from tests.support.workers import StartWorker, chain, slow_steps
 
 REQUIRED = {"REDIS_URL": "redis://r", "SCALE_POSTGRES_URL": "postgresql://p/d"}
 
@@ -35,12 +35,12 @@ def test_default_and_range() -> None:
 
 
 async def test_the_most_jobs_that_one_process_executes_concurrently(
-    database: Database, redis_client: Redis, start_worker: StartWorker
+    database: Database, redis_client: Redis, start_here: StartHere
 ) -> None:
     """The maximum number of jobs a single worker process executes concurrently."""
     await store(database, chain("slow", slow_steps(1, 0.1)))
     run_ids = [await enqueue(database, redis_client, "slow") for _ in range(6)]
-    await start_worker(WORKER_CONCURRENCY="2")
+    await start_here(WORKER_CONCURRENCY="2")
     views = await completed(database, run_ids)
     starts = [view.started_at for view in views if view.started_at]
     at_once = [
@@ -52,35 +52,33 @@ async def test_the_most_jobs_that_one_process_executes_concurrently(
 
 
 async def test_it_is_stored_in_postgres_and_read_at_startup(
-    database: Database, redis_client: Redis, start_process: StartProcess
+    database: Database, redis_client: Redis, start_worker: StartWorker
 ) -> None:
     """This setting is stored in Postgres and read by workers at startup (scale_settings, worker_concurrency)."""
     assert BY_NAME["WORKER_CONCURRENCY"].stored == "worker_concurrency"
     await store_setting(database, "worker_concurrency", 3)
-    start_process().wait_ready()
+    start_worker().wait_ready()
     row = await database.fetchrow("SELECT max_jobs, status FROM workers")
     assert row is not None
     assert tuple(row) == (3, "online")
 
 
 async def test_a_stored_value_out_of_range_is_refused(
-    database: Database, redis_client: Redis, start_worker: StartWorker
+    database: Database, redis_client: Redis, start_here: StartHere
 ) -> None:
     """Range 1 - 100 holds for the stored setting too; the sentence names it."""
     await store_setting(database, "worker_concurrency", 101)
     with pytest.raises(ConfigurationError) as refused:
-        await (await start_worker()).ended()
+        await (await start_here()).ended()
     assert str(refused.value) == (
         "the stored setting worker_concurrency is 101; accepted: a whole number from 1 to 100."
     )
 
 
-async def test_jobs_are_coroutines_not_threads(
-    database: Database, redis_client: Redis, start_worker: StartWorker
-) -> None:
+async def test_jobs_are_coroutines_not_threads(database: Database, redis_client: Redis, start_here: StartHere) -> None:
     """Workers use asyncio for concurrency - concurrent jobs run as coroutines, not threads."""
     await store(database, chain("slow", slow_steps(1, 0.15)))
-    await (await start_worker(WORKER_CONCURRENCY="8")).ready()
+    await (await start_here(WORKER_CONCURRENCY="8")).ready()
     await completed(database, [await enqueue(database, redis_client, "slow")])
     threads = len(os.listdir("/proc/self/task"))
     run_ids = [await enqueue(database, redis_client, "slow") for _ in range(8)]
@@ -94,11 +92,11 @@ async def test_jobs_are_coroutines_not_threads(
     await completed(database, run_ids)
 
 
-async def test_worker_instances_may_differ(database: Database, redis_client: Redis, start_worker: StartWorker) -> None:
+async def test_worker_instances_may_differ(database: Database, redis_client: Redis, start_here: StartHere) -> None:
     """Can be overridden per worker instance using WORKER_CONCURRENCY: pools with different concurrency levels."""
     await store_setting(database, "worker_concurrency", 5)
     for extra in ({"WORKER_CONCURRENCY": "2"}, {"WORKER_CONCURRENCY": "20"}, {}):
-        worker = await (await start_worker(**extra)).ready()
+        worker = await (await start_here(**extra)).ready()
         expected = int(extra.get("WORKER_CONCURRENCY", "5"))
         assert (await worker.health())["max_jobs"] == expected
         await worker.close()

@@ -69,14 +69,20 @@ def servers() -> str:
 
 def _localcluster(*words: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "localcluster", *words], cwd=ROOT, check=False, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "localcluster", *words], cwd=ROOT, check=False, stdout=subprocess.DEVNULL
     )
     if done.returncode == 0:
         return ""
-    reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"
+    reason = f"`python3 -m localcluster {' '.join(words)}` says why above"
     if done.returncode == CANNOT_RUN_A_NODE:
         return reason
-    raise SystemExit(f"`python3 -m localcluster {' '.join(words)}` failed: {reason}")
+    raise SystemExit(f"{reason}; exit code {done.returncode}")
+
+
+def cluster_is_up() -> bool:
+    """Whether the local cluster runs; one that was up before the tests stays up."""
+    done = subprocess.run([sys.executable, "-m", "localcluster", "status"], cwd=ROOT, check=False, capture_output=True)
+    return done.returncode == 0
 
 
 def control_plane() -> str:
@@ -111,9 +117,14 @@ def main(names: Sequence[str]) -> int:
     """Run the named layers, or all; returns the exit code."""
     chosen = [layer for layer in LAYERS if not names or layer.name in names]
     results: list[tuple[Layer, str]] = []
-    for layer in chosen:
-        say(f"layer {layer.name}")
-        results.append((layer, run(layer)))
+    was_up = cluster_is_up()
+    try:
+        for layer in chosen:
+            say(f"layer {layer.name}")
+            results.append((layer, run(layer)))
+    finally:
+        if not was_up and cluster_is_up():
+            _localcluster("down")
     say("layers: " + "; ".join(f"{layer.name} {result}" for layer, result in results))
     failed = [result for _, result in results if result.startswith("FAILED")]
     left_out = [result for _, result in results if result.startswith("NOT RUN")]

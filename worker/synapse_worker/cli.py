@@ -26,7 +26,6 @@ from synapse_worker.errors import ConfigurationError, SynapseError
 from synapse_worker.queueing.client import NewRun, cancel_run, enqueue_run, new_run_id, retry_letter
 from synapse_worker.settings import Settings
 from synapse_worker.store import dead_letters
-from synapse_worker.store import migrate as migration
 from synapse_worker.store import runs as run_store
 from synapse_worker.store.database import Database
 from synapse_worker.store.dead_letters import Letter
@@ -69,6 +68,7 @@ def run() -> None:
 @cli.command()
 def migrate() -> None:
     """Create or complete the tables in PostgreSQL; existing data stays."""
+    from synapse_worker.store import migrate as migration
 
     async def work(settings: Settings) -> None:
         async with _database(settings) as database:
