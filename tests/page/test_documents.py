@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 from prometheus_client import CollectorRegistry
@@ -18,6 +19,7 @@ from redis.asyncio import Redis
 from synapse_operator.api.reasons import Reason
 from synapse_operator.api.scale import SynapseScale, read_scale
 from synapse_operator.telemetry import Metrics as OperatorMetrics
+from synapse_worker.cli import cli
 from synapse_worker.connections import open_database, open_redis, ping_redis
 from synapse_worker.store import migrate
 from synapse_worker.store.database import Database
@@ -96,6 +98,16 @@ def test_every_command_exists() -> None:
     shown = subprocess.run([sys.executable, "-m", "localcluster", "--help"], capture_output=True, text=True, check=True)
     assert used
     assert used <= set(re.findall(r"^    ([a-z-]+)", shown.stdout, re.MULTILINE))
+
+
+def test_every_command_of_the_worker_exists() -> None:
+    """README and docs/operations.md: `synapse-worker ...`."""
+    used = re.findall(r"\bsynapse-worker ([a-z]+)(?: ([a-z]+))?", README + OPERATIONS)
+    assert used
+    for first, second in used:
+        command = cli.commands.get(first)
+        assert command is not None, first
+        assert not isinstance(command, click.Group) or second in command.commands, second
 
 
 @pytest.mark.parametrize("page", ["README.md", *(str(path) for path in sorted(Path("docs").glob("*.md")))])
