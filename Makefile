@@ -57,10 +57,13 @@ generate: crds install-yaml docs ## Write everything that is generated
 .PHONY: crds
 crds: $(VENV)/ready ## Write crds/ and docs/crd-reference.md from the models
 	@$(BIN)/python -m synapse_operator.api.crd --out crds
+	@$(BIN)/python -m synapse_operator.api.reference --out docs
 
 .PHONY: install-yaml
 install-yaml: ## Write manifests/install.yaml (IMAGE_PREFIX, IMAGE_TAG)
-	@$(CLUSTER_COMMAND) kubectl kustomize manifests/base > manifests/install.yaml
+	@$(CLUSTER_COMMAND) kubectl kustomize manifests/base > manifests/install.yaml.new
+	@sed -E 's#localhost/(synapse-scale-(operator|worker)):dev#$(or $(IMAGE_PREFIX),localhost)/\1:$(or $(IMAGE_TAG),dev)#' \
+	  manifests/install.yaml.new > manifests/install.yaml && rm manifests/install.yaml.new
 
 .PHONY: docs
 docs: $(VENV)/ready ## Write docs/environment.md from the contract

@@ -7,6 +7,7 @@ images, Redis and PostgreSQL come from this repository too.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -19,6 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 NAMESPACE = "synapse-quickstart"
 SCALE = "quickstart"
 ORCHESTRATION = "support-triage"
+# On kind, the public images; here, those that were built from Debian packages.
+DEV_STORES = "manifests/dev" if os.environ.get("CLUSTER") == "kind" else "manifests/dev/local"
 MESSAGES = (
     "Everything is down!\nOur checkout has an outage, ada@example.com",
     "Error while exporting\nThe file ends halfway. grace@example.com",
@@ -93,7 +96,7 @@ def install() -> None:
     # A Job's pod template cannot be changed; an earlier one may carry another image.
     kubectl("delete", "job", "sync-support-triage", "-n", NAMESPACE, "--ignore-not-found", capture=True, check=False)
     kubectl("apply", "--server-side", "--force-conflicts", "-f", "manifests/samples/quickstart.yaml", capture=True)
-    kubectl("apply", "--server-side", "--force-conflicts", "-n", NAMESPACE, "-k", "manifests/dev/local", capture=True)
+    kubectl("apply", "--server-side", "--force-conflicts", "-n", NAMESPACE, "-k", DEV_STORES, capture=True)
     if renewed:
         # The images keep their names here, so pods of an earlier demo would go on with the old ones.
         kubectl("rollout", "restart", "deploy", "-n", "synapse-system", capture=True)

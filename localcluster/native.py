@@ -67,10 +67,12 @@ class Native:
             shutil.copyfileobj(source, sys.stdout.buffer)
 
     def kubectl(self, arguments: Sequence[str]) -> None:
-        clusters.found(self.state)
-        # What it learns of this API server is of no use to the next one on the same port.
-        cache = str(self.state.root / "kubectl-cache")
-        env = {**os.environ, "KUBECONFIG": str(self.state.kubeconfig), "KUBECACHEDIR": cache}
+        env = dict(os.environ)
+        if arguments[:1] != ["kustomize"]:  # which renders files and asks no cluster
+            clusters.found(self.state)
+            # What it learns of this API server is of no use to the next one on the same port.
+            cache = str(self.state.root / "kubectl-cache")
+            env |= {"KUBECONFIG": str(self.state.kubeconfig), "KUBECACHEDIR": cache}
         os.execve(tools.ensure() / "node", ["node", "kubectl", *arguments], env)  # noqa: S606 - no shell wanted
 
     def exec_node(self, argv: Sequence[str]) -> None:

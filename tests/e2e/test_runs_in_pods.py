@@ -18,6 +18,7 @@ from tests.support.runs import (
     claim_of,
     claimed_anew,
     enqueue,
+    result_of,
     said_done,
     steps_reach,
     store,
@@ -58,7 +59,7 @@ async def test_a_stock_arq_producer_is_served_by_a_pod(
         "run_orchestration_job", _job_id=run_id, run_id=run_id, orch_id="three", initial_input="arq", tenant_id="acme"
     )
     assert job is not None
-    assert await job.result(timeout=30) == "completed"
+    assert await result_of(job) == "completed"
     done = await view(cluster_database, run_id)
     assert done.status == "completed"
     assert done.worker_id in {pod["metadata"]["name"] for pod in place.worker_pods()}  # type: ignore[index]

@@ -25,6 +25,7 @@ from tests.support.runs import (
     claimed_anew,
     enqueue,
     events_of,
+    result_of,
     said_done,
     steps_reach,
     store,
@@ -101,7 +102,7 @@ async def test_a_stock_arq_producer_is_served(
         api_key_id="k",
     )
     assert job is not None
-    assert await job.result(timeout=20) == "completed"
+    assert await result_of(job) == "completed"
     assert await job.status() is JobStatus.complete
     done = await view(database, "run_0123456789ab_1")
     assert (done.status, done.tenant_id, done.state["a"], done.state["extra"]) == ("completed", "acme", "hello arq", 1)

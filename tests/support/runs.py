@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 
+from arq.jobs import Job
 from redis.asyncio import Redis
 
 from synapse_worker.queueing import keys
@@ -72,6 +73,15 @@ async def claim_of(database: Database, run_id: str) -> tuple[int, str]:
     row = await database.fetchrow("SELECT claim, worker_id FROM orchestration_runs WHERE run_id = $1", run_id)
     assert row is not None
     return row["claim"], row["worker_id"]
+
+
+async def result_of(job: Job, *, seconds: float = 30) -> object:
+    """Poll until an arq job has a result; arq's own `result()` gives up on a job that is being run by us."""
+    deadline = time.monotonic() + seconds
+    while (info := await job.result_info()) is None:
+        assert time.monotonic() < deadline, f"{job.job_id} has no result"
+        await asyncio.sleep(0.05)
+    return info.result
 
 
 async def events_of(client: Redis, run_id: str) -> list[Event]:

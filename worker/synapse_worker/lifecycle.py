@@ -259,10 +259,12 @@ class Worker:
     async def _watch_figures(self, loop: ClaimLoop, client: Redis, gate: StoreGate) -> None:
         """Keep the gauges of queues and leases current."""
         names = [keys.queue(shard) for shard in self._settings.shards]
+        recovered, lost = 0, 0
         while True:
             self._metrics.suspended.set(0 if gate.is_open else 1)
-            self._metrics.recovered_leases.set(loop.recovered)
-            self._metrics.lost_leases.set(loop.lost_leases)
+            self._metrics.recovered_leases.inc(loop.recovered - recovered)
+            self._metrics.lost_leases.inc(loop.lost_leases - lost)
+            recovered, lost = loop.recovered, loop.lost_leases
             if gate.is_open:
                 try:
                     figures = await queue_client.queue_figures(client, names)

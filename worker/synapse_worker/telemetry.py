@@ -75,10 +75,10 @@ class Metrics:
             "synapse_oldest_job_seconds", "Age of the oldest waiting job", ["queue_name"], registry=self.registry
         )
         self.slots = Gauge("synapse_worker_slots", "Jobs that this process runs at once", registry=self.registry)
-        self.recovered_leases = Gauge(
+        self.recovered_leases = Counter(
             "synapse_lease_recoveries", "Leases of dead workers that this process returned", registry=self.registry
         )
-        self.lost_leases = Gauge("synapse_lost_leases", "Leases that this process lost", registry=self.registry)
+        self.lost_leases = Counter("synapse_lost_leases", "Leases that this process lost", registry=self.registry)
         self.suspended = Gauge(
             "synapse_worker_suspended", "1 while Redis or PostgreSQL does not answer", registry=self.registry
         )

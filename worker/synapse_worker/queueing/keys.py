@@ -60,7 +60,7 @@ def retry(job_id: str) -> str:
 
 
 def result(job_id: str) -> str:
-    """string: arq's result, so that `Job.result()` of a producer answers."""
+    """string: arq's result, so that `Job.status()` and `Job.result_info()` of a producer answer."""
     return result_key_prefix + job_id
 
 

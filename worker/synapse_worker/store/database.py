@@ -101,7 +101,11 @@ class Database:
         with _errors_as_ours(self._timeout):
             if self._pgbouncer:
                 connection = await asyncpg.connect(
-                    self._dsn.get_secret_value(), ssl=self._tls, timeout=self._timeout, statement_cache_size=0
+                    self._dsn.get_secret_value(),
+                    ssl=self._tls,
+                    timeout=self._timeout,
+                    command_timeout=self._timeout,
+                    statement_cache_size=0,
                 )
                 try:
                     yield connection
@@ -122,6 +126,7 @@ class Database:
                         min_size=0,
                         max_size=self._pool_size,
                         timeout=self._timeout,
+                        command_timeout=self._timeout,  # also of BEGIN and COMMIT
                         reset=_reset,
                     )
         return self._pool

@@ -75,24 +75,30 @@ _UPSERT = {
             (id, name, description, definition, tenant_id, created_at, updated_at, is_active)
         VALUES ($1, $2, $3, $4::jsonb, $5, now(), now(), true)
         ON CONFLICT (id) DO UPDATE SET name = EXCLUDED.name, description = EXCLUDED.description,
-            definition = EXCLUDED.definition, updated_at = now(), is_active = true
-         WHERE (o.name, o.description, o.definition, o.is_active) IS DISTINCT FROM
-               (EXCLUDED.name, EXCLUDED.description, EXCLUDED.definition, true)
+            definition = EXCLUDED.definition, tenant_id = EXCLUDED.tenant_id, updated_at = now(), is_active = true
+         WHERE (o.name, o.description, o.definition, o.tenant_id, o.is_active) IS DISTINCT FROM
+               (EXCLUDED.name, EXCLUDED.description, EXCLUDED.definition, EXCLUDED.tenant_id, true)
         RETURNING o.id""",
     AGENTS: """
         INSERT INTO agents AS a (id, name, definition, tenant_id, updated_at) VALUES ($1, $2, $3::jsonb, $4, now())
-        ON CONFLICT (id) DO UPDATE SET name = EXCLUDED.name, definition = EXCLUDED.definition, updated_at = now()
-         WHERE (a.name, a.definition) IS DISTINCT FROM (EXCLUDED.name, EXCLUDED.definition)
+        ON CONFLICT (id) DO UPDATE SET name = EXCLUDED.name, definition = EXCLUDED.definition,
+            tenant_id = EXCLUDED.tenant_id, updated_at = now()
+         WHERE (a.name, a.definition, a.tenant_id)
+               IS DISTINCT FROM (EXCLUDED.name, EXCLUDED.definition, EXCLUDED.tenant_id)
         RETURNING a.id""",
     TOOLS: """
         INSERT INTO tools AS t (id, name, definition, tenant_id, updated_at) VALUES ($1, $2, $3::jsonb, $4, now())
-        ON CONFLICT (id) DO UPDATE SET name = EXCLUDED.name, definition = EXCLUDED.definition, updated_at = now()
-         WHERE (t.name, t.definition) IS DISTINCT FROM (EXCLUDED.name, EXCLUDED.definition)
+        ON CONFLICT (id) DO UPDATE SET name = EXCLUDED.name, definition = EXCLUDED.definition,
+            tenant_id = EXCLUDED.tenant_id, updated_at = now()
+         WHERE (t.name, t.definition, t.tenant_id)
+               IS DISTINCT FROM (EXCLUDED.name, EXCLUDED.definition, EXCLUDED.tenant_id)
         RETURNING t.id""",
     MCP_SERVERS: """
         INSERT INTO mcp_servers AS m (name, label, definition, tenant_id, updated_at)
         VALUES ($1, $2, $3::jsonb, $4, now())
-        ON CONFLICT (name) DO UPDATE SET label = EXCLUDED.label, definition = EXCLUDED.definition, updated_at = now()
-         WHERE (m.label, m.definition) IS DISTINCT FROM (EXCLUDED.label, EXCLUDED.definition)
+        ON CONFLICT (name) DO UPDATE SET label = EXCLUDED.label, definition = EXCLUDED.definition,
+            tenant_id = EXCLUDED.tenant_id, updated_at = now()
+         WHERE (m.label, m.definition, m.tenant_id)
+               IS DISTINCT FROM (EXCLUDED.label, EXCLUDED.definition, EXCLUDED.tenant_id)
         RETURNING m.name""",
 }

@@ -233,8 +233,9 @@ class _Write:
 class _Together:
     """One statement for many writers: what comes while a call is under way goes together in the next one.
 
-    A writer that is cancelled before its turn writes nothing; in the middle, it finds out from the row. Writes
-    of one call are committed together, so an error that is not the store's own makes each of them be tried alone.
+    A writer that is cancelled before its turn writes nothing; once sent, only the claim number can stop a write.
+    The writes of one call are committed together, so when one of them is refused for what it holds, each is
+    tried alone: nobody fails for a neighbour.
     """
 
     def __init__(self, database: Database, statement: str) -> None:
@@ -256,8 +257,8 @@ class _Together:
         try:
             while self._waiting:
                 await self._gather()
-                batch = self._next()
-                await self._send(batch)
+                if batch := self._next():
+                    await self._send(batch)
         finally:
             for write in (*batch, *self._waiting):  # only when this task itself is stopped
                 write.answer.cancel()
