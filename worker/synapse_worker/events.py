@@ -11,6 +11,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from redis.asyncio import Redis
@@ -28,6 +29,8 @@ Event = Mapping[str, object]
 _ENCODE = json.JSONEncoder(default=str).encode
 _TAIL = 64
 _RETRY_SECONDS = 0.5
+_PACE_SECONDS = 0.02
+"""Events of a running run are sent at most so often, many at a time; what a run's end waits for goes at once."""
 
 
 @dataclass(slots=True)
@@ -45,7 +48,9 @@ class EventWriter:
         self._append = load_script(client, "append_events")
         self._waiting: dict[str, _Waiting] = {}
         self._writing: dict[str, _Waiting] = {}
+        self._urgent: set[str] = set()
         self._handed = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._written = asyncio.Condition()
 
     def hand(self, run_id: str, claim: int, events: Iterable[Event]) -> None:
@@ -59,6 +64,9 @@ class EventWriter:
     async def written(self, run_id: str) -> None:
         """Wait until all events handed for this run so far are in Redis."""
         stream = keys.run_events(run_id)
+        if stream in self._waiting:
+            self._urgent.add(stream)
+            self._hurry.set()
         async with self._written:
             await self._written.wait_for(lambda: stream not in self._waiting and stream not in self._writing)
 
@@ -76,10 +84,16 @@ class EventWriter:
 
     async def write(self) -> None:
         """Write what is handed over, for ever."""
+        clock = asyncio.get_running_loop().time
+        due = clock()
         while True:
             await self._handed.wait()
-            self._handed.clear()
-            self._writing, self._waiting = self._waiting, {}
+            if clock() < due:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(due):
+                        await self._hurry.wait()
+            everything = clock() >= due
+            self._take(everything)
             while self._writing:
                 try:
                     await self._write_once()
@@ -88,8 +102,19 @@ class EventWriter:
                     await asyncio.sleep(_RETRY_SECONDS)
                     continue
                 self._writing = {}
+            if everything:
+                due = clock() + _PACE_SECONDS
             async with self._written:
                 self._written.notify_all()
+
+    def _take(self, everything: bool) -> None:
+        """Move what is to be written now, all that waits or what somebody waits for, from waiting to writing."""
+        self._hurry.clear()
+        chosen = list(self._waiting) if everything else [name for name in self._urgent if name in self._waiting]
+        self._writing = {name: self._waiting.pop(name) for name in chosen}
+        self._urgent.difference_update(chosen)
+        if not self._waiting:
+            self._handed.clear()
 
     async def _write_once(self) -> None:
         with redis_errors_as_ours():
