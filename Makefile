@@ -25,12 +25,7 @@ test: $(VENV)/ready ## Every test: unit, contract, services, control plane, clus
 
 .PHONY: check
 check: $(VENV)/ready ## Lint, types, unit and contract tests; under a minute
-	@$(BIN)/ruff check -q .
-	@$(BIN)/ruff format -q --check .
-	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-cache > .build-imports.log 2>&1 || { cat .build-imports.log; rm -f .build-imports.log; exit 1; }
-	@rm -f .build-imports.log
-	@$(BIN)/pytest -q tests/unit tests/contract
+	@$(BIN)/python -m tests.support.run_layers lint unit contract
 
 .PHONY: e2e
 e2e: $(VENV)/ready ## The cluster layer alone: both images, real pods

@@ -22,12 +22,17 @@ CANNOT_RUN_A_NODE = 3
 _SERVERS = {"redis-server": "redis-server", "pg_isready": "postgresql-client", "setpriv": "util-linux"}
 
 
+def pytest(*folders: str) -> list[str]:
+    """The command that runs the tests of folders."""
+    return [sys.executable, "-m", "pytest", "-q", *folders]
+
+
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A folder of tests (or several) and what has to be there first; `prepare` returns why it cannot run, or ""."""
+    """Commands that must all succeed, and what has to be there first; `prepare` returns why they cannot run, or ""."""
 
     name: str
-    folders: Sequence[str]
+    commands: Sequence[Sequence[str]]
     prepare: Callable[[], str]
 
 
@@ -93,12 +98,20 @@ def cluster() -> str:
     return servers() or _localcluster("images") or _localcluster("up") or _localcluster("load-image")
 
 
+LINT = (
+    [sys.executable, "-m", "ruff", "check", "-q", "."],
+    [sys.executable, "-m", "ruff", "format", "-q", "--check", "."],
+    [sys.executable, "-m", "mypy"],
+    [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"],
+)
+
 LAYERS = (
-    Layer("unit", ["tests/unit"], nothing),
-    Layer("contract", ["tests/contract"], nothing),
-    Layer("services", ["tests/services", "tests/page"], servers),
-    Layer("control plane", ["tests/controlplane"], control_plane),
-    Layer("cluster", ["tests/e2e"], cluster),
+    Layer("lint", LINT, nothing),
+    Layer("unit", [pytest("tests/unit")], nothing),
+    Layer("contract", [pytest("tests/contract")], nothing),
+    Layer("services", [pytest("tests/services", "tests/page")], servers),
+    Layer("control plane", [pytest("tests/controlplane")], control_plane),
+    Layer("cluster", [pytest("tests/e2e")], cluster),
 )
 
 
@@ -108,9 +121,9 @@ def run(layer: Layer) -> str:
     reason = layer.prepare()
     if reason:
         return f"NOT RUN ({reason})"
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", *layer.folders], cwd=ROOT, check=False)
+    codes = [subprocess.run(command, cwd=ROOT, check=False).returncode for command in layer.commands]
     seconds = f"{time.monotonic() - began:.0f} s"
-    return f"passed in {seconds}" if done.returncode == 0 else f"FAILED in {seconds}"
+    return f"FAILED in {seconds}" if any(codes) else f"passed in {seconds}"
 
 
 def main(names: Sequence[str]) -> int:
