@@ -132,6 +132,7 @@ async def _stock(servers: Servers) -> float:
         running = asyncio.create_task(worker.async_run())
         await done.wait()
         seconds = time.perf_counter() - began
+        await asyncio.gather(*worker.tasks.values())
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         await pool.aclose()
