@@ -168,8 +168,15 @@ async def _profiled(servers: Servers) -> None:
 
 FIGURE = Figure(
     title="No-op jobs per second, one process, 100 slots",
-    method="",
-    limits="",
+    method=(
+        "Jobs that do nothing are queued, then one process empties the queue. Ours reads and checks every payload and "
+        "keeps arq's in-progress keys in both rows (there is no switch for them); the second row also gives each job "
+        "its ledger row, claim number and run row and commits its outcome, as a run does. Stock arq keeps no results."
+    ),
+    limits=(
+        "The queue alone is bound by this process's Python: a task, a lease and a script argument list a job, while "
+        "Redis is a third busy. With the ledger it is bound by PostgreSQL's rows: three are written for every job."
+    ),
     measure=_measure,
     profiled=_profiled,
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.servers import Servers
@@ -41,8 +41,8 @@ class Figure:
     method: str
     limits: str
     """What limits it, in two sentences, as the profile said when they were written."""
-    measure: Callable[[Servers, int], Awaitable[list[Row]]]
-    profiled: Callable[[Servers], Awaitable[None]] | None = None
+    measure: Callable[[Servers, int], Coroutine[None, None, list[Row]]]
+    profiled: Callable[[Servers], Coroutine[None, None, None]] | None = None
 
 
 async def alternate(sides: Mapping[str, Callable[[], Awaitable[float]]], rounds: int) -> dict[str, list[float]]:

@@ -97,4 +97,15 @@ async def _measure(servers: Servers, rounds: int) -> list[Row]:
     ]
 
 
-FIGURE = Figure(title="", method="", limits="", measure=_measure)
+FIGURE = Figure(
+    title="A killed worker's run goes on elsewhere",
+    method=(
+        "A worker process is killed (-9) in the middle of a run, beside an idle one; the time until the run's next "
+        "`worker_picked_up` event is measured, as a share of the lease."
+    ),
+    limits=(
+        "It is the rest of the lease, which was prolonged at most a third of its time before the kill, and one poll of "
+        "the other worker. So the ratio lies between two thirds and a little over one, at any length of the lease."
+    ),
+    measure=_measure,
+)

@@ -89,4 +89,12 @@ async def _measure(servers: Servers, rounds: int) -> list[Row]:
     ]
 
 
-FIGURE = Figure(title="", method="", limits="", measure=_measure)
+FIGURE = Figure(
+    title="From enqueue to start on an idle worker",
+    method=(
+        f"{SAMPLES} single runs a round, {_GAP[0]:g} to {_GAP[1]:g} s apart, each from its queue entry to its first "
+        "event, which comes after the claim is committed; a stock worker notes when its function begins, meanwhile."
+    ),
+    limits="It is the idle poll: every 75 to 100 ms in ours, every 500 ms in stock arq.",
+    measure=_measure,
+)

@@ -141,7 +141,8 @@ class LeaseQueue:
         return _texts(lost)
 
     async def _take(self, candidates: list[tuple[float, str, str]], want: int, now: float) -> list[Lease]:
-        tokens = {job_id: secrets.token_hex(8) for _, job_id, _ in candidates}
+        call = secrets.token_hex(8)
+        tokens = {job_id: f"{call}{number}" for number, (_, job_id, _) in enumerate(candidates)}
         arguments: list[str | int] = [want, self._lease_ms, self._worker_id]
         for _, job_id, returned in candidates:
             arguments += [job_id, returned, tokens[job_id]]

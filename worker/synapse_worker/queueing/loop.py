@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 Ending = Release | HandBack | None
 """How a lease ends; None = it is not ours any more, touch nothing."""
 
-_MAX_BATCH = 100
+_MAX_BATCH = 50
+"""Jobs of one claim: small enough that the stores work on one batch while we work on another."""
 _BUSY_POLL = 0.01
 _IDLE_POLL = 0.1
 _GATE_WAIT = 1.0
