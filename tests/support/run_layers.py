@@ -19,7 +19,14 @@ ROOT = Path(__file__).resolve().parents[2]
 CANNOT_RUN_A_NODE = 3
 """The exit code by which localcluster says so."""
 
-_SERVERS = {"redis-server": "redis-server", "pg_isready": "postgresql-client", "setpriv": "util-linux"}
+_SERVERS = {
+    "redis-server": "redis-server",
+    "pg_isready": "postgresql-client",
+    "pgbouncer": "pgbouncer",
+    "openssl": "openssl",
+    "setpriv": "util-linux",
+}
+_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin"
 
 
 def pytest(*folders: str) -> list[str]:
@@ -47,7 +54,7 @@ def nothing() -> str:
 
 def servers() -> str:
     """Install Redis and PostgreSQL from Debian where they are missing."""
-    missing = [package for name, package in _SERVERS.items() if shutil.which(name) is None]
+    missing = [package for name, package in _SERVERS.items() if shutil.which(name, path=_PATH) is None]
     if not list(Path("/usr/lib/postgresql").glob("*/bin/postgres")):
         missing.append("postgresql")
     if not missing:
