@@ -70,7 +70,7 @@ def main(names: Sequence[str], rounds: int, profile: bool) -> None:
                 click.echo(f"  {row.name}: {middle(row.ours)} {row.unit}, {middle(row.ratios)}x {row.against}")
             click.echo(f"  took {time.monotonic() - began:.0f} s")
             where = f"{about}; load {load:.1f} before and {os.getloadavg()[0]:.1f} after"
-            text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else _HEAD
+            text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else ""
             RESULTS.write_text(with_section(text, name, section(name, figure, rows, where)), encoding="utf-8")
 
 
@@ -102,7 +102,7 @@ def section(name: str, figure: Figure, rows: Sequence[Row], about: str) -> str:
     lines = [
         f"## {figure.title}",
         "",
-        f"`python -m benchmarks {name}`, {datetime.now(UTC):%Y-%m-%d}; {about}.",
+        f"`python -m benchmarks {name}`, {datetime.now(UTC):%Y-%m-%d}, {len(rows[0].ours)} rounds; {about}.",
         "",
         figure.method,
         "",
@@ -118,12 +118,12 @@ def section(name: str, figure: Figure, rows: Sequence[Row], about: str) -> str:
 
 def with_section(text: str, name: str, new: str) -> str:
     """Return RESULTS.md with the section of one figure replaced, or added behind the others."""
-    head, *sections = re.split(r"(?m)^(?=## )", text)
+    _, *sections = re.split(r"(?m)^(?=## )", text)
     marker = f"`python -m benchmarks {name}`"
     kept = [each for each in sections if marker not in each]
     by_name = {**{_name(each): each for each in kept}, name: new}
     ordered = [by_name[each] for each in FIGURES if each in by_name]
-    return "\n".join([head.rstrip() + "\n", *(each.rstrip() + "\n" for each in ordered)])
+    return "\n".join([_HEAD, *(each.rstrip() + "\n" for each in ordered)])
 
 
 def _name(text: str) -> str:

@@ -132,10 +132,7 @@ async def _stock(servers: Servers) -> float:
         running = asyncio.create_task(worker.async_run())
         await done.wait()
         seconds = time.perf_counter() - began
-        await asyncio.gather(*worker.tasks.values())
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await pool.aclose()
+        await stock.stop(worker, running)
         return STOCK_JOBS / seconds
 
 
@@ -171,11 +168,14 @@ FIGURE = Figure(
     method=(
         "Jobs that do nothing are queued, then one process empties the queue. Ours reads and checks every payload and "
         "keeps arq's in-progress keys in both rows (there is no switch for them); the second row also gives each job "
-        "its ledger row, claim number and run row and commits its outcome, as a run does. Stock arq keeps no results."
+        "its ledger row, claim number and run row and commits its outcome, as a run does. Stock arq "
+        "keeps no results; other poll delays and read limits gave the same."
     ),
     limits=(
-        "The queue alone is bound by this process's Python: a task, a lease and a script argument list a job, while "
-        "Redis is a third busy. With the ledger it is bound by PostgreSQL's rows: three are written for every job."
+        "Alone, the queue costs about 50 µs of Python a job (over a quarter of it redis-py writing twelve script "
+        "arguments, a seventh reading the pickle safely, the rest tasks and sockets) and 35 µs of Redis, which "
+        "overlap only in part. With the ledger PostgreSQL costs 160 µs a job more, for two rows inserted and "
+        "updated with upstream's four indexes, and our side 90 µs."
     ),
     measure=_measure,
     profiled=_profiled,

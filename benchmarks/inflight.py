@@ -43,13 +43,12 @@ class _Gauge:
             self.running -= 1
 
     async def peak(self) -> float:
-        """Watch until all run, for at most `SECONDS`; returns how many ran at once, then ends them."""
+        """Watch until all run, for at most `SECONDS`; returns how many ran at once."""
         most = 0
         deadline = time.monotonic() + SECONDS
         while time.monotonic() < deadline and most < JOBS:
             most = max(most, self.running)
             await asyncio.sleep(_PERIOD)
-        self.over.set()
         return most
 
 
@@ -89,6 +88,7 @@ async def _ours(servers: Servers) -> float:
         ]
         running = [asyncio.create_task(loop.run()) for loop in loops]
         most = await gauge.peak()
+        gauge.over.set()
         for loop in loops:
             loop.stop(hand_over=False)
         await asyncio.gather(*running)
@@ -97,7 +97,7 @@ async def _ours(servers: Servers) -> float:
 
 
 async def _stock(servers: Servers) -> float:
-    async with _filled(servers):
+    async with _filled(servers) as stores:
         gauge = _Gauge()
 
         async def hold(ctx: dict[str, object], **arguments: object) -> None:
@@ -107,13 +107,9 @@ async def _stock(servers: Servers) -> float:
         workers = [stock.worker_of(pool, hold, Q, slots=SLOTS, poll_delay=0.5) for pool in pools]
         running = [asyncio.create_task(worker.async_run()) for worker in workers]
         most = await gauge.peak()
-        for worker in workers:
-            await asyncio.gather(*worker.tasks.values())
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        for pool in pools:
-            await pool.aclose()
+        await stores.client.delete(Q)  # else they begin what is left
+        gauge.over.set()
+        await asyncio.gather(*(stock.stop(*pair, settle=2.0) for pair in zip(workers, running, strict=True)))
         return most
 
 

@@ -66,6 +66,16 @@ def worker_of(pool: ArqRedis, function: Any, queue: str, *, slots: int, poll_del
     )
 
 
+async def stop(worker: Worker, running: asyncio.Task[None], *, settle: float = 0.1) -> None:
+    """Stop a worker whose jobs have ended; within `settle` seconds it is between two polls."""
+    worker.allow_pick_jobs = False
+    await asyncio.gather(*worker.tasks.values())
+    await asyncio.sleep(settle)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await worker.pool.aclose()
+
+
 @contextmanager
 def process(port: int, queue: str, *, slots: int, poll_delay: float, note_start: bool = False) -> Iterator[None]:
     """Run a stock worker as a process: an empty function, or one that only notes when it began."""
