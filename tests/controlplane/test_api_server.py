@@ -37,6 +37,17 @@ def test_after_a_restart_of_the_api_server_the_operator_works_on(plane: ControlP
         operator.terminate()
 
 
+def await_collector(plane: ControlPlane, ns: str) -> None:
+    """Wait until the garbage collector watches our kind: it learns of new kinds every 30 s.
+
+    An owner whose end it did not see, of a kind that is gone, is one it cannot ask for: children stay for ever.
+    """
+    plane.apply(harness.scale(ns, "canary"))
+    plane.await_children(ns, "canary")
+    plane.kubectl("delete", "sscale", "canary", "-n", ns)
+    eventually("the canary's children went with it", lambda: not plane.children(ns, "canary"), seconds=120)
+
+
 def test_an_operator_that_is_installed_before_its_crd_waits_for_it_and_one_that_loses_it_ends(
     plane: ControlPlane, ns: str
 ) -> None:
@@ -45,6 +56,7 @@ def test_an_operator_that_is_installed_before_its_crd_waits_for_it_and_one_that_
             operator.lead()
             plane.apply(harness.scale(ns))
             plane.await_children(ns)
+            await_collector(plane, ns)
             plane.kubectl("delete", "crd", CRD, "--timeout=60s")
             assert operator.await_end(40) == 1
             assert "watch" in operator.log
