@@ -295,3 +295,17 @@ async def test_a_store_outage_suspends_and_work_goes_on_afterwards(
     await again.close()
     assert row is not None
     assert tuple(row) == (0, "completed")
+
+
+def test_a_worker_that_is_stopped_while_it_starts_ends_at_once(start_worker: StartWorker) -> None:
+    worker = start_worker()
+
+    def has_taken_sigterm() -> bool:
+        status = Path(f"/proc/{worker.pid}/status").read_text(encoding="ascii")
+        (caught,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
+        return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+    wait_until("SIGTERM is caught", has_taken_sigterm)
+    assert worker.get("/health")[0] == 0, "it has started already"
+    worker.signal(signal.SIGTERM)
+    assert worker.wait(10) == 0

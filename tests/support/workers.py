@@ -38,6 +38,12 @@ class WorkerProcess:
         return self
 
     @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def log(self) -> str:
         """What it has logged so far."""
         return Path(self._log.name).read_text(encoding="utf-8")
