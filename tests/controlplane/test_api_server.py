@@ -60,8 +60,7 @@ def test_an_operator_that_is_installed_before_its_crd_waits_for_it_and_one_that_
             plane.kubectl("delete", "crd", CRD, "--timeout=60s")
             assert operator.await_end(40) == 1
             assert "watch" in operator.log
-            # The garbage collector learns of kinds that came or went every 30 s, and backs off in between.
-            eventually("the children went with it", lambda: not plane.children(ns), seconds=120)
+            eventually("the children went with it", lambda: not plane.children(ns), seconds=40)
 
         with Operator(plane) as operator:
             operator.lead()

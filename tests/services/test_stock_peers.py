@@ -27,6 +27,8 @@ from tests.support.workers import PRINT_IF_PRINT, environment
 
 Q = keys.queue("default")
 JOBS = 1_000
+# What a job costs in either worker, in seconds: with both as slow, neither can take the whole queue alone.
+WORK = 0.03
 
 
 @pytest.mark.timeout(180)
@@ -50,6 +52,7 @@ async def test_of_a_thousand_jobs_none_is_lost_and_none_doubled(
         if int(run_id.rsplit("_", 1)[1]) % 2 == 0 and run_id not in crashed:
             crashed.add(run_id)
             raise SandboxCrashed("the sandbox went away")
+        await asyncio.sleep(WORK)
         return await EXECUTORS[StepType.IF_ELSE](step, state, context)
 
     monkeypatch.setattr(jobs, "EXECUTORS", {**EXECUTORS, StepType.IF_ELSE: crashes_once})
@@ -65,7 +68,7 @@ async def test_of_a_thousand_jobs_none_is_lost_and_none_doubled(
             " ON CONFLICT (run_id) DO UPDATE SET status = 'completed'",
             run_id,
         )
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(WORK)
 
     pool: ArqRedis = await create_pool(RedisSettings(port=redis_server.port), default_queue_name=Q)
     stock = StockWorker(

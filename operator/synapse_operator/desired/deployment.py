@@ -118,6 +118,9 @@ def _pod_spec(scale: SynapseScale, selector: Mapping[str, str], image: str, conf
         "automountServiceAccountToken": False,
         # The variables of Services beside us are of no use here, and there may be thousands.
         "enableServiceLinks": False,
+        # The kernel drops a SIGTERM for process 1 of a namespace that has not asked for it yet: a pod deleted while
+        # its container starts would stay for its whole grace period. With the pause container as process 1 it ends.
+        "shareProcessNamespace": True,
         "terminationGracePeriodSeconds": contract.grace_period_seconds(spec.workers.drain_timeout_seconds),
         # The user is the image's own, a number: a platform that assigns user ids (OpenShift) can put its own there.
         "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
