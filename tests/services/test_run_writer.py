@@ -119,6 +119,6 @@ async def test_after_another_claim_the_old_owner_can_end_nothing(database: Datab
     nothing = Folded({}, [], 0)
     assert not await checkpoint(writer, old)
     assert not await writer.finish(old, RunStatus.COMPLETED, folded=nothing, active_seconds=0.0)
-    assert not await claims.give_back(database, old, active_seconds=0.0, failed=False)
+    assert not await claims.give_back(database, old, active_seconds=0.0)
     assert (await view(database, "run_000")).status == "running"
     assert await writer.finish(new, RunStatus.COMPLETED, folded=nothing, active_seconds=0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Awaitable, Callable
 
 from arq.jobs import Job
 from redis.asyncio import Redis
@@ -38,6 +39,17 @@ async def view(database: Database, run_id: str) -> RunView:
     """Return one run."""
     (found,) = await runs.get(database, [run_id])
     return found
+
+
+async def eventually(what: str, holds: Callable[[], object], *, seconds: float = 20) -> None:
+    """Poll until `holds` returns something true, itself or as an awaitable."""
+    deadline = time.monotonic() + seconds
+    while True:
+        answer = holds()
+        if await answer if isinstance(answer, Awaitable) else answer:
+            return
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
+        await asyncio.sleep(0.02)
 
 
 async def until(database: Database, run_id: str, *statuses: str, seconds: float = 60) -> RunView:

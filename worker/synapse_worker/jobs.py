@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import TypeVar
 
 import tenacity
 from redis.asyncio import Redis
@@ -45,6 +46,8 @@ from synapse_worker.telemetry import Metrics
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _FOLD_SECONDS = 3.0
 _RETRY_BASE_SECONDS = 1.0
 _RETRY_MOST_SECONDS = 300.0
@@ -52,6 +55,9 @@ _NEWER_CURSOR_DELAY_MS = 5_000
 _CANCEL_POLL_SECONDS = 0.5
 _LAST_WRITE_SECONDS = 2.0
 _MAX_ID = 255
+
+CRASH_LIMIT = 3
+"""Crashes of a job that ran alone, without a step finished in between, until it is given up."""
 
 _PARAMETERS = (
     "run_id",
@@ -79,10 +85,10 @@ class Surroundings:
     metrics: Metrics
     settings: Settings
 
-    async def persist(self, write: Callable[[], Awaitable[bool]]) -> bool:
-        """Repeat a write until Postgres takes it; a store's outage suspends a run, it never fails one."""
+    async def persist(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Repeat a call until Postgres answers it; a store's outage suspends a run, it never fails one."""
         try:
-            return await write()
+            return await call()
         except (StoreUnavailable, StoreRefused) as error:
             self.gate.trip(error)
         async for attempt in tenacity.AsyncRetrying(
@@ -92,7 +98,7 @@ class Surroundings:
         ):
             with attempt:
                 try:
-                    return await write()
+                    return await call()
                 except (StoreUnavailable, StoreRefused) as error:
                     self.gate.trip(error)
                     raise
@@ -146,18 +152,35 @@ class Jobs:
             taken = await claims.take(
                 self._with.database, self._with.settings.worker_id, [request for _, _, request in requests.values()]
             )
-            fresh = {answer.run.orchestration_id for answer in taken if answer.run and answer.run.definition is None}
-            found = await definitions.read_orchestrations(self._with.database, sorted(fresh)) if fresh else {}
+            owned = [answer.run for answer in taken if answer.run is not None]
+            # Owned from here on: an outage now must not make it look as if this process had crashed over them.
+            whole, found = await self._with.persist(lambda: self._read(owned))
             for answer in taken:
                 lease, payload, request = requests[answer.request.job_id]
                 if answer.run is None:
                     started.append(await self._already_ended(lease, payload, request, answer.verdict))
-                else:
-                    definition = answer.run.definition or found.get(answer.run.orchestration_id)
-                    started.append(
-                        RunJob(lease, payload, answer.run, definition, self._with, self._writer, self._running)
-                    )
+                    continue
+                run = whole[answer.run.run_id]
+                if run.suspect and not lease.alone and run.crashes < CRASH_LIMIT:
+                    started.append(await self._set_apart(lease, run))
+                    continue
+                definition = run.definition or found.get(run.orchestration_id)
+                started.append(RunJob(lease, payload, run, definition, self._with, self._writer, self._running))
         return started
+
+    async def _read(self, owned: Sequence[OwnedRun]) -> tuple[dict[str, OwnedRun], dict[str, State]]:
+        """Return the runs with their finished steps, by run id, and the definitions that they have not kept, by id."""
+        fresh = sorted({run.orchestration_id for run in owned if run.definition is None})
+        return (
+            await claims.with_steps(self._with.database, owned),
+            await definitions.read_orchestrations(self._with.database, fresh) if fresh else {},
+        )
+
+    async def _set_apart(self, lease: Lease, run: OwnedRun) -> HandBack:
+        """Give a run whose owner crashed over it to the suspects, which are run where nothing else runs."""
+        log.warning("run %s: its worker ended over it without a finished step; it is run alone next", run.run_id)
+        await self._with.persist(lambda: claims.give_back(self._with.database, run, active_seconds=0.0))
+        return HandBack(lease, None, suspect=True)
 
     async def _reject(self, lease: Lease, envelope: bytes | None, payload: JobPayload | None, sentence: str) -> Release:
         log.warning("job %s cannot be run: %s", lease.job_id, sentence)
@@ -219,6 +242,11 @@ class RunJob:
 
     async def run(self, control: Control) -> Ending:
         """Run to the end, a step boundary of a drain, or a stop; see `Job.run`."""
+        if self._run.suspect and self._run.crashes - self.lease.alone >= CRASH_LIMIT:
+            return await self._fail(
+                f"CrashLoop: its worker process ended {CRASH_LIMIT} times while it ran nothing but this job, and no"
+                " step was finished; the last log lines of the worker's pods say more"
+            )
         budget = max(0.0, self._with.settings.job_timeout - self._run.active_seconds)
         self._with.metrics.active_runs.inc()
         self._running[self._run.run_id] = control
@@ -498,13 +526,17 @@ class RunJob:
         # somebody to notice; whether its queue entry is still there the sweep finds out.
         with suppress(StoreUnavailable, StoreRefused, TimeoutError):
             async with asyncio.timeout(_LAST_WRITE_SECONDS):
-                await claims.give_back(self._with.database, self._run, active_seconds=self._active(), failed=False)
+                await claims.give_back(
+                    self._with.database, self._run, active_seconds=self._active(), alone=self.lease.alone
+                )
         return None
 
     async def _give_back(self, *, failed: bool) -> bool:
         active = self._active()
         return await self._with.persist(
-            lambda: claims.give_back(self._with.database, self._run, active_seconds=active, failed=failed)
+            lambda: claims.give_back(
+                self._with.database, self._run, active_seconds=active, failed=failed, alone=self.lease.alone
+            )
         )
 
     async def _end(self, status: RunStatus, error: str | None, letter: DeadLetter | None) -> bool:
@@ -575,6 +607,7 @@ def _request(lease: Lease, envelope: bytes, payload: JobPayload, default_tenant:
         tenant_id=text("tenant_id") or default_tenant,
         webhook_url=text("webhook_url", most=8192),
         webhook_secret=text("webhook_secret", most=8192),
+        alone=lease.alone,
     )
 
 

@@ -26,7 +26,7 @@ RUN_FUNCTION = "run_orchestration_job"
 
 @dataclass(frozen=True, slots=True)
 class QueueFigures:
-    """How full one queue is: `queued` waits (given-back jobs included), `active` is leased.
+    """How full one queue is: `queued` waits (given-back jobs and suspects included), `active` is leased.
 
     `oldest_seconds` is how long the oldest due job has waited, None when none waits.
     """
@@ -120,7 +120,9 @@ async def put(client: Redis, queue_key: str, job_id: str, envelope: bytes) -> bo
     enqueue = load_script(client, "enqueue")
     with redis_errors_as_ours():
         await client.set(keys.job(job_id), envelope, px=keys.JOB_TTL_MS)
-        added = await enqueue(keys=[queue_key, keys.again(queue_key), keys.leases(queue_key)], args=[job_id])
+        added = await enqueue(
+            keys=[queue_key, keys.again(queue_key), keys.leases(queue_key), keys.suspects(queue_key)], args=[job_id]
+        )
     return bool(added)
 
 
@@ -130,7 +132,7 @@ async def queue_figures(client: Redis, queue_keys: Sequence[str]) -> dict[str, Q
     pipeline.time()
     for queue_key in queue_keys:
         again = keys.again(queue_key)
-        for name in (queue_key, again, keys.leases(queue_key)):
+        for name in (queue_key, again, keys.suspects(queue_key), keys.leases(queue_key)):
             pipeline.zcard(name)
         for name in (queue_key, again):
             pipeline.zrange(name, 0, 0, withscores=True)
@@ -139,9 +141,9 @@ async def queue_figures(client: Redis, queue_keys: Sequence[str]) -> dict[str, Q
     now_ms = seconds * 1000 + micros / 1000
     figures: dict[str, QueueFigures] = {}
     for position, queue_key in enumerate(queue_keys):
-        fresh, returned, active, *first = answers[position * 5 : position * 5 + 5]
+        fresh, returned, suspects, active, *first = answers[position * 6 : position * 6 + 6]
         waits = [(now_ms - entry[0][1]) / 1000 for entry in first if entry]
         figures[queue_key] = QueueFigures(
-            queued=fresh + returned, active=active, oldest_seconds=max(0.0, *waits) if waits else None
+            queued=fresh + returned + suspects, active=active, oldest_seconds=max(0.0, *waits) if waits else None
         )
     return figures

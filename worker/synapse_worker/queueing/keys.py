@@ -49,6 +49,16 @@ def again(queue_key: str) -> str:
     return "{" + queue_key + "}:again"
 
 
+def suspects(queue_key: str) -> str:
+    """zset: jobs whose owner crashed over them, until a worker with nothing else to do takes one; scores as above."""
+    return "{" + queue_key + "}:suspects"
+
+
+def isolating(queue_key: str) -> str:
+    """zset: worker id -> until when (ms) it claims nothing, to be empty for a suspect."""
+    return "{" + queue_key + "}:isolating"
+
+
 def job(job_id: str) -> str:
     """string: arq's serialized job."""
     return job_key_prefix + job_id

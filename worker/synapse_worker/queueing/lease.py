@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 
 from redis.asyncio import Redis
@@ -31,6 +31,8 @@ class Lease:
     token: str
     score: float
     expires: float
+    alone: bool = False
+    """Taken while the process held nothing else, as a suspect; it claims nothing beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class HandBack:
 
     lease: Lease
     delay_ms: int | None
+    suspect: bool = False
+    """It has to wait for a worker that runs nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +63,25 @@ class LeaseQueue:
     """The calls on one queue. All raise `StoreUnavailable` or `StoreRefused`."""
 
     def __init__(self, client: Redis, queue_key: str, *, worker_id: str, lease_seconds: int) -> None:
+        self._client = client
         self.queue_key = queue_key
         self._worker_id = worker_id
         self._lease_ms = lease_seconds * 1000
         self._again = keys.again(queue_key)
         self._leases = keys.leases(queue_key)
         self._claims = keys.claims(queue_key)
+        self._suspects = keys.suspects(queue_key)
+        self._isolating = keys.isolating(queue_key)
         self._peek = load_script(client, "peek")
         self._claim = load_script(client, "claim")
         self._extend = load_script(client, "extend")
         self._release = load_script(client, "release")
         self._hand_back = load_script(client, "hand_back")
+        self._isolate = load_script(client, "isolate")
         self.recovered = 0
         """Leases of dead owners that this process has returned to the queue."""
+        self.suspects = 0
+        """Suspects that waited when this process last looked."""
 
     async def claim(self, want: int, now: float) -> list[Lease]:
         """Take up to `want` due jobs, oldest first.
@@ -86,20 +96,45 @@ class LeaseQueue:
             for _ in range(_MAX_PAGES):
                 missing = want - len(taken)
                 limit = max(missing, 1) if offset == 0 else _PAGE
-                _, expired, again, fresh = await self._peek(
-                    keys=[self.queue_key, self._again, self._leases, self._claims], args=[limit, offset]
+                expired, self.suspects, again, fresh = await self._peek(
+                    keys=[self.queue_key, self._again, self._leases, self._claims, self._suspects],
+                    args=[limit, offset],
                 )
                 self.recovered += expired
                 candidates = sorted([*_pairs(again, "1"), *_pairs(fresh, "0")])
                 if not candidates:
                     break
-                got = await self._take(candidates, missing, now)
+                got = await self._take(candidates, missing, now, self._again)
                 taken += got
                 if len(taken) >= want or len(fresh) // 2 < limit:
                     break
                 # Only ids that a stock worker runs are still where they were: pass over them.
                 offset += len(fresh) // 2 - len(got)
         return taken
+
+    async def claim_suspect(self, now: float) -> list[Lease]:
+        """Take the oldest suspect, if there is one; only for a process that holds nothing.
+
+        Args:
+            now: as for `claim`.
+        """
+        with redis_errors_as_ours():
+            first = await self._client.zrange(self._suspects, 0, 0, withscores=True)
+            candidates = [(score, job_id.decode(), "1") for job_id, score in first]
+            taken = await self._take(candidates, 1, now, self._suspects) if candidates else []
+            await self._client.zrem(self._isolating, self._worker_id)
+        self.suspects = max(0, self.suspects - 1)
+        return [replace(lease, alone=True) for lease in taken]
+
+    async def shall_isolate(self, seconds: float) -> bool:
+        """Whether this worker shall claim nothing for the next `seconds`, to get empty for a suspect.
+
+        As many workers are told so as suspects wait, so the others go on.
+        """
+        with redis_errors_as_ours():
+            return bool(
+                await self._isolate(keys=[self._suspects, self._isolating], args=[self._worker_id, int(seconds * 1000)])
+            )
 
     async def extend(self, leases: Sequence[Lease]) -> set[str]:
         """Prolong leases; returns the ids of those that are lost."""
@@ -125,13 +160,20 @@ class LeaseQueue:
 
     async def hand_back(self, items: Sequence[HandBack]) -> set[str]:
         """Give leases back to the queue; returns the ids that were not ours any more."""
+        lost: set[str] = set()
+        for place, suspect in ((self._again, False), (self._suspects, True)):
+            if group := [item for item in items if item.suspect is suspect]:
+                lost |= await self._give_to(place, group)
+        return lost
+
+    async def _give_to(self, place: str, items: Sequence[HandBack]) -> set[str]:
         arguments: list[str | int] = []
         for item in items:
             arguments += [item.lease.job_id, item.lease.token, "" if item.delay_ms is None else item.delay_ms]
         with redis_errors_as_ours():
             lost = await self._hand_back(
                 keys=[
-                    self._again,
+                    place,
                     self._leases,
                     self._claims,
                     *(keys.in_progress(item.lease.job_id) for item in items),
@@ -140,7 +182,9 @@ class LeaseQueue:
             )
         return _texts(lost)
 
-    async def _take(self, candidates: list[tuple[float, str, str]], want: int, now: float) -> list[Lease]:
+    async def _take(
+        self, candidates: list[tuple[float, str, str]], want: int, now: float, returned_to: str
+    ) -> list[Lease]:
         call = secrets.token_hex(8)
         tokens = {job_id: f"{call}{number}" for number, (_, job_id, _) in enumerate(candidates)}
         arguments: list[str | int] = [want, self._lease_ms, self._worker_id]
@@ -149,7 +193,7 @@ class LeaseQueue:
         taken = await self._claim(
             keys=[
                 self.queue_key,
-                self._again,
+                returned_to,
                 self._leases,
                 self._claims,
                 *(keys.in_progress(job_id) for _, job_id, _ in candidates),

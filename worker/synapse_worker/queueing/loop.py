@@ -30,6 +30,8 @@ _MAX_BATCH = 50
 _BUSY_POLL = 0.01
 _IDLE_POLL = 0.1
 _GATE_WAIT = 1.0
+_ISOLATION_SECONDS = 5.0
+"""How long a worker's word counts that it gets empty for a suspect; it is renewed every second."""
 _CHUNK = 500
 
 
@@ -111,6 +113,8 @@ class ClaimLoop:
         self._lease_seconds = lease_seconds
         self._held: dict[str, _Held] = {}
         self._busy = 0
+        self._alone: str | None = None
+        """The suspect that this process runs, and nothing beside it."""
         self._endings: list[tuple[Lease, Release | HandBack]] = []
         self._ended = asyncio.Event()
         self._slot_freed = asyncio.Event()
@@ -167,10 +171,13 @@ class ClaimLoop:
                 await self._gate.wait(_GATE_WAIT)
                 continue
             free = self.slots - self._busy
-            if free <= 0:
+            if free <= 0 or self._alone is not None:
                 await self._wait(self._slot_freed, _GATE_WAIT)
                 continue
             try:
+                if await self._isolates():
+                    await self._wait(self._slot_freed, _GATE_WAIT)
+                    continue
                 claimed = await self._claim_from_each(min(free, _MAX_BATCH))
             except (StoreUnavailable, StoreRefused) as error:
                 self._gate.trip(error)
@@ -187,13 +194,34 @@ class ClaimLoop:
             leases = await queue.claim(free - claimed, asyncio.get_running_loop().time())
             if leases:
                 claimed += len(leases)
-                self._busy += len(leases)
-                for lease in leases:
-                    self._held[lease.job_id] = _Held(lease, Control(self))
-                start = asyncio.create_task(self._start(leases))
-                self._starting.add(start)
-                start.add_done_callback(self._starting.discard)
+                self._hold(leases)
         return claimed
+
+    async def _isolates(self) -> bool:
+        """Take a suspect when this process is empty, or get empty for one; False = claim as usual.
+
+        A job whose owner crashed is run where nothing else runs, so that it can hurt nobody, and so that a further
+        crash is known to be its own.
+        """
+        for queue in self._queues.values():
+            if not queue.suspects:
+                continue
+            if self._held or self._starting:
+                if await queue.shall_isolate(_ISOLATION_SECONDS):
+                    return True
+            elif leases := await queue.claim_suspect(asyncio.get_running_loop().time()):
+                self._alone = leases[0].job_id
+                self._hold(leases)
+                return True
+        return False
+
+    def _hold(self, leases: Sequence[Lease]) -> None:
+        self._busy += len(leases)
+        for lease in leases:
+            self._held[lease.job_id] = _Held(lease, Control(self))
+        start = asyncio.create_task(self._start(leases))
+        self._starting.add(start)
+        start.add_done_callback(self._starting.discard)
 
     async def _start(self, leases: Sequence[Lease]) -> None:
         try:
@@ -231,8 +259,7 @@ class ClaimLoop:
 
     def _end(self, lease: Lease, ending: Release | HandBack) -> None:
         """Free the slot; the lease is prolonged until Redis has taken the ending."""
-        self._busy -= 1
-        self._slot_freed.set()
+        self._free_slot(lease)
         held = self._held.get(lease.job_id)
         if held is not None:
             held.control.task = None
@@ -240,8 +267,13 @@ class ClaimLoop:
         self._ended.set()
 
     def _forget(self, lease: Lease) -> None:
-        self._busy -= 1
         self._held.pop(lease.job_id, None)
+        self._free_slot(lease)
+
+    def _free_slot(self, lease: Lease) -> None:
+        self._busy -= 1
+        if self._alone == lease.job_id:
+            self._alone = None
         self._slot_freed.set()
 
     async def _end_leases(self) -> None:

@@ -6,8 +6,9 @@ nothing, so two processes never both write for one run. Steps and ends are in `r
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import asyncpg
@@ -41,6 +42,8 @@ class ClaimRequest:
     tenant_id: str
     webhook_url: str | None
     webhook_secret: str | None
+    alone: bool = False
+    """Nothing else runs in this process, so a crash is this job's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,8 @@ class OwnedRun:
 
     `state` and `history` hold all finished steps; `cursor` is None for a run that has finished none;
     `steps_done` counts them; `folded_steps` of them are in the row's own shared_state already.
+    `suspect`: its last owner crashed and left no checkpoint; `crashes` counts those since the last checkpoint that
+    happened while it ran alone, a try that has just begun (`ClaimRequest.alone`) included.
     """
 
     run_id: str
@@ -66,6 +71,7 @@ class OwnedRun:
     failures: int
     active_seconds: float
     suspect: bool
+    crashes: int
     last_events: list[State]
 
 
@@ -84,16 +90,24 @@ class Taken:
 _TAKE = """
 WITH asked AS (
   SELECT * FROM unnest($2::text[], $3::text[], $4::text[], $5::bytea[], $6::bigint[], $7::text[], $8::text[],
-                       $9::text[], $10::text[], $11::text[])
-       AS j (job_id, run_id, queue, envelope, enqueued, orchestration_id, session_id, tenant_id, url, secret)),
+                       $9::text[], $10::text[], $11::text[], $12::bool[])
+       AS j (job_id, run_id, queue, envelope, enqueued, orchestration_id, session_id, tenant_id, url, secret, alone)),
 ledger AS (
-  INSERT INTO job_ledger AS l (job_id, run_id, queue, claim, owner, envelope, enqueued_at, claimed_at)
-  SELECT job_id, run_id, queue, nextval('claim_seq'), $1, envelope, to_timestamp(enqueued / 1000.0), now() FROM asked
+  INSERT INTO job_ledger AS l (job_id, run_id, queue, claim, owner, suspect, envelope, enqueued_at, claimed_at)
+  SELECT job_id, run_id, queue, nextval('claim_seq'), $1, alone, envelope, to_timestamp(enqueued / 1000.0), now()
+    FROM asked
   ON CONFLICT (job_id) DO UPDATE
-     SET claim = EXCLUDED.claim, suspect = l.owner IS NOT NULL, owner = EXCLUDED.owner, claimed_at = now(),
-         queue = EXCLUDED.queue, run_id = EXCLUDED.run_id
+     SET claim = EXCLUDED.claim, owner = EXCLUDED.owner, claimed_at = now(), queue = EXCLUDED.queue,
+         run_id = EXCLUDED.run_id,
+         suspect = (l.suspect OR l.owner IS NOT NULL) AND NOT EXISTS (
+           SELECT 1 FROM run_steps s WHERE s.run_id = l.run_id AND s.claim = l.claim),
+         -- EXCLUDED.suspect is the request's `alone`: such a try counts until it ends in order (`give_back`).
+         crashes = CASE
+           WHEN l.crashes = 0 AND NOT EXCLUDED.suspect THEN 0
+           WHEN EXISTS (SELECT 1 FROM run_steps s WHERE s.run_id = l.run_id AND s.claim = l.claim) THEN 0
+           ELSE l.crashes + EXCLUDED.suspect::int END
    WHERE l.outcome IS NULL
-  RETURNING l.job_id, l.claim, l.failures, l.active_seconds, l.suspect),
+  RETURNING l.job_id, l.claim, l.failures, l.active_seconds, l.suspect, l.crashes),
 owned AS (
   INSERT INTO orchestration_runs AS r (run_id, orchestration_id, session_id, tenant_id, status, shared_state,
       step_history, waiting_for_human, total_tokens_used, total_cost_usd, created_at, started_at, job_id, webhook_url,
@@ -110,7 +124,7 @@ owned AS (
   RETURNING r.run_id, r.job_id, r.orchestration_id, r.tenant_id, r.session_id, r.cursor::text,
             r.definition_snapshot::text AS definition, r.shared_state::text, r.step_history::text,
             coalesce(r.folded_steps, 0) AS folded_steps)
-SELECT l.job_id, l.claim, l.failures, l.active_seconds, l.suspect, o.run_id, o.orchestration_id, o.tenant_id,
+SELECT l.job_id, l.claim, l.failures, l.active_seconds, l.suspect, l.crashes, o.run_id, o.orchestration_id, o.tenant_id,
        o.session_id, o.cursor, o.definition, o.shared_state, o.step_history, o.folded_steps
   FROM ledger l LEFT JOIN owned o USING (job_id)
 """
@@ -127,7 +141,8 @@ async def take(database: Database, worker_id: str, requests: Sequence[ClaimReque
     A missing run row is created (an upstream producer may enqueue without one).
 
     Returns:
-        One answer per request, in no particular order.
+        One answer per request, in no particular order. A run with a cursor still lacks the steps that are not
+        folded into its row; `with_steps` adds them.
     """
     # Two jobs of one run in a batch would fight over the row; the later one is answered as superseded.
     # Sorted, so that two workers never wait for each other's rows.
@@ -145,11 +160,9 @@ async def take(database: Database, worker_id: str, requests: Sequence[ClaimReque
         [request.tenant_id for request in ordered],
         [request.webhook_url for request in ordered],
         [request.webhook_secret for request in ordered],
+        [request.alone for request in ordered],
     )
     by_job = {row["job_id"]: row for row in rows}
-    # From here on no older claim can add a step, so they may be read after the commit.
-    resumed = [row["run_id"] for row in rows if row["cursor"] is not None]
-    steps = await database.fetch(_STEPS, resumed) if resumed else []
     answers: list[Taken] = []
     for request in ordered:
         row = by_job.get(request.job_id)
@@ -159,17 +172,31 @@ async def take(database: Database, worker_id: str, requests: Sequence[ClaimReque
             await _supersede(database, request.job_id, row["claim"])
             answers.append(Taken(request, Verdict.SUPERSEDED, None))
         else:
-            mine = [step for step in steps if step["run_id"] == request.run_id]
-            answers.append(Taken(request, Verdict.OWNED, _owned(row, mine)))
+            answers.append(Taken(request, Verdict.OWNED, _owned(row)))
     return answers
 
 
-async def give_back(database: Database, run: OwnedRun, *, active_seconds: float, failed: bool) -> bool:
+async def with_steps(database: Database, runs: Sequence[OwnedRun]) -> dict[str, OwnedRun]:
+    """Read the finished steps of owned runs that have some; run id -> the run as far as its last checkpoint.
+
+    It may be called, and repeated, after `take`'s commit: no older claim can add a step any more.
+    """
+    resumed = [run.run_id for run in runs if run.cursor is not None]
+    steps: dict[str, list[asyncpg.Record]] = defaultdict(list)
+    for step in await database.fetch(_STEPS, resumed) if resumed else []:
+        steps[step["run_id"]].append(step)
+    return {run.run_id: _as_far_as(run, steps[run.run_id]) if run.run_id in steps else run for run in runs}
+
+
+async def give_back(
+    database: Database, run: OwnedRun, *, active_seconds: float, failed: bool = False, alone: bool = False
+) -> bool:
     """Set a run to queued again and clear the ledger's owner; call it before the queue entry is given back.
 
     Args:
         active_seconds: how long this claim worked on it.
         failed: count this execution as a failed one.
+        alone: it was taken with `ClaimRequest.alone`; the try ended in order, so it is no crash.
 
     Returns:
         False when another claim owns the run.
@@ -181,7 +208,7 @@ async def give_back(database: Database, run: OwnedRun, *, active_seconds: float,
            WHERE run_id = $1 AND claim = $2 AND status = 'running' RETURNING run_id),
         ledger AS (
           UPDATE job_ledger SET owner = NULL, active_seconds = active_seconds + $4,
-                 failures = failures + $5
+                 failures = failures + $5, crashes = greatest(0, crashes - $6)
            WHERE job_id = $3 AND claim = $2 AND EXISTS (SELECT 1 FROM owned))
         SELECT EXISTS (SELECT 1 FROM owned) OR EXISTS (
           SELECT 1 FROM orchestration_runs WHERE run_id = $1 AND claim = $2 AND status = 'queued') AS owned
@@ -191,6 +218,7 @@ async def give_back(database: Database, run: OwnedRun, *, active_seconds: float,
         run.job_id,
         active_seconds,
         1 if failed else 0,
+        1 if alone else 0,
     )
     return bool(row and row["owned"])
 
@@ -209,18 +237,7 @@ async def _supersede(database: Database, job_id: str, claim: int) -> None:
     )
 
 
-def _owned(row: asyncpg.Record, steps: Sequence[asyncpg.Record]) -> OwnedRun:
-    state: State = from_jsonb(row["shared_state"], {})
-    history: list[State] = from_jsonb(row["step_history"], [])
-    folded = int(row["folded_steps"])
-    last_events: list[State] = []
-    done = 0
-    for step in steps:
-        done = step["ordinal"]
-        last_events = from_jsonb(step["events"], [])
-        if done > folded:
-            state.update(from_jsonb(step["delta"], {}))
-            history.append(from_jsonb(step["entry"], {}))
+def _owned(row: asyncpg.Record) -> OwnedRun:
     return OwnedRun(
         run_id=str(row["run_id"]),
         job_id=str(row["job_id"]),
@@ -230,14 +247,31 @@ def _owned(row: asyncpg.Record, steps: Sequence[asyncpg.Record]) -> OwnedRun:
         session_id=row["session_id"],
         cursor=from_jsonb(row["cursor"], None),
         definition=from_jsonb(row["definition"], None),
-        state=state,
-        history=history,
-        steps_done=done,
-        folded_steps=folded,
+        state=from_jsonb(row["shared_state"], {}),
+        history=from_jsonb(row["step_history"], []),
+        steps_done=0,
+        folded_steps=int(row["folded_steps"]),
         failures=row["failures"],
         active_seconds=row["active_seconds"],
         suspect=row["suspect"],
-        last_events=last_events,
+        crashes=row["crashes"],
+        last_events=[],
+    )
+
+
+def _as_far_as(run: OwnedRun, steps: Sequence[asyncpg.Record]) -> OwnedRun:
+    state, history = dict(run.state), list(run.history)
+    for step in steps:
+        if step["ordinal"] > run.folded_steps:
+            state.update(from_jsonb(step["delta"], {}))
+            history.append(from_jsonb(step["entry"], {}))
+    last = steps[-1]
+    return replace(
+        run,
+        state=state,
+        history=history,
+        steps_done=last["ordinal"],
+        last_events=from_jsonb(last["events"], []),
     )
 
 

@@ -1,6 +1,6 @@
 -- Takes candidates that `peek` saw, in the order given, until enough are taken.
--- KEYS: Q, again, leases, claims, then arq's in-progress key of each candidate.
--- ARGV: how many to take, lease in ms, worker id, then per candidate: id, 1 (from again) or 0 (from Q), token.
+-- KEYS: Q, again or suspects, leases, claims, then arq's in-progress key of each candidate.
+-- ARGV: how many to take, lease in ms, worker id, then per candidate: id, 1 (from the second key) or 0 (from Q), token.
 -- Returns [id, original score, ...] of what was taken. A candidate that a stock arq worker runs stays where it is.
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)

@@ -1,5 +1,5 @@
 -- Gives jobs back that their token still owns, out of reach of stock arq workers, which would start them anew.
--- KEYS: again, leases, claims, then arq's in-progress key of each job.
+-- KEYS: again or suspects, leases, claims, then arq's in-progress key of each job.
 -- ARGV: per job: id, token, delay in ms ('' = keep the original score, ahead of younger jobs).
 -- Returns the ids that were not ours any more.
 local t = redis.call('TIME')
