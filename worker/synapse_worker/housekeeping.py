@@ -64,8 +64,8 @@ class Housekeeper:
                 return 0
             overdue = await ledger.overdue(transaction, overdue_seconds, after=self._cursor, limit=BATCH)
             for job in overdue:
-                # Looks in the queue, among what was given back, and among the leases, before it adds.
-                if await put(self._client, job.queue, job.job_id, job.envelope):
+                # Looks in the queue, among what was given back or parked, and among the leases, before it adds.
+                if await put(self._client, job.queue, job.job_id, job.envelope, job.tenant_id):
                     added += 1
                     log.info("job %s had no queue entry any more; it is queued again", job.job_id)
         self._cursor = overdue[-1].job_id if len(overdue) == BATCH else ""

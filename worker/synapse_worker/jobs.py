@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from synapse_worker.queueing.client import RUN_FUNCTION
 from synapse_worker.queueing.lease import HandBack, Lease, Release
 from synapse_worker.queueing.loop import Control, Ending, Job, StopReason
 from synapse_worker.queueing.payload import JobPayload, decode, encode_result
+from synapse_worker.queueing.reservations import Reservations
 from synapse_worker.settings import Settings
 from synapse_worker.store import claims, definitions, runs
 from synapse_worker.store.claims import ClaimRequest, OwnedRun, State, Verdict
@@ -82,6 +84,7 @@ class Surroundings:
     gate: StoreGate
     events: EventWriter
     sandbox: Sandbox
+    reservations: Reservations
     metrics: Metrics
     settings: Settings
 
@@ -148,6 +151,7 @@ class Jobs:
                 started.append(await self._reject(lease, envelope, payload, str(error)))
             else:
                 requests[lease.job_id] = (lease, payload, request)
+        started += await self._park_what_is_over(requests)
         if requests:
             taken = await claims.take(
                 self._with.database, self._with.settings.worker_id, [request for _, _, request in requests.values()]
@@ -158,15 +162,33 @@ class Jobs:
             for answer in taken:
                 lease, payload, request = requests[answer.request.job_id]
                 if answer.run is None:
+                    self._with.reservations.free(lease.job_id, request.tenant_id)
                     started.append(await self._already_ended(lease, payload, request, answer.verdict))
                     continue
                 run = whole[answer.run.run_id]
                 if run.suspect and not lease.alone and run.crashes < CRASH_LIMIT:
+                    self._with.reservations.free(lease.job_id, request.tenant_id)
                     started.append(await self._set_apart(lease, run))
                     continue
                 definition = run.definition or found.get(run.orchestration_id)
-                started.append(RunJob(lease, payload, run, definition, self._with, self._writer, self._running))
+                started.append(
+                    RunJob(lease, payload, request, run, definition, self._with, self._writer, self._running)
+                )
         return started
+
+    async def _park_what_is_over(self, requests: dict[str, tuple[Lease, JobPayload, ClaimRequest]]) -> list[HandBack]:
+        """Take out of `requests` the jobs of tenants that run as many as they may, before anything is written."""
+        wanted = sorted((lease.score, job_id, request.tenant_id) for job_id, (lease, _, request) in requests.items())
+        refused = await self._with.reservations.reserve((job_id, tenant) for _, job_id, tenant in wanted)
+        parked: list[HandBack] = []
+        full: dict[str, set[str]] = defaultdict(set)
+        for job_id in refused:
+            lease, _, request = requests.pop(job_id)
+            parked.append(HandBack(lease, None, parked_for=request.tenant_id))
+            full[lease.queue_key].add(request.tenant_id)
+        for queue_key, tenants in full.items():
+            self._with.reservations.park_backlog(queue_key, tenants)
+        return parked
 
     async def _read(self, owned: Sequence[OwnedRun]) -> tuple[dict[str, OwnedRun], dict[str, State]]:
         """Return the runs with their finished steps, by run id, and the definitions that they have not kept, by id."""
@@ -220,6 +242,7 @@ class RunJob:
         self,
         lease: Lease,
         payload: JobPayload,
+        request: ClaimRequest,
         run: OwnedRun,
         definition: State | None,
         surroundings: Surroundings,
@@ -230,6 +253,7 @@ class RunJob:
         self._writer = writer
         self._running = running
         self._payload = payload
+        self._reserved_for = request.tenant_id
         self._run = run
         self._document = definition
         self._with = surroundings
@@ -242,11 +266,7 @@ class RunJob:
 
     async def run(self, control: Control) -> Ending:
         """Run to the end, a step boundary of a drain, or a stop; see `Job.run`."""
-        if self._run.suspect and self._run.crashes - self.lease.alone >= CRASH_LIMIT:
-            return await self._fail(
-                f"CrashLoop: its worker process ended {CRASH_LIMIT} times while it ran nothing but this job, and no"
-                " step was finished; the last log lines of the worker's pods say more"
-            )
+        self._with.reservations.hold(self.lease.job_id, self._reserved_for)
         budget = max(0.0, self._with.settings.job_timeout - self._run.active_seconds)
         self._with.metrics.active_runs.inc()
         self._running[self._run.run_id] = control
@@ -273,11 +293,17 @@ class RunJob:
             log.exception("run %s met an unexpected error", self._run.run_id)
             return await self._retry(f"internal error: {type(error).__name__}")
         finally:
+            self._with.reservations.free(self.lease.job_id, self._reserved_for)
             self._with.metrics.active_runs.dec()
             if self._running.get(self._run.run_id) is control:
                 del self._running[self._run.run_id]
 
     async def _work(self, control: Control) -> Ending:
+        if self._run.suspect and self._run.crashes - self.lease.alone >= CRASH_LIMIT:
+            raise JobFailed(
+                f"CrashLoop: its worker process ended {CRASH_LIMIT} times while it ran nothing but this job, and no"
+                " step was finished; the last log lines of the worker's pods say more"
+            )
         definition, cursor = await self._prepare()
         if cursor is None:
             return HandBack(self.lease, _NEWER_CURSOR_DELAY_MS) if await self._give_back(failed=False) else None

@@ -11,7 +11,9 @@ import logging
 import signal
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from redis.asyncio import Redis
 
@@ -29,8 +31,9 @@ from synapse_worker.queueing import client as queue_client
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.lease import LeaseQueue
 from synapse_worker.queueing.loop import ClaimLoop
+from synapse_worker.queueing.reservations import Reservations
 from synapse_worker.settings import Settings
-from synapse_worker.store import definitions, migrate, workers
+from synapse_worker.store import definitions, migrate, tenants, workers
 from synapse_worker.store.database import Database
 from synapse_worker.telemetry import Metrics
 
@@ -56,6 +59,7 @@ class Worker:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._tenants: Mapping[str, tenants.Tenant] = {}
         self._metrics = Metrics()
         self._phase = _Phase()
         self._began = time.monotonic()
@@ -123,6 +127,7 @@ class Worker:
                         facts.maxmemory_policy,
                     )
                 await self._migrate(database)
+                self._tenants = await tenants.read_all(database)
                 self._settings = settings.with_stored(await definitions.stored_settings(database))
             except (StoreUnavailable, StoreRefused) as error:
                 self._phase.problem = str(error)
@@ -151,13 +156,31 @@ class Worker:
         ]
         events = EventWriter(client, ttl_seconds=settings.event_ttl)
         async with Sandbox(processes=min(settings.concurrency, _SANDBOX_PROCESSES)) as sandbox:
-            jobs = Jobs(Surroundings(database, client, gate, events, sandbox, self._metrics, settings))
-            loop = ClaimLoop(queues, jobs, gate, slots=settings.concurrency, lease_seconds=settings.lease_seconds)
+            reservations = Reservations(
+                client,
+                gate,
+                [queue.queue_key for queue in queues],
+                partial(tenants.read_all, database),
+                self._tenants,
+                worker_id=settings.worker_id,
+                lease_seconds=settings.lease_seconds,
+                default_tenant=settings.default_tenant_id,
+            )
+            jobs = Jobs(Surroundings(database, client, gate, events, sandbox, reservations, self._metrics, settings))
+            loop = ClaimLoop(
+                queues,
+                jobs,
+                gate,
+                slots=settings.concurrency,
+                lease_seconds=settings.lease_seconds,
+                weight=reservations.weight,
+            )
             self._claim_loop = loop
             self._metrics.slots.set(settings.concurrency)
             background.append(asyncio.create_task(events.write()))
             background.append(asyncio.create_task(self._beat(loop, gate, database, client)))
             background.append(asyncio.create_task(jobs.watch_cancels()))
+            background.append(asyncio.create_task(reservations.keep()))
             background.append(asyncio.create_task(Housekeeper(database, client, gate).keep()))
             background.append(asyncio.create_task(self._watch_figures(loop, client, gate)))
             await self._register(database, "online", loop)
@@ -273,6 +296,7 @@ class Worker:
                 else:
                     for name, queue in figures.items():
                         self._metrics.queue_depth.labels(name).set(queue.queued)
+                        self._metrics.parked_jobs.labels(name).set(queue.parked)
                         self._metrics.oldest_job.labels(name).set(queue.oldest_seconds or 0.0)
             await asyncio.sleep(_FIGURES_SECONDS)
 

@@ -71,6 +71,12 @@ class Metrics:
         self.queue_depth = Gauge(
             "synapse_queue_depth", "Jobs that wait in a queue", ["queue_name"], registry=self.registry
         )
+        self.parked_jobs = Gauge(
+            "synapse_parked_jobs",
+            "Those of them that are over their tenants' max_concurrent_runs",
+            ["queue_name"],
+            registry=self.registry,
+        )
         self.oldest_job = Gauge(
             "synapse_oldest_job_seconds", "Age of the oldest waiting job", ["queue_name"], registry=self.registry
         )

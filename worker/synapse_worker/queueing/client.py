@@ -26,13 +26,15 @@ RUN_FUNCTION = "run_orchestration_job"
 
 @dataclass(frozen=True, slots=True)
 class QueueFigures:
-    """How full one queue is: `queued` waits (given-back jobs and suspects included), `active` is leased.
+    """How full one queue is: `queued` waits (given-back jobs, suspects and parked ones included), `active` is leased.
 
+    `parked` of the waiting ones are over their tenants' max_concurrent_runs.
     `oldest_seconds` is how long the oldest due job has waited, None when none waits.
     """
 
     queued: int
     active: int
+    parked: int
     oldest_seconds: float | None
 
 
@@ -115,14 +117,19 @@ async def cancel_run(database: Database, client: Redis, run_id: str) -> str:
     return status
 
 
-async def put(client: Redis, queue_key: str, job_id: str, envelope: bytes) -> bool:
-    """Write a job's key and queue entry; returns False when the job was queued or leased already."""
+async def put(client: Redis, queue_key: str, job_id: str, envelope: bytes, tenant_id: str | None = None) -> bool:
+    """Write a job's key and queue entry; returns False when the job was queued, parked or leased already.
+
+    Args:
+        tenant_id: whose parked jobs are looked through too; None for a new job, which can be nowhere yet.
+    """
+    places = [queue_key, keys.again(queue_key), keys.leases(queue_key), keys.suspects(queue_key)]
+    if tenant_id is not None:
+        places.append(keys.parked_of(queue_key, tenant_id))
     enqueue = load_script(client, "enqueue")
     with redis_errors_as_ours():
         await client.set(keys.job(job_id), envelope, px=keys.JOB_TTL_MS)
-        added = await enqueue(
-            keys=[queue_key, keys.again(queue_key), keys.leases(queue_key), keys.suspects(queue_key)], args=[job_id]
-        )
+        added = await enqueue(keys=places, args=[job_id])
     return bool(added)
 
 
@@ -134,6 +141,7 @@ async def queue_figures(client: Redis, queue_keys: Sequence[str]) -> dict[str, Q
         again = keys.again(queue_key)
         for name in (queue_key, again, keys.suspects(queue_key), keys.leases(queue_key)):
             pipeline.zcard(name)
+        pipeline.hvals(keys.parked(queue_key))
         for name in (queue_key, again):
             pipeline.zrange(name, 0, 0, withscores=True)
     with redis_errors_as_ours():
@@ -141,9 +149,13 @@ async def queue_figures(client: Redis, queue_keys: Sequence[str]) -> dict[str, Q
     now_ms = seconds * 1000 + micros / 1000
     figures: dict[str, QueueFigures] = {}
     for position, queue_key in enumerate(queue_keys):
-        fresh, returned, suspects, active, *first = answers[position * 6 : position * 6 + 6]
+        fresh, returned, suspects, active, by_tenant, *first = answers[position * 7 : position * 7 + 7]
+        parked = sum(int(count) for count in by_tenant)
         waits = [(now_ms - entry[0][1]) / 1000 for entry in first if entry]
         figures[queue_key] = QueueFigures(
-            queued=fresh + returned + suspects, active=active, oldest_seconds=max(0.0, *waits) if waits else None
+            queued=fresh + returned + suspects + parked,
+            active=active,
+            parked=parked,
+            oldest_seconds=max(0.0, *waits) if waits else None,
         )
     return figures

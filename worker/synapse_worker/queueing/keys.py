@@ -5,6 +5,8 @@ Pure names, no client. What the values hold is said beside each; the scripts fol
 
 from __future__ import annotations
 
+import hashlib
+
 from arq.constants import (
     abort_jobs_ss,
     health_check_key_suffix,
@@ -57,6 +59,31 @@ def suspects(queue_key: str) -> str:
 def isolating(queue_key: str) -> str:
     """zset: worker id -> until when (ms) it claims nothing, to be empty for a suspect."""
     return "{" + queue_key + "}:isolating"
+
+
+def parked(queue_key: str) -> str:
+    """hash: tenant -> how many of its jobs are parked, so that nobody has to look for keys."""
+    return "{" + queue_key + "}:parked"
+
+
+def parked_of(queue_key: str, tenant_id: str) -> str:
+    """zset: jobs over their tenant's max_concurrent_runs; scores as above."""
+    return "{" + queue_key + "}:parked:" + tenant_id
+
+
+def tick(queue_key: str) -> str:
+    """string: present = a worker has looked after the parked jobs within the last second."""
+    return "{" + queue_key + "}:tick"
+
+
+def parking(queue_key: str) -> str:
+    """string: present = a worker is parking what waits in the queue over its tenant's limit."""
+    return "{" + queue_key + "}:parking"
+
+
+def running(tenant_id: str) -> str:
+    """zset: job id -> deadline (ms) of the tenant's reservations. Hashed: braces in an id would move the slot."""
+    return "synapse:tenant:{" + hashlib.sha256(tenant_id.encode()).hexdigest()[:16] + "}:running"
 
 
 def job(job_id: str) -> str:

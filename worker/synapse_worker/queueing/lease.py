@@ -7,6 +7,7 @@ Time is Redis's own. When to claim, extend and give back is left to `loop`.
 from __future__ import annotations
 
 import secrets
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -43,6 +44,8 @@ class HandBack:
     delay_ms: int | None
     suspect: bool = False
     """It has to wait for a worker that runs nothing else."""
+    parked_for: str = ""
+    """The tenant that runs as many as it may: the job waits, with its place kept, until that changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ class LeaseQueue:
         self._extend = load_script(client, "extend")
         self._release = load_script(client, "release")
         self._hand_back = load_script(client, "hand_back")
+        self._park = load_script(client, "park")
         self._isolate = load_script(client, "isolate")
         self.recovered = 0
         """Leases of dead owners that this process has returned to the queue."""
@@ -160,11 +164,30 @@ class LeaseQueue:
 
     async def hand_back(self, items: Sequence[HandBack]) -> set[str]:
         """Give leases back to the queue; returns the ids that were not ours any more."""
+        groups: dict[tuple[str, str], list[HandBack]] = defaultdict(list)
+        for item in items:
+            groups[self._suspects if item.suspect else self._again, item.parked_for].append(item)
         lost: set[str] = set()
-        for place, suspect in ((self._again, False), (self._suspects, True)):
-            if group := [item for item in items if item.suspect is suspect]:
-                lost |= await self._give_to(place, group)
+        for (place, tenant), group in groups.items():
+            lost |= await (self._park_for(tenant, group) if tenant else self._give_to(place, group))
         return lost
+
+    async def _park_for(self, tenant: str, items: Sequence[HandBack]) -> set[str]:
+        arguments = [tenant]
+        for item in items:
+            arguments += [item.lease.job_id, item.lease.token]
+        with redis_errors_as_ours():
+            lost = await self._park(
+                keys=[
+                    keys.parked_of(self.queue_key, tenant),
+                    keys.parked(self.queue_key),
+                    self._leases,
+                    self._claims,
+                    *(keys.in_progress(item.lease.job_id) for item in items),
+                ],
+                args=arguments,
+            )
+        return _texts(lost)
 
     async def _give_to(self, place: str, items: Sequence[HandBack]) -> set[str]:
         arguments: list[str | int] = []

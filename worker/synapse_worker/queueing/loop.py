@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import partial
 from typing import Protocol
@@ -19,6 +19,7 @@ from typing import Protocol
 from synapse_worker.errors import StoreRefused, StoreUnavailable
 from synapse_worker.gate import StoreGate
 from synapse_worker.queueing.lease import HandBack, Lease, LeaseQueue, Release
+from synapse_worker.queueing.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -101,12 +102,23 @@ class _Held:
 
 
 class ClaimLoop:
-    """Serves a list of queues with a number of slots. Run `run` as a task; `stop` ends it."""
+    """Serves a list of queues with a number of slots. Run `run` as a task; `stop` ends it.
+
+    `weight` says how much of a full house a queue gets beside the others, by its key.
+    """
 
     def __init__(
-        self, queues: Sequence[LeaseQueue], handler: Handler, gate: StoreGate, *, slots: int, lease_seconds: int
+        self,
+        queues: Sequence[LeaseQueue],
+        handler: Handler,
+        gate: StoreGate,
+        *,
+        slots: int,
+        lease_seconds: int,
+        weight: Callable[[str], int] = lambda _: 1,
     ) -> None:
         self._queues = {queue.queue_key: queue for queue in queues}
+        self._turns = Turns(list(self._queues), weight)
         self._handler = handler
         self._gate = gate
         self.slots = slots
@@ -188,7 +200,7 @@ class ClaimLoop:
 
     async def _claim_from_each(self, free: int) -> int:
         claimed = 0
-        for queue in self._queues.values():
+        for queue in map(self._queues.__getitem__, self._turns.next()):
             if claimed >= free:
                 break
             leases = await queue.claim(free - claimed, asyncio.get_running_loop().time())

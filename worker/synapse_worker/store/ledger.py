@@ -11,10 +11,11 @@ _SWEEP_LOCK = 7_203_419_552_118_202
 
 @dataclass(frozen=True, slots=True)
 class OpenJob:
-    """A job without an outcome, and its payload as it goes to Redis."""
+    """A job without an outcome, its run's tenant, and its payload as it goes to Redis."""
 
     job_id: str
     queue: str
+    tenant_id: str
     envelope: bytes
 
 
@@ -32,7 +33,7 @@ async def overdue(transaction: Transaction, seconds: float, *, after: str, limit
     """
     rows = await transaction.fetch(
         """
-        SELECT l.job_id, l.queue, l.envelope
+        SELECT l.job_id, l.queue, r.tenant_id, l.envelope
           FROM job_ledger l JOIN orchestration_runs r USING (run_id)
          WHERE l.outcome IS NULL AND l.envelope IS NOT NULL AND l.job_id > $2
            AND greatest(l.enqueued_at, l.claimed_at) < now() - make_interval(secs => $1)
@@ -43,4 +44,4 @@ async def overdue(transaction: Transaction, seconds: float, *, after: str, limit
         after,
         limit,
     )
-    return [OpenJob(row["job_id"], row["queue"], row["envelope"]) for row in rows]
+    return [OpenJob(row["job_id"], row["queue"], row["tenant_id"], row["envelope"]) for row in rows]

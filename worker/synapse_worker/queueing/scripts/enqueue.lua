@@ -1,5 +1,5 @@
--- Puts a job id into its queue unless it is there, given back, leased, or a suspect.
--- KEYS: Q, again, leases, suspects.  ARGV: id.  Returns 1 when it was added.
+-- Puts a job id into its queue unless it is there, given back, leased, parked, or a suspect.
+-- KEYS: Q, again, leases, suspects and, where it may be parked, its tenant's parked jobs.  ARGV: id.  Returns 1 when it was added.
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 for _, key in ipairs(KEYS) do

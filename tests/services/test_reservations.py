@@ -1,0 +1,161 @@
+"""max_concurrent_runs over all workers: reserved before anything is written, parked, let back in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from redis.asyncio import Redis
+
+from synapse_worker.gate import StoreGate
+from synapse_worker.queueing import keys
+from synapse_worker.queueing.client import NewRun, enqueue_run, put, queue_figures
+from synapse_worker.queueing.lease import HandBack, LeaseQueue
+from synapse_worker.queueing.payload import JobPayload, encode
+from synapse_worker.queueing.reservations import Reservations
+from synapse_worker.store.database import Database
+from synapse_worker.store.tenants import Tenant
+from tests.support.runs import eventually, store
+from tests.support.workers import StartWorker, chain, slow_steps
+
+Q = keys.queue("default")
+
+
+def reservations(client: Redis, gate: StoreGate, limits: Mapping[str, int]) -> Reservations:
+    tenants = {tenant: Tenant(most) for tenant, most in limits.items()}
+
+    async def read() -> Mapping[str, Tenant]:
+        return tenants
+
+    return Reservations(
+        client,
+        gate,
+        [Q],
+        read,
+        tenants,
+        worker_id="w",
+        lease_seconds=3,
+        default_tenant="default",
+    )
+
+
+@asynccontextmanager
+async def kept(database: Database, client: Redis, limits: Mapping[str, int]) -> AsyncIterator[Reservations]:
+    """Reservations of a worker that looks after them."""
+    gate = StoreGate(database, client)
+    watching = asyncio.create_task(gate.watch())
+    assert await gate.wait(10)
+    mine = reservations(client, gate, limits)
+    keeping = asyncio.create_task(mine.keep())
+    yield mine
+    for task in (keeping, watching):
+        task.cancel()
+    await asyncio.gather(keeping, watching, return_exceptions=True)
+
+
+async def fill(client: Redis, tenant: str, *job_ids: str, first: int = 1_000) -> None:
+    for number, job_id in enumerate(job_ids):
+        await client.set(
+            keys.job(job_id), encode(JobPayload("run_orchestration_job", {"run_id": job_id, "tenant_id": tenant}))
+        )
+        await client.zadd(Q, {job_id: first + number})
+
+
+async def members(client: Redis, name: str) -> list[tuple[str, float]]:
+    return [(job_id.decode(), score) for job_id, score in await client.zrange(name, 0, -1, withscores=True)]
+
+
+async def test_no_more_places_than_a_tenant_may_have(database: Database, redis_client: Redis) -> None:
+    gate = StoreGate(database, redis_client)
+    one, other = (reservations(redis_client, gate, {"a": 2, "none": 0}) for _ in range(2))
+    assert await one.reserve([("a1", "a"), ("a2", "a"), ("a3", "a"), ("b1", "b")]) == {"a3"}
+    assert await other.reserve([("a4", "a"), ("a1", "a")]) == {"a4"}  # whoever asks; a1 has its place
+    assert await one.reserve([("n", "none")]) == {"n"}
+
+
+async def test_a_crashed_workers_places_come_free_by_themselves(database: Database, redis_client: Redis) -> None:
+    gate = StoreGate(database, redis_client)
+    assert await reservations(redis_client, gate, {"a": 1}).reserve([("a1", "a")]) == set()
+    other = reservations(redis_client, gate, {"a": 1})
+    assert await other.reserve([("a2", "a")]) == {"a2"}
+
+    async def free() -> bool:
+        return await other.reserve([("a2", "a")]) == set()
+
+    await eventually("its place is free", free, seconds=10)  # twice the lease
+
+
+async def test_what_is_parked_comes_back_with_its_place_as_far_as_the_limit_goes(
+    database: Database, redis_client: Redis
+) -> None:
+    async with kept(database, redis_client, {"a": 2}) as mine:
+        await fill(redis_client, "a", "a1", "a2", "a3", "a4")
+        queue = LeaseQueue(redis_client, Q, worker_id="w", lease_seconds=30)
+        leases = {lease.job_id: lease for lease in await queue.claim(4, 0.0)}
+        assert await mine.reserve((job_id, "a") for job_id in leases) == {"a3", "a4"}
+        mine.hold("a1", "a")
+        mine.hold("a2", "a")
+        await queue.hand_back([HandBack(leases[job_id], None, parked_for="a") for job_id in ("a3", "a4")])
+        assert await members(redis_client, keys.parked_of(Q, "a")) == [("a3", 1_002), ("a4", 1_003)]
+        figures = (await queue_figures(redis_client, [Q]))[Q]
+        assert (figures.queued, figures.parked, figures.active) == (2, 2, 2)
+        assert not await put(redis_client, Q, "a3", b"x", "a")  # the sweep finds it where it is
+        mine.free("a1", "a")
+        await eventually("one comes back", lambda: redis_client.zcard(keys.again(Q)))
+        assert await members(redis_client, keys.again(Q)) == [("a3", 1_002)]
+        assert await members(redis_client, keys.parked_of(Q, "a")) == [("a4", 1_003)]
+        mine.free("a2", "a")
+        await eventually("so does the other", lambda: _empty(redis_client))
+        assert await members(redis_client, keys.again(Q)) == [("a3", 1_002), ("a4", 1_003)]
+
+
+async def _empty(client: Redis, *names: str) -> bool:
+    return not await client.exists(keys.parked(Q), *names)
+
+
+async def test_a_backlog_over_the_limit_is_parked_without_being_claimed(
+    database: Database, redis_client: Redis
+) -> None:
+    await fill(redis_client, "a", *(f"a{number:04}" for number in range(1_200)))
+    await fill(redis_client, "b", "b1", "b2", first=1_500)
+    await fill(redis_client, "a", "stock", first=9_000)
+    await redis_client.set(keys.in_progress("stock"), b"1")  # a stock arq worker runs it
+    async with kept(database, redis_client, {"a": 0}) as mine:
+        mine.park_backlog(Q, {"a"})
+        await eventually("they are parked", lambda: _parked(redis_client, 1_200))
+        assert [job_id for job_id, _ in await members(redis_client, Q)] == ["b1", "b2", "stock"]
+        assert await redis_client.hgetall(keys.parked(Q)) == {b"a": b"1200"}
+        assert await redis_client.pttl(keys.job("a0000")) > 86_400_000  # arq's own day would be too short
+
+
+async def _parked(client: Redis, count: int) -> bool:
+    return int(await client.zcard(keys.parked_of(Q, "a"))) == count
+
+
+async def test_a_tenant_over_its_limit_holds_nobody_up(
+    database: Database, redis_client: Redis, start_worker: StartWorker
+) -> None:
+    await store(database, chain("slow", slow_steps(3, 0.2)))
+    await database.execute("INSERT INTO tenants (tenant_id, name, max_concurrent_runs) VALUES ('a', 'A', 2)")
+    for number in range(12):
+        await enqueue_run(database, redis_client, NewRun("slow", "hi", "a"), run_id=f"run_a{number:02}_1", now_ms=1)
+    other = await enqueue_run(database, redis_client, NewRun("slow", "hi", "b"), run_id="run_b_1", now_ms=1)
+    for _ in range(2):
+        start_worker(WORKER_CONCURRENCY="4", WORKER_LEASE_SECONDS="3")
+    most = 0
+
+    async def look() -> bool:
+        nonlocal most
+        rows = await database.fetch("SELECT tenant_id, status FROM orchestration_runs WHERE status <> 'queued'")
+        most = max(most, sum(1 for row in rows if (row["tenant_id"], row["status"]) == ("a", "running")))
+        return sum(1 for row in rows if row["status"] == "completed") == 13
+
+    await eventually("all are completed", look, seconds=90)
+    assert most == 2
+    ended = await database.fetch("SELECT run_id FROM orchestration_runs ORDER BY ended_at")
+    order = [row["run_id"] for row in ended]
+    assert order.index(other) < 6  # twelve were queued before it
+    steps = await database.fetch("SELECT run_id, count(*) AS n FROM run_steps GROUP BY run_id")
+    assert {row["n"] for row in steps} == {3}
+    await eventually("nothing is left", lambda: _empty(redis_client, keys.again(Q), keys.leases(Q)))

@@ -1,0 +1,248 @@
+"""How many runs of a tenant may go on at once, over all workers and queues: reservations, and parking what is over.
+
+A claimed job of a limited tenant needs a reservation before anything is written for it. One that gets none is
+parked, where it is in nobody's way, and comes back with its old place once the tenant has a free one. Reservations
+expire by themselves, so a crashed worker's are not missed for long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+
+from redis.asyncio import Redis
+
+from synapse_worker.connections import redis_errors_as_ours
+from synapse_worker.errors import PayloadError, StoreRefused, StoreUnavailable
+from synapse_worker.gate import StoreGate
+from synapse_worker.queueing import keys
+from synapse_worker.queueing.lease import load_script
+from synapse_worker.queueing.payload import decode
+from synapse_worker.store.tenants import Tenant
+
+log = logging.getLogger(__name__)
+
+_TICK_SECONDS = 1.0
+_TENANTS_SECONDS = 5.0
+_PAGE = 500
+_TENANTS_AT_ONCE = 20
+
+ReadTenants = Callable[[], Awaitable[Mapping[str, Tenant]]]
+"""Reads the tenants that have a row, by id."""
+
+
+class Reservations:
+    """The places that jobs of this process take up. Run `keep` as a task."""
+
+    def __init__(
+        self,
+        client: Redis,
+        gate: StoreGate,
+        queue_keys: Sequence[str],
+        read_tenants: ReadTenants,
+        tenants: Mapping[str, Tenant],
+        *,
+        worker_id: str,
+        lease_seconds: int,
+        default_tenant: str,
+    ) -> None:
+        self._client = client
+        self._gate = gate
+        self._queue_keys = queue_keys
+        self._read_tenants = read_tenants
+        self._worker_id = worker_id
+        self._lease_seconds = lease_seconds
+        self._default_tenant = default_tenant
+        self._reserve = load_script(client, "reserve")
+        self._park_waiting = load_script(client, "park_waiting")
+        self._unpark = load_script(client, "unpark")
+        self._tenants = tenants
+        self._held: dict[str, set[str]] = defaultdict(set)
+        self._freed: dict[str, list[str]] = defaultdict(list)
+        self._something_freed = asyncio.Event()
+        self._parked: dict[str, Mapping[str, int]] = {}
+        """Queue -> tenant -> parked jobs, when last seen."""
+        self._walks: dict[str, asyncio.Task[None]] = {}
+
+    async def reserve(self, wanted: Iterable[tuple[str, str]]) -> set[str]:
+        """Reserve places for (job id, tenant) pairs, oldest first; returns the ids of jobs that got none.
+
+        Raises:
+            StoreUnavailable, StoreRefused: nothing is known; whatever was reserved expires by itself.
+        """
+        by_tenant: dict[str, list[str]] = defaultdict(list)
+        for job_id, tenant in wanted:
+            if tenant in self._tenants:
+                by_tenant[tenant].append(job_id)
+        refused: set[str] = set()
+        for _, answer in await self._reserve_all(by_tenant):
+            refused |= answer
+        return refused
+
+    def hold(self, job_id: str, tenant: str) -> None:
+        """Keep a reserved place until `free`; without this it expires."""
+        if tenant in self._tenants:
+            self._held[tenant].add(job_id)
+
+    def free(self, job_id: str, tenant: str) -> None:
+        """Give a place back, if the job has one."""
+        self._held[tenant].discard(job_id)
+        if tenant in self._tenants:
+            self._freed[tenant].append(job_id)
+            self._something_freed.set()
+
+    def park_backlog(self, queue_key: str, tenants: set[str]) -> None:
+        """Park, in the background, what else waits in the queue for tenants that are full."""
+        walk = self._walks.get(queue_key)
+        if walk is None or walk.done():
+            self._walks[queue_key] = asyncio.create_task(self._walk(queue_key, tenants))
+
+    def weight(self, queue_key: str) -> int:
+        """Return the weight of a queue: more than 1 for a queue of a tenant with a priority."""
+        tenant = self._tenants.get(keys.shard_of(queue_key))
+        return 1 if tenant is None else 1 + tenant.priority
+
+    async def keep(self) -> None:
+        """Prolong our reservations, give freed places on, look after parked jobs; for ever."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._repeat(self._lease_seconds / 3, self._prolong))
+            group.create_task(self._repeat(_TENANTS_SECONDS, self._refresh))
+            group.create_task(self._repeat(_TICK_SECONDS, self._tick))
+            group.create_task(self._give_on())
+
+    async def _repeat(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            if self._gate.is_open:
+                try:
+                    await work()
+                except (StoreUnavailable, StoreRefused) as error:
+                    self._gate.trip(error)
+
+    async def _refresh(self) -> None:
+        self._tenants = await self._read_tenants()
+
+    async def _prolong(self) -> None:
+        await self._reserve_all({tenant: sorted(ids) for tenant, ids in self._held.items() if ids})
+
+    async def _give_on(self) -> None:
+        """Take freed places out of Redis and let the next parked jobs have them."""
+        while True:
+            await self._something_freed.wait()
+            self._something_freed.clear()
+            freed, self._freed = self._freed, defaultdict(list)
+            try:
+                with redis_errors_as_ours():
+                    pipeline = self._client.pipeline(transaction=False)
+                    for tenant, ids in freed.items():
+                        pipeline.zrem(keys.running(tenant), *ids)
+                    await pipeline.execute()
+                for queue_key, parked in self._parked.items():
+                    await self._unpark_some(queue_key, {tenant for tenant in freed if parked.get(tenant)})
+            except (StoreUnavailable, StoreRefused) as error:
+                self._gate.trip(error)  # what was not taken out expires
+
+    async def _tick(self) -> None:
+        for queue_key in self._queue_keys:
+            pipeline = self._client.pipeline(transaction=False)
+            pipeline.set(keys.tick(queue_key), self._worker_id, nx=True, px=int(_TICK_SECONDS * 1000))
+            pipeline.hgetall(keys.parked(queue_key))
+            with redis_errors_as_ours():
+                mine, parked = await pipeline.execute()
+            self._parked[queue_key] = {tenant.decode(): int(count) for tenant, count in parked.items()}
+            if mine:
+                await self._unpark_some(queue_key, set(self._parked[queue_key]))
+
+    async def _unpark_some(self, queue_key: str, tenants: set[str]) -> None:
+        """Reserve for the oldest parked jobs, and let those that got a place wait for a slot."""
+        ordered = sorted(tenants)
+        for start in range(0, len(ordered), _TENANTS_AT_ONCE):
+            await asyncio.gather(
+                *(self._unpark_of(queue_key, tenant) for tenant in ordered[start : start + _TENANTS_AT_ONCE])
+            )
+
+    async def _unpark_of(self, queue_key: str, tenant: str) -> None:
+        limited = self._tenants.get(tenant)
+        most = _PAGE if limited is None else limited.concurrent_runs
+        name = keys.parked_of(queue_key, tenant)
+        with redis_errors_as_ours():
+            ids = [job_id.decode() for job_id in await self._client.zrange(name, 0, min(most, _PAGE) - 1)]
+            if not ids or most == 0:
+                return
+            if limited is not None:
+                # Reserved from now on, so that not more come back than may run, whoever claims them.
+                ((_, refused),) = await self._reserve_all({tenant: ids})
+                ids = [job_id for job_id in ids if job_id not in refused]
+            if ids:
+                await self._unpark(keys=[name, keys.parked(queue_key), keys.again(queue_key)], args=[tenant, *ids])
+
+    async def _reserve_all(self, by_tenant: Mapping[str, Sequence[str]]) -> list[tuple[str, set[str]]]:
+        """Reserve for each tenant; returns (tenant, ids refused) pairs."""
+        milliseconds = self._lease_seconds * 2 * 1000
+
+        async def one(tenant: str, ids: Sequence[str]) -> tuple[str, set[str]]:
+            limit = self._tenants[tenant].concurrent_runs if tenant in self._tenants else 0
+            refused = await self._reserve(keys=[keys.running(tenant)], args=[limit, milliseconds, *ids])
+            return tenant, {job_id.decode() for job_id in refused}
+
+        with redis_errors_as_ours():
+            return list(await asyncio.gather(*(one(tenant, ids) for tenant, ids in by_tenant.items())))
+
+    async def _walk(self, queue_key: str, tenants: set[str]) -> None:
+        """Go through the queue once, parking jobs of the tenants; one worker at a time does it for a queue."""
+        name = keys.parking(queue_key)
+        try:
+            with redis_errors_as_ours():
+                if not await self._client.set(name, self._worker_id, nx=True, px=10_000):
+                    return
+                passed, parked = 0, 0
+                while True:
+                    ids = [
+                        job_id.decode() for job_id in await self._client.zrange(queue_key, passed, passed + _PAGE - 1)
+                    ]
+                    moved = await self._park_page(queue_key, ids, tenants)
+                    parked += moved
+                    passed += len(ids) - moved
+                    if len(ids) < _PAGE:
+                        break
+                    await self._client.pexpire(name, 10_000)
+                await self._client.delete(name)
+        except (StoreUnavailable, StoreRefused) as error:
+            self._gate.trip(error)
+            return
+        if parked:
+            log.info("%d waiting jobs are parked: their tenants run as many as they may", parked)
+
+    async def _park_page(self, queue_key: str, ids: Sequence[str], tenants: set[str]) -> int:
+        pipeline = self._client.pipeline(transaction=False)
+        for job_id in ids:
+            pipeline.getex(keys.job(job_id), px=keys.JOB_TTL_MS)  # it may be parked for days
+        over: dict[str, list[str]] = defaultdict(list)
+        for job_id, raw in zip(ids, await pipeline.execute(), strict=True):
+            tenant = self._tenant_of(raw)
+            if tenant in tenants:
+                over[tenant].append(job_id)
+        moved = 0
+        for tenant, parked in over.items():
+            moved += await self._park_waiting(
+                keys=[
+                    queue_key,
+                    keys.parked_of(queue_key, tenant),
+                    keys.parked(queue_key),
+                    *(keys.in_progress(job_id) for job_id in parked),
+                ],
+                args=[tenant, *parked],
+            )
+        return moved
+
+    def _tenant_of(self, raw: bytes | None) -> str:
+        """Return a job's tenant, "" where its payload does not say; a claim will find out why."""
+        if raw is None:
+            return ""
+        try:
+            tenant = decode(raw).arguments.get("tenant_id")
+        except PayloadError:
+            return ""
+        return tenant if isinstance(tenant, str) and tenant else self._default_tenant
