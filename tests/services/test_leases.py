@@ -155,3 +155,11 @@ async def test_figures_tell_how_long_the_oldest_has_waited(redis_client: Redis) 
     assert figures.queued == 3
     assert figures.oldest_seconds is not None
     assert 89 < figures.oldest_seconds < 95
+
+
+async def test_a_job_that_waits_in_two_places_is_leased_once(redis_client: Redis) -> None:
+    await _fill(redis_client, "a", "b")
+    await redis_client.zadd(keys.again(Q), {"a": 500})
+    leases = await _worker(redis_client, "w").claim(10, 0.0)
+    assert [(lease.job_id, lease.score) for lease in leases] == [("a", 500.0), ("b", 1_001.0)]
+    assert await redis_client.zcard(Q) == await redis_client.zcard(keys.again(Q)) == 0

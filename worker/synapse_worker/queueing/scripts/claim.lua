@@ -2,29 +2,45 @@
 -- KEYS: Q, again or suspects, leases, claims, then arq's in-progress key of each candidate.
 -- ARGV: how many to take, lease in ms, worker id, then per candidate: id, 1 (from the second key) or 0 (from Q), token.
 -- Returns [id, original score, ...] of what was taken. A candidate that a stock arq worker runs stays where it is.
+if #KEYS == 4 then return {} end
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local want, lease, worker = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
-local taken = {}
+local ids, foreign = {}, {}
 for i = 5, #KEYS do
+  ids[i - 4] = ARGV[4 + (i - 5) * 3]
+  foreign[i - 4] = KEYS[i]
+end
+-- One call for all candidates each: calls are what a script's time goes into.
+local scores = {redis.call('ZMSCORE', KEYS[1], unpack(ids)), redis.call('ZMSCORE', KEYS[2], unpack(ids))}
+local claims = redis.call('HMGET', KEYS[4], unpack(ids))
+foreign = redis.call('MGET', unpack(foreign))
+local gone, seen, leases, owners, taken = {{}, {}}, {}, {}, {}, {}
+for n, id in ipairs(ids) do
   if #taken >= want * 2 then break end
-  local at = 4 + (i - 5) * 3
-  local id, source, token = ARGV[at], KEYS[1], ARGV[at + 2]
-  local returned = ARGV[at + 1] == '1'
-  if returned then source = KEYS[2] end
-  local score = redis.call('ZSCORE', source, id)
-  if score then
-    if redis.call('HEXISTS', KEYS[4], id) == 1 then
-      redis.call('ZREM', source, id) -- the same job enqueued twice: it is leased already
-    elseif returned or redis.call('EXISTS', KEYS[i]) == 0 then
-      redis.call('ZREM', source, id)
-      redis.call('ZADD', KEYS[3], now + lease, id)
-      redis.call('HSET', KEYS[4], id, token .. '|' .. score .. '|' .. worker)
+  local at = 4 + (n - 1) * 3
+  local source = ARGV[at + 1] + 1
+  local score = scores[source][n]
+  if score and (claims[n] or source == 2 or not foreign[n]) then
+    table.insert(gone[source], id)
+    if not claims[n] and not seen[id] then -- else the same job was enqueued twice: it is leased already
+      seen[id] = true
+      table.insert(leases, now + lease)
+      table.insert(leases, id)
+      table.insert(owners, id)
+      table.insert(owners, ARGV[at + 2] .. '|' .. score .. '|' .. worker)
       -- A stock worker watches this key between its look and its own claim, so it can never take the same job.
-      redis.call('SET', KEYS[i], worker, 'PX', lease)
-      taken[#taken + 1] = id
-      taken[#taken + 1] = score
+      redis.call('SET', KEYS[4 + n], worker, 'PX', lease)
+      table.insert(taken, id)
+      table.insert(taken, score)
     end
   end
+end
+for source = 1, 2 do
+  if #gone[source] > 0 then redis.call('ZREM', KEYS[source], unpack(gone[source])) end
+end
+if #taken > 0 then
+  redis.call('ZADD', KEYS[3], unpack(leases))
+  redis.call('HSET', KEYS[4], unpack(owners))
 end
 return taken
