@@ -20,7 +20,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import claim, inflight, recovery, runs, start
+from benchmarks import claim, inflight, parking, recovery, runs, start
 from benchmarks.measure import ROUNDS, Figure, Row, middle, shown, spread
 from benchmarks.servers import Servers, machine
 from tests.support.servers import PostgresServer, RedisServer
@@ -31,6 +31,7 @@ FIGURES: Mapping[str, Figure] = {
     "runs": runs.FIGURE,
     "start": start.FIGURE,
     "recovery": recovery.FIGURE,
+    "parking": parking.FIGURE,
 }
 RESULTS = Path(__file__).with_name("RESULTS.md")
 _HEAD = """\

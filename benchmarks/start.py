@@ -29,7 +29,7 @@ _PERIOD = 0.005
 _PATIENCE = 10.0
 
 
-async def _first_event(stores: Stores, run_id: str) -> float | None:
+async def first_event(stores: Stores, run_id: str) -> float | None:
     entries = await stores.client.xrange(keys.run_events(run_id), count=1)
     return int(entries[0][0].split(b"-")[0]) / 1000 if entries else None
 
@@ -39,7 +39,7 @@ async def _noted(stores: Stores, run_id: str) -> float | None:
     return None if value is None else float(value)
 
 
-async def _delays(
+async def delays(
     stores: Stores, queue: str, label: int, started: Callable[[Stores, str], Awaitable[float | None]]
 ) -> list[float]:
     """Enqueue jobs one by one; returns milliseconds from the queue entry to the start of each."""
@@ -68,8 +68,8 @@ async def _measure(servers: Servers, rounds: int) -> list[Row]:
             with stock.process(servers.redis.port, STOCK_Q, slots=10, poll_delay=STOCK_POLL_DELAY, note_start=True):
                 for number in range(rounds):
                     mine, stocks = await asyncio.gather(
-                        _delays(stores, Q, 2 * number, _first_event),
-                        _delays(stores, STOCK_Q, 2 * number + 1, _noted),
+                        delays(stores, Q, 2 * number, first_event),
+                        delays(stores, STOCK_Q, 2 * number + 1, _noted),
                     )
                     ours.append(mine)
                     theirs.append(stocks)
