@@ -20,7 +20,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from synapse_worker.contract import STORE_TIMEOUT_SECONDS
-from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
+from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable, WrongKeyType
 from synapse_worker.store.database import Database
 
 REDIS_ACCEPTED = "redis://host:6379/0, redis://:password@host:6379/0 and rediss://host:6380/0"
@@ -80,6 +80,8 @@ def open_redis(url: SecretStr, *, ca_file: str = "", timeout: float = STORE_TIME
         "socket_keepalive": True,
         "health_check_interval": 15,
         "max_connections": _MAX_CONNECTIONS,
+        # Queue entries are bytes that anybody may have written; ids that are no text must survive the way back.
+        "encoding_errors": "surrogateescape",
         # A script that changed something must not be sent twice by the client; callers decide.
         "retry": Retry(NoBackoff(), 0),
     }
@@ -112,6 +114,8 @@ def redis_errors_as_ours() -> Iterator[None]:
     except redis_errors.ReadOnlyError:
         raise StoreUnavailable("Redis", "is a read-only replica now; waiting for the failover") from None
     except (redis_errors.ConnectionError, OSError) as error:
+        if "certificate verify failed" in str(error):
+            raise StoreUnavailable("Redis", f"shows a certificate that we cannot trust: {_short(error)}") from None
         raise StoreUnavailable("Redis", f"cannot be reached: {_short(error)}") from None
     except redis_errors.ResponseError as error:
         text = str(error)
@@ -121,8 +125,8 @@ def redis_errors_as_ours() -> Iterator[None]:
             raise StoreUnavailable("Redis", f"cannot serve now: {_short(error)}") from None
         if text.startswith("OOM"):
             raise StoreUnavailable("Redis", "is out of memory and takes no writes") from None
-        if text.startswith("WRONGTYPE"):
-            raise StoreRefused(
+        if "WRONGTYPE" in text:  # an old Redis puts the script's name in front
+            raise WrongKeyType(
                 "Redis holds a key of ours with another type; another program uses this database"
             ) from None
         raise StoreRefused(f"Redis refuses a command: {_short(error)}") from None

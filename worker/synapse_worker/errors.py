@@ -31,6 +31,10 @@ class StoreRefused(SynapseError):
     """A store answered and said no (missing table or right, wrong type of key): waiting repairs nothing by itself."""
 
 
+class WrongKeyType(StoreRefused):
+    """A key of ours in Redis has another type: what needs that key stops, everything else goes on."""
+
+
 class PayloadError(SynapseError):
     """A job's payload cannot be read or names something that does not exist: final."""
 

@@ -127,11 +127,16 @@ class EventWriter:
             if not answer:
                 log.info("events of an outdated claim were not written to %s", stream)
 
-    async def _append_all(self) -> list[int]:
+    async def _append_all(self) -> list[int | Exception]:
         """Call the script for each stream; not through its own call, which asks each time whether Redis knows it."""
         pipeline = self._client.pipeline(transaction=False)
         for stream, waiting in self._writing.items():
             fence = (str(waiting.claim), str(self._ttl), str(keys.RUN_STREAM_MAX_LENGTH))
             pipeline.evalsha(self._append.sha, 2, stream, keys.event_claim(stream), *fence, *waiting.events)
-        answers: list[int] = await pipeline.execute()
+        answers: list[int | Exception] = await pipeline.execute(raise_on_error=False)
+        for stream, answer in zip(self._writing, answers, strict=True):
+            if isinstance(answer, Exception):
+                if "WRONGTYPE" not in str(answer):
+                    raise answer
+                log.error("events were not written to %s: another program uses that key", stream)
         return answers

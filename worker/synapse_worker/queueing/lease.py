@@ -228,8 +228,13 @@ class LeaseQueue:
 
 
 def _pairs(flat: Sequence[bytes], returned: str) -> list[tuple[float, str, str]]:
-    return [(float(flat[i + 1]), flat[i].decode(), returned) for i in range(0, len(flat), 2)]
+    return [(float(flat[i + 1]), _text(flat[i]), returned) for i in range(0, len(flat), 2)]
+
+
+def _text(job_id: bytes) -> str:
+    """An id as text; the client writes it back as the bytes that it was, whatever they are."""
+    return job_id.decode(errors="surrogateescape")
 
 
 def _texts(values: Iterable[bytes]) -> set[str]:
-    return {value.decode() for value in values}
+    return {_text(value) for value in values}

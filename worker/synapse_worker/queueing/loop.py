@@ -16,7 +16,7 @@ from enum import StrEnum
 from functools import partial
 from typing import Protocol
 
-from synapse_worker.errors import StoreRefused, StoreUnavailable
+from synapse_worker.errors import StoreRefused, StoreUnavailable, WrongKeyType
 from synapse_worker.gate import StoreGate
 from synapse_worker.queueing.lease import HandBack, Lease, LeaseQueue, Release
 from synapse_worker.queueing.turns import Turns
@@ -34,6 +34,8 @@ _GATE_WAIT = 1.0
 _ISOLATION_SECONDS = 5.0
 """How long a worker's word counts that it gets empty for a suspect; it is renewed every second."""
 _CHUNK = 500
+_REFUSED_SECONDS = 5.0
+"""How long a queue whose keys cannot be used is left alone before it is tried again."""
 
 
 class StopReason(StrEnum):
@@ -45,6 +47,8 @@ class StopReason(StrEnum):
     """The drain's deadline has come: it gives its run back as far as the last checkpoint."""
     CANCELLED = "cancelled"
     """A user wants it to end."""
+    ABORTED = "aborted"
+    """The same, by arq's `Job.abort()`, which waits for a result that says so."""
 
 
 class Control:
@@ -132,6 +136,7 @@ class ClaimLoop:
         self._slot_freed = asyncio.Event()
         self._stopping = asyncio.Event()
         self._starting: set[asyncio.Task[None]] = set()
+        self._refused: dict[str, float] = {}  # queue -> when to try it again
         self.handing_over = False
         self.last_turn = asyncio.get_running_loop().time()
         """Monotonic time (s) of the last turn of the claim loop, failed ones included."""
@@ -203,7 +208,16 @@ class ClaimLoop:
         for queue in map(self._queues.__getitem__, self._turns.next()):
             if claimed >= free:
                 break
-            leases = await queue.claim(free - claimed, asyncio.get_running_loop().time())
+            now = asyncio.get_running_loop().time()
+            if self._refused.get(queue.queue_key, 0.0) > now:
+                continue
+            try:
+                leases = await queue.claim(free - claimed, now)
+            except WrongKeyType as error:
+                self._refuse(queue.queue_key, error)
+                continue
+            if self._refused.pop(queue.queue_key, None) is not None:
+                log.info("queue %s is served again", queue.queue_key)
             if leases:
                 claimed += len(leases)
                 self._hold(leases)
@@ -216,7 +230,7 @@ class ClaimLoop:
         crash is known to be its own.
         """
         for queue in self._queues.values():
-            if not queue.suspects:
+            if not queue.suspects or queue.queue_key in self._refused:
                 continue
             if self._held or self._starting:
                 if await queue.shall_isolate(_ISOLATION_SECONDS):
@@ -235,6 +249,12 @@ class ClaimLoop:
         self._starting.add(start)
         start.add_done_callback(self._starting.discard)
 
+    def _refuse(self, queue_key: str, error: WrongKeyType) -> None:
+        """Leave one queue alone for a while; the others are served."""
+        if queue_key not in self._refused:
+            log.error("queue %s is not served until that is repaired: %s", queue_key, error)
+        self._refused[queue_key] = asyncio.get_running_loop().time() + _REFUSED_SECONDS
+
     async def _start(self, leases: Sequence[Lease]) -> None:
         try:
             begun = await self._handler.begin(leases)
@@ -242,6 +262,10 @@ class ClaimLoop:
             self._gate.trip(error)
             begun = [HandBack(lease, None) for lease in leases]
         except Exception:
+            if len(leases) > 1:  # nobody waits for a neighbour that cannot be started
+                for lease in leases:
+                    await self._start([lease])
+                return
             log.exception("claimed jobs could not be started; they are given back")
             begun = [HandBack(lease, 5_000) for lease in leases]
         for item in begun:
@@ -299,10 +323,13 @@ class ClaimLoop:
             try:
                 for queue_key, (releases, hand_backs) in by_queue.items():
                     queue = self._queues[queue_key]
-                    for start in range(0, len(releases), _CHUNK):
-                        await queue.release(releases[start : start + _CHUNK])
-                    for start in range(0, len(hand_backs), _CHUNK):
-                        await queue.hand_back(hand_backs[start : start + _CHUNK])
+                    try:
+                        for start in range(0, len(releases), _CHUNK):
+                            await queue.release(releases[start : start + _CHUNK])
+                        for start in range(0, len(hand_backs), _CHUNK):
+                            await queue.hand_back(hand_backs[start : start + _CHUNK])
+                    except WrongKeyType as error:  # the ledger knows what had ended; the sweep brings the rest back
+                        self._refuse(queue_key, error)
             except (StoreUnavailable, StoreRefused) as error:
                 self._gate.trip(error)
                 now = asyncio.get_running_loop().time()
@@ -350,8 +377,12 @@ class ClaimLoop:
             for queue_key, helds in by_queue.items():
                 for start in range(0, len(helds), _CHUNK):
                     chunk = helds[start : start + _CHUNK]
-                    async with asyncio.timeout(timeout):
-                        lost = await self._queues[queue_key].extend([held.lease for held in chunk])
+                    try:
+                        async with asyncio.timeout(timeout):
+                            lost = await self._queues[queue_key].extend([held.lease for held in chunk])
+                    except WrongKeyType as error:  # these leases run out, those of other queues do not
+                        self._refuse(queue_key, error)
+                        break
                     for held in chunk:
                         if held.lease.job_id not in lost:
                             held.expires = started + self._lease_seconds
