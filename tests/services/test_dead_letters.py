@@ -40,7 +40,7 @@ async def test_a_letter_is_listed_shown_retried_and_goes_on_behind_its_checkpoin
     (letter,) = json.loads(command(redis_server.url, postgres_url, "dlq", "list", "-o", "json").stdout)
     assert (letter["run_id"], letter["function"], letter["resolved"]) == (run_id, "run_orchestration_job", False)
     assert "ZeroDivisionError" in command(redis_server.url, postgres_url, "dlq", "list").stdout
-    shown = json.loads(command(redis_server.url, postgres_url, "dlq", "show", letter["id"]).stdout)
+    shown = json.loads(command(redis_server.url, postgres_url, "dlq", "show", letter["id"], "-o", "json").stdout)
     assert shown["payload"]["initial_state"] == {"divisor": 0}
 
     # What was wrong is put right in the run's state, as an operator would after looking at it.

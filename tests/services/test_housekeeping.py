@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 
 from redis.asyncio import Redis
 
@@ -15,7 +16,8 @@ from synapse_worker.queueing.payload import JobPayload, encode
 from synapse_worker.store import runs, workers
 from synapse_worker.store.database import Database
 from tests.support.runs import assert_each_step_once, enqueue, said_done, steps_reach, store, until, view
-from tests.support.workers import PRINT_IF_PRINT, StartWorker, chain, slow_steps
+from tests.support.servers import RedisServer
+from tests.support.workers import PRINT_IF_PRINT, StartWorker, chain, command, slow_steps
 
 Q = keys.queue("default")
 
@@ -88,3 +90,105 @@ async def test_silent_workers_are_marked_offline(database: Database) -> None:
     assert await workers.mark_silent(database) == 1
     rows = await database.fetch("SELECT worker_id, status FROM workers ORDER BY worker_id")
     assert [tuple(row) for row in rows] == [("alive", "online"), ("silent", "offline")]
+
+
+def queue_keeper(database: Database, client: Redis) -> Housekeeper:
+    return Housekeeper(database, client, StoreGate(database, client), [Q])
+
+
+async def upstream_row(database: Database, run_id: str, status: str = "queued", *, minutes: float = 11) -> None:
+    """What a main instance writes before it enqueues, so many minutes ago."""
+    await database.execute(
+        "INSERT INTO orchestration_runs (run_id, orchestration_id, tenant_id, status, shared_state, step_history,"
+        " created_at, webhook_url) VALUES ($1, 'three', 'default', $2, '{}', '[]', now() - make_interval(mins => $3),"
+        " 'https://example.com')",
+        run_id,
+        status,
+        minutes,
+    )
+
+
+async def test_a_queued_run_whose_payload_is_gone_fails_and_nothing_else_does(
+    database: Database, redis_client: Redis
+) -> None:
+    await upstream_row(database, "run_gone")
+    others = ("run_young", "run_running", "run_payload", "run_queued", "run_stock", "run_leased", "run_ours")
+    for run_id in others:
+        status = "running" if run_id == "run_running" else "queued"
+        await upstream_row(database, run_id, status, minutes=9 if run_id == "run_young" else 11)
+    await redis_client.set(keys.job("run_payload"), "x")
+    await redis_client.zadd(Q, {"run_queued": 0})
+    await redis_client.set(keys.in_progress("run_stock"), "1")
+    await redis_client.zadd(keys.leases(Q), {"run_leased": 1})
+    await database.execute("INSERT INTO job_ledger (job_id, run_id, queue) VALUES ('run_ours', 'run_ours', $1)", Q)
+
+    assert await queue_keeper(database, redis_client).expire() == 1
+    gone = await view(database, "run_gone")
+    assert (gone.status, gone.error) == ("failed", "payload expired before a worker took it")
+    for run_id in others:
+        assert (await view(database, run_id)).status == ("running" if run_id == "run_running" else "queued")
+    letters = await database.fetch("SELECT run_id, error_message FROM dead_letter_queue")
+    assert [tuple(row) for row in letters] == [("run_gone", "payload expired before a worker took it")]
+    hooks = await database.fetch("SELECT run_id, status FROM webhook_outbox")
+    assert [tuple(row) for row in hooks] == [("run_gone", "failed")]
+    row = await database.fetchrow("SELECT outcome FROM job_ledger WHERE job_id = 'run_gone'")
+    assert row is not None
+    assert row["outcome"] == "expired"
+    assert await queue_keeper(database, redis_client).expire() == 0
+
+
+async def test_a_queue_that_cannot_be_read_lets_no_run_expire(database: Database, redis_client: Redis) -> None:
+    await upstream_row(database, "run_gone")
+    await redis_client.set(keys.again(Q), "somebody else's")
+    assert await queue_keeper(database, redis_client).expire() == 0
+    assert (await view(database, "run_gone")).status == "queued"
+
+
+async def test_payloads_of_waiting_jobs_are_kept_alive(database: Database, redis_client: Redis) -> None:
+    for number in range(5):
+        await redis_client.set(keys.job(f"run_{number}"), "x", ex=86_400)
+        await redis_client.zadd(Q, {f"run_{number}": number})
+    await redis_client.persist(keys.job("run_1"))
+    await redis_client.set(keys.job("run_2"), "x", ex=30 * 86_400)
+    await redis_client.zadd(Q, {"without": 0.5, b"\xff": 9})
+    await queue_keeper(database, redis_client).keep_payloads()
+    days = [round(await redis_client.ttl(keys.job(f"run_{number}")) / 86_400, 2) for number in range(5)]
+    assert days == [8, 0, 30, 8, 8]  # 0: without an end, as it was
+
+
+async def test_a_waiting_run_fails_when_its_time_is_over(
+    database: Database, redis_client: Redis, start_worker: StartWorker
+) -> None:
+    await store(database, {**chain("slow", slow_steps(20, 0.2)), "timeout_minutes": 60})
+    worker = start_worker().wait_ready()
+    run_id = await enqueue(database, redis_client, "slow")
+    await steps_reach(database, run_id, 1)
+    worker.signal(signal.SIGTERM)
+    assert worker.wait(20) == 0
+    keeper = queue_keeper(database, redis_client)
+    assert await keeper.time_out() == 0
+    await database.execute("UPDATE orchestration_runs SET deadline = now() - interval '1 s'")
+    assert await keeper.time_out() == 1
+    sentence = "the run took longer than the timeout_minutes of orchestration 'slow'"
+    found = await view(database, run_id)
+    assert (found.status, found.error) == ("failed", sentence)
+    rows = await database.fetch("SELECT job_function, job_payload->>'run_id', error_message FROM dead_letter_queue")
+    assert [tuple(row) for row in rows] == [("run_orchestration_job", run_id, sentence)]
+    assert await keeper.time_out() == 0
+    # Its queue entry is still there: who takes it finds the end, and says `done`.
+    start_worker()
+    await said_done(redis_client, run_id)
+    assert await redis_client.zcard(keys.again(Q)) == 0
+
+
+async def test_a_running_run_fails_when_its_time_is_over_and_has_it_anew_when_resumed(
+    database: Database, redis_client: Redis, redis_server: RedisServer, postgres_url: str, start_worker: StartWorker
+) -> None:
+    await store(database, {**chain("slow", slow_steps(8, 0.5)), "timeout_minutes": 1.5 / 60})
+    start_worker().wait_ready()
+    run_id = await enqueue(database, redis_client, "slow")
+    done = await until(database, run_id, "failed")
+    assert done.error == "the run took longer than the timeout_minutes (0.025) of orchestration 'slow' (slow)"
+    assert done.steps_done < 8
+    await asyncio.to_thread(command, redis_server.url, postgres_url, "runs", "resume", run_id)
+    await steps_reach(database, run_id, done.steps_done + 1)

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import NewRun, enqueue_run, new_run_id
+from synapse_worker.queueing.payload import JobPayload, encode
 from synapse_worker.store import definitions, runs
 from synapse_worker.store.database import Database
 from synapse_worker.store.runs import RunView
@@ -35,6 +36,23 @@ async def enqueue(database: Database, client: Redis, orchestration_id: str, mess
     return await enqueue_run(database, client, new, run_id=new_run_id(now_ms), now_ms=now_ms)
 
 
+async def enqueue_as_upstream(client: Redis, job_id: str, function: str, **arguments: object) -> None:
+    """Write payload and queue entry as a main instance does, which knows no ledger of ours."""
+    await client.set(keys.job(job_id), encode(JobPayload(function, arguments, enqueued_ms=int(time.time() * 1000))))
+    await client.zadd(keys.queue("default"), {job_id: int(time.time() * 1000)})
+
+
+async def outcome(database: Database, job_id: str, *, seconds: float = 30) -> str:
+    """Poll until the ledger knows how a job ended; returns how."""
+    deadline = time.monotonic() + seconds
+    while True:
+        row = await database.fetchrow("SELECT outcome FROM job_ledger WHERE job_id = $1", job_id)
+        if row is not None and row["outcome"] is not None:
+            return str(row["outcome"])
+        assert time.monotonic() < deadline, f"{job_id} has no outcome"
+        await asyncio.sleep(0.02)
+
+
 async def view(database: Database, run_id: str) -> RunView:
     """Return one run."""
     (found,) = await runs.get(database, [run_id])
@@ -55,16 +73,19 @@ async def eventually(what: str, holds: Callable[[], object], *, seconds: float =
 async def until(database: Database, run_id: str, *statuses: str, seconds: float = 60) -> RunView:
     """Poll until the run has one of the statuses."""
     deadline = time.monotonic() + seconds
-    while (found := await view(database, run_id)).status not in statuses:
-        assert time.monotonic() < deadline, f"{run_id} is still {found.status} with {found.steps_done} steps"
+    while True:
+        found = await runs.get(database, [run_id])  # a stock producer writes no row
+        if found and found[0].status in statuses:
+            return found[0]
+        said = f"still {found[0].status} with {found[0].steps_done} steps" if found else "not taken"
+        assert time.monotonic() < deadline, f"{run_id} is {said}"
         await asyncio.sleep(0.05)
-    return found
 
 
 async def steps_reach(database: Database, run_id: str, count: int, *, seconds: float = 60) -> None:
     """Poll until the run has done so many steps."""
     deadline = time.monotonic() + seconds
-    while (await view(database, run_id)).steps_done < count:
+    while not (found := await runs.get(database, [run_id])) or found[0].steps_done < count:
         assert time.monotonic() < deadline, f"{run_id} does not reach {count} steps"
         await asyncio.sleep(0.02)
 

@@ -23,7 +23,7 @@ from synapse_worker import __version__
 from synapse_worker import settings as settings_module
 from synapse_worker.connections import open_database, open_redis
 from synapse_worker.errors import ConfigurationError, SynapseError
-from synapse_worker.queueing.client import NewRun, cancel_run, enqueue_run, new_run_id, retry_letter
+from synapse_worker.queueing.client import NewRun, cancel_run, enqueue_run, new_run_id, resume_run, retry_letter
 from synapse_worker.settings import Settings
 from synapse_worker.store import dead_letters
 from synapse_worker.store import runs as run_store
@@ -100,7 +100,7 @@ def sync(folder: Path | None, tenant: str | None, output: str) -> None:
         async with _database(settings) as database, Sandbox() as judge:
             report = await sync_folder(database, judge, where, tenant_id=tenant or settings.default_tenant_id)
         if output == "json":
-            click.echo(json.dumps(report.as_json(), indent=2))
+            _print_json(report.as_json())
         else:
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.counts.items())) or "nothing"
             click.echo(f"synced {report.total_synced} ({kinds}), {report.changed} changed")
@@ -147,7 +147,7 @@ def enqueue(
                     click.echo(ids[-1])
             views = await _wait_for(database, ids, wait_seconds) if wait_seconds > 0 else []
         if output == "json":
-            click.echo(json.dumps([_as_json(view) for view in views] if wait_seconds > 0 else ids, indent=2))
+            _print_json([_as_json(view) for view in views] if wait_seconds > 0 else ids)
         elif wait_seconds > 0:
             _print_runs(views)
         if wait_seconds > 0 and not all(view.status == RunStatus.COMPLETED for view in views):
@@ -158,7 +158,7 @@ def enqueue(
 
 @cli.group()
 def runs() -> None:
-    """Look at runs, and cancel them."""
+    """Look at runs, cancel and resume them."""
 
 
 @runs.command("list")
@@ -172,7 +172,7 @@ def list_runs(limit: int, status: str | None, output: str) -> None:
         async with _database(settings) as database:
             found = await run_store.recent(database, limit=limit, status=status)
         if output == "json":
-            click.echo(json.dumps([_as_json(view) for view in found], indent=2))
+            _print_json([_as_json(view) for view in found])
         elif found:
             _print_runs(found)
         else:
@@ -191,36 +191,62 @@ def show_run(run_id: str, output: str) -> None:
         async with _database(settings) as database:
             found = await run_store.get(database, [run_id])
         if not found:
-            raise SynapseError(f"there is no run {run_id!r}; `synapse-worker runs list` shows the newest")
+            raise _no_run(run_id)
         view = found[0]
         if output == "json":
-            click.echo(json.dumps(_as_json(view), indent=2))
+            _print_json(_as_json(view))
             return
         _print_runs([view])
         for entry in view.history:
             click.echo(f"  {entry.get('step_name')!s:32} {entry.get('status')!s:10} {entry.get('duration_seconds')} s")
         if view.error:
             click.echo(f"error: {view.error}")
-        click.echo(json.dumps(view.state, indent=2, ensure_ascii=False))
+        _print_json(view.state)
 
     _do(work)
 
 
 @runs.command("cancel")
 @click.argument("run_id")
-def cancel(run_id: str) -> None:
+@OUTPUT
+def cancel(run_id: str, output: str) -> None:
     """Cancel a run: at once when it waits, within a second when a worker has it."""
 
     async def work(settings: Settings) -> None:
         async with _database(settings) as database, _redis(settings) as client:
             was = await cancel_run(database, client, run_id)
         if not was:
-            raise SynapseError(f"there is no run {run_id!r}; `synapse-worker runs list` shows the newest")
+            raise _no_run(run_id)
         if was not in (RunStatus.QUEUED, RunStatus.PAUSED, RunStatus.RUNNING):
             raise SynapseError(
                 f"run {run_id!r} is {was} already; only queued, running and paused runs can be cancelled"
             )
-        click.echo(f"{run_id}: {'being cancelled' if was == RunStatus.RUNNING else 'cancelled'}")
+        now = "cancelling" if was == RunStatus.RUNNING else RunStatus.CANCELLED.value
+        if output == "json":
+            _print_json({"run_id": run_id, "was": was, "now": now})
+        else:
+            click.echo(f"{run_id}: {'being cancelled' if was == RunStatus.RUNNING else 'cancelled'}")
+
+    _do(work)
+
+
+@runs.command("resume")
+@click.argument("run_id")
+@OUTPUT
+def resume(run_id: str, output: str) -> None:
+    """Continue a failed or cancelled run at the step that did not finish."""
+
+    async def work(settings: Settings) -> None:
+        async with _database(settings) as database, _redis(settings) as client:
+            was, job_id = await resume_run(database, client, run_id, now_ms=int(time.time() * 1000))
+        if not was:
+            raise _no_run(run_id)
+        if not job_id:
+            raise SynapseError(f"run {run_id!r} is {was}; only failed and cancelled runs can be resumed")
+        if output == "json":
+            _print_json({"run_id": run_id, "was": was, "now": RunStatus.QUEUED.value, "job_id": job_id})
+        else:
+            click.echo(f"{run_id}: was {was}, queued as job {job_id}")
 
     _do(work)
 
@@ -240,7 +266,7 @@ def list_letters(limit: int, output: str) -> None:
         async with _database(settings) as database:
             letters = await dead_letters.unresolved(database, limit=limit)
         if output == "json":
-            click.echo(json.dumps([_letter_json(letter) for letter in letters], indent=2))
+            _print_json([_letter_json(letter) for letter in letters])
         elif letters:
             rows = [("ID", "RUN", "ORCHESTRATION", "TRIES", "FAILED", "ERROR")]
             for letter in letters:
@@ -256,45 +282,68 @@ def list_letters(limit: int, output: str) -> None:
 
 @dlq.command("show")
 @click.argument("letter_id")
-def show_letter(letter_id: str) -> None:
+@OUTPUT
+def show_letter(letter_id: str, output: str) -> None:
     """Show one letter with its job's arguments."""
 
     async def work(settings: Settings) -> None:
         async with _database(settings) as database:
-            click.echo(json.dumps(_letter_json(await _letter(database, letter_id)), indent=2, ensure_ascii=False))
+            letter = await _letter(database, letter_id)
+        if output == "json":
+            _print_json(_letter_json(letter))
+            return
+        shown = {
+            "run": letter.run_id or "-",
+            "orchestration": letter.orchestration_id or "-",
+            "function": letter.function,
+            "tries": letter.attempts,
+            "failed": letter.failed_at.isoformat(" ", "seconds") if letter.failed_at else "-",
+            "dealt with": "yes" if letter.resolved else "no",
+            "error": letter.error,
+        }
+        for name, value in shown.items():
+            click.echo(f"{name + ':':15}{value}")
+        _print_json(letter.shown_payload)
 
     _do(work)
 
 
 @dlq.command("retry")
 @click.argument("letter_ids", nargs=-1, required=True)
-def retry(letter_ids: Sequence[str]) -> None:
+@OUTPUT
+def retry(letter_ids: Sequence[str], output: str) -> None:
     """Queue the jobs of letters again; their runs go on behind their last checkpoints."""
 
     async def work(settings: Settings) -> None:
         async with _database(settings) as database, _redis(settings) as client:
-            for letter_id in letter_ids:
-                letter = await _letter(database, letter_id)
+
+            async def one(letter: Letter) -> tuple[dict[str, object], str] | None:
                 job_id = await retry_letter(database, client, letter, now_ms=int(time.time() * 1000))
                 if job_id is None:
-                    raise SynapseError(f"letter {letter_id} was retried or discarded already")
-                click.echo(f"{letter.id}: queued as job {job_id} of run {letter.run_id}")
+                    return None
+                done: dict[str, object] = {"id": letter.id, "run_id": letter.run_id, "job_id": job_id}
+                return done, f"{letter.id}: queued as job {job_id} of run {letter.run_id}"
+
+            await _deal_with(database, letter_ids, output, one)
 
     _do(work)
 
 
 @dlq.command("discard")
 @click.argument("letter_ids", nargs=-1, required=True)
-def discard(letter_ids: Sequence[str]) -> None:
+@OUTPUT
+def discard(letter_ids: Sequence[str], output: str) -> None:
     """Mark letters as dealt with; their rows stay in PostgreSQL."""
 
     async def work(settings: Settings) -> None:
         async with _database(settings) as database:
-            for letter_id in letter_ids:
-                letter = await _letter(database, letter_id)
+
+            async def one(letter: Letter) -> tuple[dict[str, object], str] | None:
                 if not await dead_letters.discard(database, letter.id):
-                    raise SynapseError(f"letter {letter_id} was retried or discarded already")
-                click.echo(f"{letter.id}: discarded")
+                    return None
+                return {"id": letter.id, "run_id": letter.run_id}, f"{letter.id}: discarded"
+
+            await _deal_with(database, letter_ids, output, one)
 
     _do(work)
 
@@ -385,6 +434,39 @@ async def _letter(database: Database, letter_id: str) -> Letter:
     if letter is None:
         raise SynapseError(f"there is no dead letter {letter_id!r}; `synapse-worker dlq list` shows them")
     return letter
+
+
+async def _deal_with(
+    database: Database,
+    letter_ids: Sequence[str],
+    output: str,
+    one: Callable[[Letter], Coroutine[None, None, tuple[dict[str, object], str] | None]],
+) -> None:
+    """Do one thing with each letter; what was done before an error is printed too.
+
+    Args:
+        one: returns what to print, as JSON and as a line; None = somebody has dealt with the letter already.
+    """
+    done: list[dict[str, object]] = []
+    try:
+        for letter_id in letter_ids:
+            said = await one(await _letter(database, letter_id))
+            if said is None:
+                raise SynapseError(f"letter {letter_id} was retried or discarded already")
+            done.append(said[0])
+            if output == "table":
+                click.echo(said[1])
+    finally:
+        if output == "json":
+            _print_json(done)
+
+
+def _no_run(run_id: str) -> SynapseError:
+    return SynapseError(f"there is no run {run_id!r}; `synapse-worker runs list` shows the newest")
+
+
+def _print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def _letter_json(letter: Letter) -> dict[str, object]:

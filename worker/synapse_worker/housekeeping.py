@@ -1,8 +1,9 @@
-"""What any worker does now and then for all of them: bring back lost queue entries, note silent workers.
+"""What any worker does now and then for all of them: bring back lost queue entries, end what waits in vain.
 
 Each batch runs under a Postgres transaction lock, so one process at a time does it, whichever it is; a process
 that finds the lock taken does nothing. The sweep is what makes a run durable: whatever happens to Redis between
 the ledger's commit and the queue entry, or afterwards, the entry is written again from the ledger's envelope.
+Runs that nobody can run any more (their payload is gone, their time is over) fail here, with a sentence.
 """
 
 from __future__ import annotations
@@ -10,14 +11,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 
 from redis.asyncio import Redis
 
-from synapse_worker.errors import StoreRefused, StoreUnavailable
+from synapse_worker.connections import redis_errors_as_ours
+from synapse_worker.errors import PayloadError, StoreRefused, StoreUnavailable, WrongKeyType
 from synapse_worker.gate import StoreGate
-from synapse_worker.queueing.client import put
-from synapse_worker.store import ledger
+from synapse_worker.queueing import keys, stops
+from synapse_worker.queueing.client import RUN_FUNCTION, keep_payloads, nowhere, put, waiting_sets
+from synapse_worker.queueing.payload import EXPIRED, decode
+from synapse_worker.store import ledger, runs
 from synapse_worker.store.database import Database
+from synapse_worker.store.runs import DeadLetter
 from synapse_worker.store.workers import mark_silent
 
 log = logging.getLogger(__name__)
@@ -26,16 +34,23 @@ PERIOD_SECONDS = 15.0
 OVERDUE_SECONDS = 60.0
 """How long an open job is left alone: a producer may be between its two writes, an owner between two heartbeats."""
 BATCH = 200
+EXPIRE_PERIOD_SECONDS = 60
+"""How often one of all workers looks through the queued runs for those."""
+EXPIRED_SECONDS = 600.0
+"""How long a run of another producer may be queued without a payload before it fails."""
 
 
 class Housekeeper:
     """Run `keep` as a task."""
 
-    def __init__(self, database: Database, client: Redis, gate: StoreGate) -> None:
+    def __init__(self, database: Database, client: Redis, gate: StoreGate, queues: Sequence[str] = ()) -> None:
         self._database = database
         self._client = client
         self._gate = gate
+        self._queues = queues
         self._cursor = ""
+        self._expire_cursor = ""
+        self._places: dict[str, int] = {}
         self.swept = 0
         """Queue entries that this process has written again."""
 
@@ -48,6 +63,11 @@ class Housekeeper:
             try:
                 await mark_silent(self._database)
                 await self.sweep()
+                await self.time_out()
+                if await self._is_due("expire", EXPIRE_PERIOD_SECONDS):
+                    await self.expire()
+                await self.keep_payloads()
+                await stops.forget_old_aborts(self._client, int(time.time() * 1000))
             except (StoreUnavailable, StoreRefused) as error:
                 self._gate.trip(error)
             except Exception:
@@ -65,9 +85,74 @@ class Housekeeper:
             overdue = await ledger.overdue(transaction, overdue_seconds, after=self._cursor, limit=BATCH)
             for job in overdue:
                 # Looks in the queue, among what was given back or parked, and among the leases, before it adds.
-                if await put(self._client, job.queue, job.job_id, job.envelope, job.tenant_id):
+                try:
+                    queued = await put(self._client, job.queue, job.job_id, job.envelope, job.tenant_id)
+                except WrongKeyType:  # the claim loop of that queue says so
+                    continue
+                if queued:
                     added += 1
                     log.info("job %s had no queue entry any more; it is queued again", job.job_id)
         self._cursor = overdue[-1].job_id if len(overdue) == BATCH else ""
         self.swept += added
         return added
+
+    async def time_out(self) -> int:
+        """Fail waiting runs whose orchestration's timeout_minutes is over; returns how many.
+
+        What runs is ended by its owner, and what a crashed owner leaves by the next one.
+        """
+        ended = 0
+        for run in await runs.past_deadline(self._database, limit=BATCH):
+            function, arguments = RUN_FUNCTION, dict[str, object]({"run_id": run.run_id})
+            if run.envelope is not None:
+                try:
+                    payload = decode(run.envelope)
+                    function, arguments = payload.function, dict[str, object](payload.arguments)
+                except PayloadError:  # the letter then says less
+                    pass
+            sentence = f"the run took longer than the timeout_minutes of orchestration {run.orchestration_id!r}"
+            if await runs.time_out(self._database, run.run_id, DeadLetter(function, arguments, sentence, 1)):
+                ended += 1
+                log.warning("run %s failed: %s", run.run_id, sentence)
+        return ended
+
+    async def expire(self, waited_seconds: float = EXPIRED_SECONDS) -> int:
+        """Fail queued runs of other producers whose payload is gone; returns how many.
+
+        Ours to judge is only a run of which the ledger knows no job and Redis neither payload nor entry nor sign of
+        somebody running it. A run that runs is its owner's, and one that the ledger knows is the sweep's.
+        """
+        ended = 0
+        waiting = await ledger.unknown_queued(self._database, waited_seconds, after=self._expire_cursor, limit=BATCH)
+        self._expire_cursor = waiting[-1].run_id if len(waiting) == BATCH else ""
+        gone = await nowhere(self._client, self._queues, [run.job_id for run in waiting])
+        for run in waiting:
+            if run.job_id not in gone:
+                continue
+            letter = DeadLetter(RUN_FUNCTION, {"run_id": run.run_id, "orch_id": run.orchestration_id}, EXPIRED, 0)
+            if await runs.reject(
+                self._database,
+                job_id=run.job_id,
+                run_id=run.run_id,
+                queue=self._queues[0] if self._queues else "",
+                envelope=None,
+                letter=letter,
+                outcome="expired",
+            ):
+                ended += 1
+                log.warning("run %s failed: %s", run.run_id, EXPIRED)
+        return ended
+
+    async def _is_due(self, task: str, seconds: int) -> bool:
+        """Whether nobody has done a task for so many seconds; then it is ours now."""
+        with redis_errors_as_ours():
+            return bool(await self._client.set(keys.turn(task), "1", nx=True, ex=seconds))
+
+    async def keep_payloads(self) -> None:
+        """Prolong the payloads of waiting jobs, a batch of each queue a call: other producers' live for 24 h only."""
+        for queue_key in self._queues:
+            with suppress(WrongKeyType):
+                for zset in await waiting_sets(self._client, queue_key):
+                    place = await keep_payloads(self._client, zset, self._places.pop(zset, 0), BATCH)
+                    if place:
+                        self._places[zset] = place

@@ -7,13 +7,14 @@ happens ends in exactly one of: done (the lease is released), given back, or los
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TypeVar
@@ -33,12 +34,13 @@ from synapse_worker.engine.steps import EXECUTORS, StepContext
 from synapse_worker.errors import JobFailed, JobRetry, OwnershipLost, PayloadError, StoreRefused, StoreUnavailable
 from synapse_worker.events import EventWriter
 from synapse_worker.gate import StoreGate
-from synapse_worker.queueing import keys
-from synapse_worker.queueing.client import RUN_FUNCTION
+from synapse_worker.queueing import keys, stops
+from synapse_worker.queueing.client import RESUME_FUNCTION, RUN_FUNCTION
 from synapse_worker.queueing.lease import HandBack, Lease, Release
 from synapse_worker.queueing.loop import Control, Ending, Job, StopReason
-from synapse_worker.queueing.payload import JobPayload, decode, encode_result
+from synapse_worker.queueing.payload import EXPIRED, JobPayload, decode, encode_result
 from synapse_worker.queueing.reservations import Reservations
+from synapse_worker.queueing.stops import RunningJob
 from synapse_worker.settings import Settings
 from synapse_worker.store import claims, definitions, runs
 from synapse_worker.store.claims import ClaimRequest, OwnedRun, State, Verdict
@@ -61,18 +63,21 @@ _MAX_ID = 255
 CRASH_LIMIT = 3
 """Crashes of a job that ran alone, without a step finished in between, until it is given up."""
 
-_PARAMETERS = (
-    "run_id",
-    "orch_id",
-    "initial_input",
-    "session_id",
-    "initial_state",
-    "webhook_url",
-    "webhook_secret",
-    "tenant_id",
-    "api_key_id",
-)
-"""The arguments of run_orchestration_job, in the order of upstream's function."""
+_PARAMETERS = {
+    RUN_FUNCTION: (
+        "run_id",
+        "orch_id",
+        "initial_input",
+        "session_id",
+        "initial_state",
+        "webhook_url",
+        "webhook_secret",
+        "tenant_id",
+        "api_key_id",
+    ),
+    RESUME_FUNCTION: ("run_id",),
+}
+"""The functions of this release, each with its arguments in the order of upstream's function."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +119,7 @@ class Jobs:
     def __init__(self, surroundings: Surroundings) -> None:
         self._with = surroundings
         self._writer = RunWriter(surroundings.database)
-        self._running: dict[str, Control] = {}
+        self._running: dict[RunningJob, Control] = {}
 
     async def watch_cancels(self) -> None:
         """Stop runs that somebody cancelled: one call for all of them, twice a second, for ever."""
@@ -124,14 +129,13 @@ class Jobs:
             if not running or not self._with.gate.is_open:
                 continue
             try:
-                with redis_errors_as_ours():
-                    wanted = await self._with.client.mget([keys.cancel(run_id) for run_id in running])
+                wanted = await stops.wanted(self._with.client, running)
             except (StoreUnavailable, StoreRefused) as error:
                 self._with.gate.trip(error)
                 continue
-            for run_id, cancel in zip(running, wanted, strict=True):
-                if cancel is not None and run_id in self._running:
-                    self._running[run_id].stop(StopReason.CANCELLED)
+            for job, reason in wanted.items():
+                if job in self._running:
+                    self._running[job].stop(reason)
 
     async def begin(self, leases: Sequence[Lease]) -> Sequence[Job | Release | HandBack]:
         """Read payloads, give every job a claim number and its run; see `Handler.begin`."""
@@ -140,21 +144,25 @@ class Jobs:
         with redis_errors_as_ours():
             raws = await self._with.client.mget([keys.job(lease.job_id) for lease in leases])
         for lease, raw in zip(leases, raws, strict=True):
-            envelope = raw or await claims.envelope_of(self._with.database, lease.job_id)
-            payload = None
+            envelope, payload = raw, None
             try:
+                if not _storable(lease.job_id):
+                    raise PayloadError(f"the job's id is not a text of 1 to {_MAX_ID} characters")
+                envelope = raw or await claims.envelope_of(self._with.database, lease.job_id)
                 if envelope is None:
-                    raise PayloadError("payload expired before a worker took it")
-                payload = decode(envelope)
+                    raise PayloadError(EXPIRED)
+                payload = _named(decode(envelope))
                 request = _request(lease, envelope, payload, self._with.settings.default_tenant_id)
             except PayloadError as error:
                 started.append(await self._reject(lease, envelope, payload, str(error)))
             else:
                 requests[lease.job_id] = (lease, payload, request)
+        await self._name_tenants(requests)
         started += await self._park_what_is_over(requests)
         if requests:
-            taken = await claims.take(
-                self._with.database, self._with.settings.worker_id, [request for _, _, request in requests.values()]
+            asked = [request for _, _, request in requests.values()]
+            taken, unwanted = await asyncio.gather(
+                claims.take(self._with.database, self._with.settings.worker_id, asked), self._unwanted(asked)
             )
             owned = [answer.run for answer in taken if answer.run is not None]
             # Owned from here on: an outage now must not make it look as if this process had crashed over them.
@@ -163,18 +171,31 @@ class Jobs:
                 lease, payload, request = requests[answer.request.job_id]
                 if answer.run is None:
                     self._with.reservations.free(lease.job_id, request.tenant_id)
-                    started.append(await self._already_ended(lease, payload, request, answer.verdict))
+                    if answer.verdict is Verdict.MISSING:
+                        sentence = f"there is no run {request.run_id!r} to go on with"
+                        started.append(await self._reject(lease, request.envelope, payload, sentence))
+                    else:
+                        started.append(await self._already_ended(lease, payload, request, answer.verdict))
                     continue
                 run = whole[answer.run.run_id]
-                if run.suspect and not lease.alone and run.crashes < CRASH_LIMIT:
+                stop = unwanted.get(RunningJob(request.run_id, request.job_id))
+                if stop is None and run.suspect and not lease.alone and run.crashes < CRASH_LIMIT:
                     self._with.reservations.free(lease.job_id, request.tenant_id)
                     started.append(await self._set_apart(lease, run))
                     continue
                 definition = run.definition or found.get(run.orchestration_id)
-                started.append(
-                    RunJob(lease, payload, request, run, definition, self._with, self._writer, self._running)
-                )
+                job = RunJob(lease, payload, request, run, definition, self._with, self._writer, self._running)
+                job.unwanted = stop
+                started.append(job)
         return started
+
+    async def _name_tenants(self, requests: dict[str, tuple[Lease, JobPayload, ClaimRequest]]) -> None:
+        """Give jobs that go on with a run that run's tenant; they name none themselves."""
+        resumed = [request.run_id for _, _, request in requests.values() if not request.orchestration_id]
+        known = await claims.tenants_of(self._with.database, resumed) if resumed else {}
+        for job_id, (lease, payload, request) in requests.items():
+            if not request.orchestration_id and request.run_id in known:
+                requests[job_id] = (lease, payload, replace(request, tenant_id=known[request.run_id]))
 
     async def _park_what_is_over(self, requests: dict[str, tuple[Lease, JobPayload, ClaimRequest]]) -> list[HandBack]:
         """Take out of `requests` the jobs of tenants that run as many as they may, before anything is written."""
@@ -204,24 +225,42 @@ class Jobs:
         await self._with.persist(lambda: claims.give_back(self._with.database, run, active_seconds=0.0))
         return HandBack(lease, None, suspect=True)
 
+    async def _unwanted(self, requests: Sequence[ClaimRequest]) -> dict[RunningJob, StopReason]:
+        """Return the jobs that need not start; what cannot be asked now is asked again while they run."""
+        try:
+            return await stops.wanted(
+                self._with.client, [RunningJob(request.run_id, request.job_id) for request in requests]
+            )
+        except (StoreUnavailable, StoreRefused):
+            return {}
+
     async def _reject(self, lease: Lease, envelope: bytes | None, payload: JobPayload | None, sentence: str) -> Release:
-        log.warning("job %s cannot be run: %s", lease.job_id, sentence)
+        job_id = lease.job_id
+        if not _storable(job_id):  # a name for it that the ledger can hold, the same each time
+            job_id = "unusable_" + hashlib.sha256(job_id.encode(errors="surrogateescape")).hexdigest()[:32]
+        log.warning("job %s cannot be run: %s", job_id, sentence)
         letter = DeadLetter(
-            function=payload.function[:_MAX_ID] if payload else "unknown",
+            function=payload.function if payload and _storable(payload.function) else "unknown",
             payload=payload.arguments if payload else {},
             error=sentence,
             attempts=1,
         )
-        run_id = payload.arguments.get("run_id") if payload else None
-        await runs.reject(
+        named = payload.arguments.get("run_id") if payload else None
+        run_id = named if isinstance(named, str) and _storable(named) else job_id
+        ended = await runs.reject(
             self._with.database,
-            job_id=lease.job_id,
-            run_id=run_id if isinstance(run_id, str) else lease.job_id,
+            job_id=job_id,
+            run_id=run_id,
             queue=lease.queue_key,
             envelope=envelope,
             letter=letter,
+            outcome="expired" if sentence == EXPIRED else "failed",
         )
         self._with.metrics.runs_completed("unknown", "failed")
+        if ended:
+            error: State = {"type": "orchestration_error", "error": sentence, "event_id": f"{run_id}:error:1:0"}
+            claim = await claims.claim_of(self._with.database, run_id)
+            self._with.events.hand(run_id, claim, [error, _sentinel(run_id)])
         return Release(lease, _result(lease, payload, success=False, text=sentence))
 
     async def _already_ended(
@@ -247,9 +286,12 @@ class RunJob:
         definition: State | None,
         surroundings: Surroundings,
         writer: RunWriter,
-        running: dict[str, Control],
+        running: dict[RunningJob, Control],
     ) -> None:
         self.lease = lease
+        self.unwanted: StopReason | None = None
+        """Why it is to end before it starts, if it is."""
+        self._ids = RunningJob(run.run_id, run.job_id)
         self._writer = writer
         self._running = running
         self._payload = payload
@@ -269,8 +311,10 @@ class RunJob:
         self._with.reservations.hold(self.lease.job_id, self._reserved_for)
         budget = max(0.0, self._with.settings.job_timeout - self._run.active_seconds)
         self._with.metrics.active_runs.inc()
-        self._running[self._run.run_id] = control
+        self._running[self._ids] = control
         try:
+            if self.unwanted is not None:
+                return await self._cancel(self.unwanted)
             try:
                 async with asyncio.timeout(budget) as timer:
                     return await self._work(control)
@@ -295,8 +339,8 @@ class RunJob:
         finally:
             self._with.reservations.free(self.lease.job_id, self._reserved_for)
             self._with.metrics.active_runs.dec()
-            if self._running.get(self._run.run_id) is control:
-                del self._running[self._run.run_id]
+            if self._running.get(self._ids) is control:
+                del self._running[self._ids]
 
     async def _work(self, control: Control) -> Ending:
         if self._run.suspect and self._run.crashes - self.lease.alone >= CRASH_LIMIT:
@@ -307,7 +351,29 @@ class RunJob:
         definition, cursor = await self._prepare()
         if cursor is None:
             return HandBack(self.lease, _NEWER_CURSOR_DELAY_MS) if await self._give_back(failed=False) else None
+        left = await self._seconds_left(definition)
         await self._announce(definition)
+        try:
+            async with asyncio.timeout(left) as timer:
+                return await self._walk(definition, cursor, control)
+        except TimeoutError:
+            if not timer.expired():
+                raise
+            raise JobFailed(
+                f"the run took longer than the timeout_minutes ({definition.timeout_minutes:g}) of {definition.title}"
+            ) from None
+
+    async def _seconds_left(self, definition: Definition) -> float | None:
+        """Return how long the run may still take by its orchestration's timeout_minutes; None = no limit."""
+        if definition.timeout_minutes is None:
+            return None
+        seconds = definition.timeout_minutes * 60
+        left = await self._with.persist(lambda: runs.start_clock(self._with.database, self._run, seconds))
+        if left is None:
+            raise OwnershipLost(self._run.run_id)
+        return left
+
+    async def _walk(self, definition: Definition, cursor: Cursor, control: Control) -> Ending:
         while True:
             if control.hand_over:
                 return await self._hand_over()
@@ -343,18 +409,34 @@ class RunJob:
             definition = _parsed(to_jsonb(self._document))
             if self._run.cursor is None:
                 await check_code(definition, self._with.sandbox)
-                cursor = runner.begin(definition)
-            else:
-                return definition, Cursor.from_json(self._run.cursor)
+                return definition, await self._first_cursor(definition)
+            return definition, Cursor.from_json(self._run.cursor)
         except NewerCursor:
             return definition, None
         except EngineError as error:
             raise (JobFailed if error.final else JobRetry)(str(error)) from None
+
+    async def _first_cursor(self, definition: Definition) -> Cursor:
+        """Return where a run without a checkpoint starts, and set the state that it starts with."""
         arguments = self._payload.arguments
+        if self._payload.function == RESUME_FUNCTION:
+            if self._run.state:
+                return runner.resume(definition, self._run.history)
+            arguments = await self._first_arguments()
         initial = arguments.get("initial_state")
         given = initial if isinstance(initial, Mapping) else None
         self._state = dict(runner.initial_state(definition, arguments.get("initial_input"), given))
-        return definition, cursor
+        return runner.begin(definition)
+
+    async def _first_arguments(self) -> Mapping[str, object]:
+        """Return the arguments that the run was first enqueued with: its first job has the run's own id."""
+        envelope = await claims.envelope_of(self._with.database, self._run.run_id)
+        if envelope is None:
+            raise JobFailed("the run's input is not kept any more; enqueue the orchestration again")
+        try:
+            return _named(decode(envelope)).arguments
+        except PayloadError as error:
+            raise JobFailed(str(error)) from None
 
     async def _announce(self, definition: Definition) -> None:
         """Publish who took the run, and again what a crashed owner may not have got into the stream."""
@@ -510,15 +592,17 @@ class RunJob:
         )
         return Release(self.lease, _result(self.lease, self._payload, success=False, text=sentence))
 
-    async def _cancel(self) -> Ending:
+    async def _cancel(self, reason: StopReason) -> Ending:
         if not await self._end(RunStatus.CANCELLED, "cancelled", None):
             return None
-        with redis_errors_as_ours():
-            await self._with.client.delete(keys.cancel(self._run.run_id))
+        with suppress(StoreUnavailable, StoreRefused):  # the marks run out by themselves
+            await stops.settle(self._with.client, self._ids)
         await self._say_last(
             [{"type": "orchestration_error", "error": "cancelled", "event_id": f"{self._run.run_id}:error:1:0"}]
         )
-        return Release(self.lease, _result(self.lease, self._payload, success=False, text="cancelled"))
+        # Only who aborted the job waits for this exception; elsewhere it would look like a cancellation of its own.
+        said = asyncio.CancelledError("cancelled") if reason is StopReason.ABORTED else "cancelled"
+        return Release(self.lease, _result(self.lease, self._payload, success=False, text=said))
 
     async def _retry(self, sentence: str) -> Ending:
         """Count a failed execution; give the run back with back-off, or end it when the retries are used up."""
@@ -544,8 +628,8 @@ class RunJob:
 
     async def _stopped(self, control: Control) -> Ending:
         """End a job that was interrupted; what it was doing inside its step is left without a trace."""
-        if control.stop_reason is StopReason.CANCELLED:
-            return await self._cancel()
+        if control.stop_reason in (StopReason.CANCELLED, StopReason.ABORTED):
+            return await self._cancel(control.stop_reason)
         if control.stop_reason is StopReason.INTERRUPTED:
             return await self._hand_over()
         # The lease is lost, the run may still be ours: the fence decides. Given back here, it need not wait for
@@ -602,21 +686,38 @@ def _parsed(text: str) -> Definition:
     return Definition.parse(json.loads(text))
 
 
+def _named(payload: JobPayload) -> JobPayload:
+    """Return the job with its positional arguments under their names; what a name is given for wins."""
+    names = _PARAMETERS.get(payload.function, ())
+    given = dict(zip(names, payload.positional, strict=False))
+    return replace(payload, arguments={**given, **payload.arguments}, positional=payload.positional[len(names) :])
+
+
+def _storable(text: str, most: int = _MAX_ID) -> bool:
+    """Whether PostgreSQL can hold a text in a column of so many characters, and a key of Redis name it."""
+    try:
+        return len(text.encode()) > 0 and len(text) <= most and "\x00" not in text
+    except UnicodeEncodeError:
+        return False
+
+
 def _request(lease: Lease, envelope: bytes, payload: JobPayload, default_tenant: str) -> ClaimRequest:
     """Check a job's arguments and return what it asks for.
 
     Raises:
         PayloadError: the function is not run by this release, or an argument is missing or of the wrong kind.
     """
-    if payload.function != RUN_FUNCTION:
-        raise PayloadError(f"unknown job function {payload.function[:80]!r}; this release runs {RUN_FUNCTION}")
-    arguments = {**dict(zip(_PARAMETERS, payload.positional, strict=False)), **payload.arguments}
+    if payload.function not in _PARAMETERS:
+        raise PayloadError(
+            f"unknown job function {payload.function[:80]!r}; this release runs {' and '.join(_PARAMETERS)}"
+        )
+    arguments = payload.arguments
 
     def text(name: str, *, required: bool = False, most: int = _MAX_ID) -> str | None:
         value = arguments.get(name)
         if value is None and not required:
             return None
-        if not isinstance(value, str) or value == "" or len(value) > most or "\x00" in value:
+        if not isinstance(value, str) or not _storable(value, most):
             raise PayloadError(f"the job's argument {name} must be a text of 1 to {most} characters")
         return value
 
@@ -627,8 +728,8 @@ def _request(lease: Lease, envelope: bytes, payload: JobPayload, default_tenant:
         run_id=str(text("run_id", required=True)),
         queue=lease.queue_key,
         envelope=envelope,
-        enqueued_ms=payload.enqueued_ms or int(lease.score),
-        orchestration_id=str(text("orch_id", required=True)),
+        enqueued_ms=payload.enqueued_ms or (int(lease.score) if 0 < lease.score < 2**42 else 0),
+        orchestration_id=str(text("orch_id", required=True)) if payload.function == RUN_FUNCTION else "",
         session_id=text("session_id"),
         tenant_id=text("tenant_id") or default_tenant,
         webhook_url=text("webhook_url", most=8192),
@@ -667,7 +768,7 @@ def _sentinel(run_id: str) -> State:
     return {"type": "done", "event_id": f"{run_id}:done"}
 
 
-def _result(lease: Lease, payload: JobPayload | None, *, success: bool, text: str) -> bytes:
+def _result(lease: Lease, payload: JobPayload | None, *, success: bool, text: str | BaseException) -> bytes:
     return encode_result(
         payload or JobPayload("unknown", {}),
         job_id=lease.job_id,

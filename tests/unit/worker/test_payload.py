@@ -15,13 +15,13 @@ from synapse_worker.errors import PayloadError
 from synapse_worker.queueing.payload import JobPayload, decode, encode
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(), children, max_size=4),
     max_leaves=20,
 )
 
 
-@given(st.text(min_size=1), st.dictionaries(st.text(), JSON, max_size=5), st.integers(0, 2**53))
+@given(st.text(min_size=1), st.dictionaries(st.text(), JSON, max_size=5), st.integers(0, 2**41))
 def test_what_we_write_stock_arq_reads_and_we_read_back(
     function: str, arguments: dict[str, object], enqueued: int
 ) -> None:
@@ -80,6 +80,9 @@ def _bomb() -> list[object]:
         (pickle.dumps({"f": "f", "k": {"a": {1: 2}}}), "keys are not text"),
         (pickle.dumps({"f": "f", "k": {"a": b"bytes"}}), "hold a bytes"),
         (pickle.dumps({"f": "f", "k": {"a": {1, 2}}}), "hold a set"),
+        (pickle.dumps({"f": "f", "k": {"a": [float("nan")]}}), "the number nan, which JSON does not have"),
+        (b'{"f": "f", "k": {"a": -Infinity}}', "the number -inf"),
+        (pickle.dumps({"f": "f", "k": {"a": 10**5000}}), "a whole number of over 1024 bits"),
         (pickle.dumps({"f": "f", "k": {}, "a": "abc"}), "not a list"),
         (pickle.dumps({"f": "f", "k": {"a": _nested(150)}}), "nested too deeply"),
         (pickle.dumps({"f": "f", "k": {"a": _bomb()}}), "too many"),
@@ -92,6 +95,11 @@ def test_what_cannot_be_a_job_is_refused_with_a_sentence(
     with pytest.raises(PayloadError, match=sentence):
         decode(raw)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("enqueued", [-1, 0, 10**30, "yesterday", None])
+def test_an_impossible_time_of_enqueueing_counts_as_none(enqueued: object) -> None:
+    assert decode(pickle.dumps({"f": "f", "k": {}, "et": enqueued})).enqueued_ms == 0
 
 
 @given(st.binary(max_size=200))

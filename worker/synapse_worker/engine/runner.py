@@ -7,11 +7,12 @@ Pure: no client, clock or sandbox. The job loop asks `decide`, does what it says
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, cast
 
-from synapse_worker.engine.frames import MAIN, Cursor, Frame
+from synapse_worker.engine.frames import MAIN, Cursor, CursorUnreadable, Frame
 from synapse_worker.engine.json_values import JsonObject, JsonValue
 from synapse_worker.engine.model import Definition, Step
 from synapse_worker.engine.outcome import StepOutcome
@@ -53,6 +54,20 @@ Decision: TypeAlias = Execute | LimitReached | Finish | Fail
 def begin(definition: Definition) -> Cursor:
     """Return the cursor of a run that has done nothing yet."""
     return Cursor((Frame(MAIN, definition.entry_step_id),))
+
+
+def resume(definition: Definition, history: Sequence[Mapping[str, object]]) -> Cursor:
+    """Return the cursor of a run that has a history and no cursor: it stands at the step that failed last.
+
+    Raises:
+        CursorUnreadable: steps have finished and none has failed, so nothing says where the run stands.
+    """
+    visits = Counter(str(entry.get("step_id")) for entry in history if entry.get("status") == "completed")
+    failed = [entry.get("step_id") for entry in history if entry.get("status") == "failed"]
+    if not failed and visits:
+        raise CursorUnreadable("The run has finished steps and no checkpoint, so it cannot be continued.")
+    at = str(failed[-1]) if failed else definition.entry_step_id
+    return Cursor((Frame(MAIN, at),), dict(visits), visits.total())
 
 
 def initial_state(definition: Definition, user_input: object, initial: Mapping[str, object] | None) -> JsonObject:

@@ -22,6 +22,7 @@ from synapse_worker.store.database import Database
 from synapse_worker.store.dead_letters import Letter
 
 RUN_FUNCTION = "run_orchestration_job"
+RESUME_FUNCTION = "resume_failed_job"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,25 @@ async def retry_letter(database: Database, client: Redis, letter: Letter, *, now
     return job_id
 
 
+async def resume_run(database: Database, client: Redis, run_id: str, *, now_ms: int) -> tuple[str, str]:
+    """Queue a failed or cancelled run again, as a new job; it goes on at the step that did not finish.
+
+    Returns:
+        The status that the run had and the new job's id; the id is "" when the run had another status than failed
+        or cancelled and nothing was written, and the status is "" when there is no such run.
+    """
+    queue_key = keys.queue(DEFAULT_QUEUE)
+    job_id = f"resume_{now_ms}_{secrets.token_hex(6)}"
+    envelope = encode(JobPayload(RESUME_FUNCTION, {"run_id": run_id}, enqueued_ms=now_ms))
+    was = await runs.requeue_ended(database, run_id, job_id=job_id, queue=queue_key, envelope=envelope)
+    if was not in (runs.RunStatus.FAILED, runs.RunStatus.CANCELLED):
+        return was, ""
+    with redis_errors_as_ours():
+        await client.delete(keys.cancel(run_id))  # an answered wish must not cancel the run again
+    await put(client, queue_key, job_id, envelope)
+    return was, job_id
+
+
 async def cancel_run(database: Database, client: Redis, run_id: str) -> str:
     """Cancel a run: at once when it waits, within a second when a worker has it.
 
@@ -159,3 +179,55 @@ async def queue_figures(client: Redis, queue_keys: Sequence[str]) -> dict[str, Q
             oldest_seconds=max(0.0, *waits) if waits else None,
         )
     return figures
+
+
+async def nowhere(client: Redis, queue_keys: Sequence[str], job_ids: Sequence[str]) -> set[str]:
+    """Return those of `job_ids` of which Redis has no payload, no result, no owner and, in these queues, no entry.
+
+    A queue whose keys have another type counts as holding all of them.
+    """
+    if not job_ids:
+        return set()
+    pipeline = client.pipeline(transaction=False)
+    for job_id in job_ids:
+        for name in (keys.job(job_id), keys.result(job_id), keys.in_progress(job_id)):
+            pipeline.exists(name)
+        for queue_key in queue_keys:
+            for zset in (queue_key, keys.again(queue_key), keys.leases(queue_key)):
+                pipeline.zscore(zset, job_id)
+    with redis_errors_as_ours():
+        answers = await pipeline.execute(raise_on_error=False)
+        for answer in answers:
+            if isinstance(answer, Exception) and "WRONGTYPE" not in str(answer):
+                raise answer
+    width = 3 + 3 * len(queue_keys)
+    return {
+        job_id
+        for place, job_id in enumerate(job_ids)
+        # EXISTS answers 0 and ZSCORE None for what is not there; 0 is also a score.
+        if not any(answers[place * width : place * width + 3])
+        and all(answer is None for answer in answers[place * width + 3 : (place + 1) * width])
+    }
+
+
+async def waiting_sets(client: Redis, queue_key: str) -> list[str]:
+    """Return the keys of a queue's zsets in which jobs wait that nobody may have claimed yet."""
+    with redis_errors_as_ours():
+        tenants: list[bytes] = await client.hkeys(keys.parked(queue_key))  # type: ignore[misc]
+    return [queue_key, *(keys.parked_of(queue_key, tenant.decode(errors="surrogateescape")) for tenant in tenants)]
+
+
+async def keep_payloads(client: Redis, zset: str, start: int, count: int) -> int:
+    """Let the payloads of `count` jobs of a zset from rank `start` on live for `JOB_TTL_MS`; returns where to go on."""
+    with redis_errors_as_ours():
+        members: list[bytes] = await client.zrange(zset, start, start + count - 1)
+        names = [keys.job(member.decode(errors="surrogateescape")) for member in members]
+        pipeline = client.pipeline(transaction=False)
+        for name in names:
+            pipeline.pttl(name)
+        left = await pipeline.execute()
+        for name, milliseconds in zip(names, left, strict=True):
+            if 0 <= milliseconds < keys.JOB_TTL_MS / 2:  # below 0: not there, or without an end
+                pipeline.pexpire(name, keys.JOB_TTL_MS)
+        await pipeline.execute()
+    return start + count if len(members) == count else 0

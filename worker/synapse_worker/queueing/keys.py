@@ -19,6 +19,7 @@ from arq.constants import (
 QUEUE_PREFIX = "synapse:orchestrations:"
 HEARTBEAT_CHANNEL = "synapse:workers:heartbeat"
 ABORT = abort_jobs_ss
+"""zset: ids of the jobs that arq's `Job.abort()` wants ended, with the time in ms."""
 RUN_STREAM_MAX_LENGTH = 10_000
 JOB_TTL_MS = 8 * 86_400_000
 """How long we keep an envelope in Redis: arq's own 24 h is shorter than a full queue may take."""
@@ -109,6 +110,11 @@ def in_progress(job_id: str) -> str:
 def health(queue_key: str) -> str:
     """string: arq's health line of the workers of a queue."""
     return queue_key + health_check_key_suffix
+
+
+def turn(task: str) -> str:
+    """string: present while a task of housekeeping need not be done again by anybody."""
+    return f"synapse:housekeeping:{task}"
 
 
 def run_events(run_id: str) -> str:

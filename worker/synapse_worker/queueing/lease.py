@@ -124,7 +124,7 @@ class LeaseQueue:
         """
         with redis_errors_as_ours():
             first = await self._client.zrange(self._suspects, 0, 0, withscores=True)
-            candidates = [(score, job_id.decode(), "1") for job_id, score in first]
+            candidates = [(score, _text(job_id), "1") for job_id, score in first]
             taken = await self._take(candidates, 1, now, self._suspects) if candidates else []
             await self._client.zrem(self._isolating, self._worker_id)
         self.suspects = max(0, self.suspects - 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,9 +17,15 @@ from typing import Never
 
 from synapse_worker.errors import PayloadError
 
+EXPIRED = "payload expired before a worker took it"
+"""What is said of a job whose id is there and whose payload is not."""
+
 MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
 _MAX_NODES = 1_000_000
 _MAX_DEPTH = 100
+_MAX_BITS = 1_024
+_MAX_MS = 4_102_444_800_000
+"""The year 2100: what claims to come from later is not a time in ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +64,13 @@ def encode(payload: JobPayload) -> bytes:
 
 
 def encode_result(
-    payload: JobPayload, *, job_id: str, queue_key: str, success: bool, result: str, now_ms: int
+    payload: JobPayload, *, job_id: str, queue_key: str, success: bool, result: str | BaseException, now_ms: int
 ) -> bytes:
-    """Return the bytes of arq's `arq:result:<id>`: small, without the arguments."""
+    """Return the bytes of arq's `arq:result:<id>`: small, without the arguments.
+
+    Args:
+        result: a text, or the exception that arq's `Job.result()` is to raise.
+    """
     return pickle.dumps(
         {
             "t": 1,
@@ -101,7 +112,7 @@ def decode(raw: bytes) -> JobPayload:
         function=document["f"],
         arguments=arguments,
         positional=tuple(positional),
-        enqueued_ms=enqueued if isinstance(enqueued, int) else 0,
+        enqueued_ms=enqueued if isinstance(enqueued, int) and 0 < enqueued < _MAX_MS else 0,
         extras=extras if isinstance(extras, dict) else {},
     )
 
@@ -135,5 +146,9 @@ def _check_values(root: object) -> None:
                 stack.append((item, depth + 1))
         elif isinstance(value, list | tuple):
             stack.extend((item, depth + 1) for item in value)
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise PayloadError(f"the payload's arguments hold the number {value}, which JSON does not have")
+        elif isinstance(value, int) and value.bit_length() > _MAX_BITS:
+            raise PayloadError(f"the payload's arguments hold a whole number of over {_MAX_BITS} bits")
         elif value is not None and not isinstance(value, str | int | float | bool):
             raise PayloadError(f"the payload's arguments hold a {type(value).__name__}; only JSON values are accepted")

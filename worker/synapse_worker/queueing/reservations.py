@@ -168,7 +168,10 @@ class Reservations:
         most = _PAGE if limited is None else limited.concurrent_runs
         name = keys.parked_of(queue_key, tenant)
         with redis_errors_as_ours():
-            ids = [job_id.decode() for job_id in await self._client.zrange(name, 0, min(most, _PAGE) - 1)]
+            ids = [
+                job_id.decode(errors="surrogateescape")
+                for job_id in await self._client.zrange(name, 0, min(most, _PAGE) - 1)
+            ]
             if not ids or most == 0:
                 return
             if limited is not None:
@@ -185,7 +188,7 @@ class Reservations:
         async def one(tenant: str, ids: Sequence[str]) -> tuple[str, set[str]]:
             limit = self._tenants[tenant].concurrent_runs if tenant in self._tenants else 0
             refused = await self._reserve(keys=[keys.running(tenant)], args=[limit, milliseconds, *ids])
-            return tenant, {job_id.decode() for job_id in refused}
+            return tenant, {job_id.decode(errors="surrogateescape") for job_id in refused}
 
         with redis_errors_as_ours():
             return list(await asyncio.gather(*(one(tenant, ids) for tenant, ids in by_tenant.items())))
@@ -200,7 +203,8 @@ class Reservations:
                 passed, parked = 0, 0
                 while True:
                     ids = [
-                        job_id.decode() for job_id in await self._client.zrange(queue_key, passed, passed + _PAGE - 1)
+                        job_id.decode(errors="surrogateescape")
+                        for job_id in await self._client.zrange(queue_key, passed, passed + _PAGE - 1)
                     ]
                     moved = await self._park_page(queue_key, ids, tenants)
                     parked += moved

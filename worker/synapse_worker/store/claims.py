@@ -26,11 +26,16 @@ class Verdict(StrEnum):
     """The job has an outcome already: only its lease is left to release."""
     SUPERSEDED = "superseded"
     """The run belongs to another job, or ended in a way that this job may not undo."""
+    MISSING = "missing"
+    """There is no run for this job to go on with."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimRequest:
-    """A leased job whose payload could be read and names a run."""
+    """A leased job whose payload could be read and names a run.
+
+    `orchestration_id` is "" for a job that goes on with a run that exists; it creates none.
+    """
 
     job_id: str
     run_id: str
@@ -86,7 +91,8 @@ class Taken:
 
 # One statement, so that the ledger and the runs change together in one round trip.
 # A run is taken when it is queued, when this very job was running it (recovery), or when it had failed or was
-# cancelled under another job (upstream's dead-letter retry enqueues the run under a new job id).
+# cancelled under another job (upstream's dead-letter retry enqueues the run under a new job id). A job that names no
+# orchestration only goes on with a run that is there and is its own or has failed or was cancelled.
 _TAKE = """
 WITH asked AS (
   SELECT * FROM unnest($2::text[], $3::text[], $4::text[], $5::bytea[], $6::bigint[], $7::text[], $8::text[],
@@ -114,10 +120,17 @@ owned AS (
       webhook_secret, claim, worker_id)
   SELECT DISTINCT ON (a.run_id) a.run_id, a.orchestration_id, a.session_id, a.tenant_id, 'running', '{}'::jsonb,
          '[]'::jsonb, false, 0, 0, now(), now(), a.job_id, a.url, a.secret, l.claim, $1
-    FROM asked a JOIN ledger l USING (job_id) ORDER BY a.run_id, a.job_id
+    FROM asked a JOIN ledger l USING (job_id)
+   WHERE a.orchestration_id <> '' OR EXISTS (
+     SELECT 1 FROM orchestration_runs x
+      WHERE x.run_id = a.run_id AND (x.job_id = a.job_id OR x.status IN ('failed', 'cancelled')))
+   ORDER BY a.run_id, a.job_id
   ON CONFLICT (run_id) DO UPDATE
      SET status = 'running', claim = EXCLUDED.claim, worker_id = EXCLUDED.worker_id, job_id = EXCLUDED.job_id,
-         ended_at = NULL, error = NULL, started_at = coalesce(r.started_at, now())
+         ended_at = NULL, error = NULL, started_at = coalesce(r.started_at, now()),
+         deadline = CASE WHEN r.status IN ('failed', 'cancelled') THEN NULL ELSE r.deadline END,
+         webhook_url = coalesce(r.webhook_url, EXCLUDED.webhook_url),
+         webhook_secret = coalesce(r.webhook_secret, EXCLUDED.webhook_secret)
    WHERE r.status = 'queued'
       OR (r.status = 'running' AND r.job_id = EXCLUDED.job_id)
       OR (r.status IN ('failed', 'cancelled') AND r.job_id IS DISTINCT FROM EXCLUDED.job_id)
@@ -168,6 +181,8 @@ async def take(database: Database, worker_id: str, requests: Sequence[ClaimReque
         row = by_job.get(request.job_id)
         if row is None:
             answers.append(Taken(request, Verdict.ENDED, None))
+        elif row["run_id"] is None and not (request.orchestration_id or await _exists(database, request.run_id)):
+            answers.append(Taken(request, Verdict.MISSING, None))
         elif row["run_id"] is None:
             await _supersede(database, request.job_id, row["claim"])
             answers.append(Taken(request, Verdict.SUPERSEDED, None))
@@ -227,6 +242,18 @@ async def envelope_of(database: Database, job_id: str) -> bytes | None:
     """Return the payload that our producer kept in the ledger, if it did."""
     row = await database.fetchrow("SELECT envelope FROM job_ledger WHERE job_id = $1", job_id)
     return None if row is None else row["envelope"]
+
+
+async def tenants_of(database: Database, run_ids: Sequence[str]) -> dict[str, str]:
+    """Return the tenants of the runs that exist, by run id."""
+    rows = await database.fetch(
+        "SELECT run_id, tenant_id FROM orchestration_runs WHERE run_id = ANY($1::text[])", list(run_ids)
+    )
+    return {row["run_id"]: row["tenant_id"] for row in rows}
+
+
+async def _exists(database: Database, run_id: str) -> bool:
+    return bool(await database.fetch("SELECT 1 FROM orchestration_runs WHERE run_id = $1", run_id))
 
 
 async def _supersede(database: Database, job_id: str, claim: int) -> None:

@@ -83,7 +83,8 @@ async def requeue(database: Database, letter: Letter, *, job_id: str, queue: str
         WITH letter AS (
           UPDATE dead_letter_queue SET resolved = true WHERE id = $1 AND resolved IS NOT TRUE RETURNING run_id),
         run AS (
-          UPDATE orchestration_runs SET status = 'queued', job_id = $2::text, ended_at = NULL, error = NULL
+          UPDATE orchestration_runs
+             SET status = 'queued', job_id = $2::text, ended_at = NULL, error = NULL, deadline = NULL
            WHERE run_id = (SELECT run_id FROM letter) AND status IN ('failed', 'cancelled')),
         job AS (
           INSERT INTO job_ledger (job_id, run_id, queue, envelope, enqueued_at)

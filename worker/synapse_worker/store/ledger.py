@@ -1,10 +1,13 @@
-"""The ledger's open jobs, as the sweep sees them. Claims and ends are in `claims` and `runs`."""
+"""The ledger's open jobs, and runs it knows nothing of, as the sweeps see them.
+
+Claims and ends are in `claims` and `runs`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from synapse_worker.store.database import Transaction
+from synapse_worker.store.database import Database, Transaction
 
 _SWEEP_LOCK = 7_203_419_552_118_202
 
@@ -45,3 +48,28 @@ async def overdue(transaction: Transaction, seconds: float, *, after: str, limit
         limit,
     )
     return [OpenJob(row["job_id"], row["queue"], row["tenant_id"], row["envelope"]) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownRun:
+    """A queued run without a ledger row; `job_id` is the job that its producer named, else the run's own id."""
+
+    run_id: str
+    job_id: str
+    orchestration_id: str
+
+
+async def unknown_queued(database: Database, seconds: float, *, after: str, limit: int) -> list[UnknownRun]:
+    """Return runs queued for over `seconds` of which the ledger has no job, by id, behind `after`."""
+    rows = await database.fetch(
+        """
+        SELECT run_id, coalesce(job_id, run_id) AS job_id, orchestration_id FROM orchestration_runs r
+         WHERE status = 'queued' AND run_id > $2 AND created_at < now() - make_interval(secs => $1)
+           AND NOT EXISTS (SELECT 1 FROM job_ledger l WHERE l.job_id IN (r.job_id, r.run_id))
+         ORDER BY run_id LIMIT $3
+        """,
+        seconds,
+        after,
+        limit,
+    )
+    return [UnknownRun(row["run_id"], row["job_id"], row["orchestration_id"]) for row in rows]

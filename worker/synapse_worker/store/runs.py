@@ -18,6 +18,7 @@ import asyncpg
 from synapse_worker.errors import StoreRefused, StoreUnavailable
 from synapse_worker.store.claims import OwnedRun, State
 from synapse_worker.store.database import Database, from_jsonb, to_jsonb
+from synapse_worker.store.outbox import ENDED, outbox
 
 _MOST_TOGETHER = 100
 _MOST_CHARACTERS_TOGETHER = 4_000_000
@@ -118,13 +119,14 @@ ON CONFLICT (run_id, step_id, visit) DO UPDATE SET claim = EXCLUDED.claim
 RETURNING $18::int AS place, true AS owned
 """
 
-_FINISH = """
+_FINISH = f"""
 WITH owned AS (
   UPDATE orchestration_runs
      SET status = $3::text, shared_state = $4::jsonb, step_history = $5::jsonb, folded_steps = $6,
          error = $7,
          ended_at = now()
-   WHERE run_id = $1 AND claim = $2 AND status = 'running' RETURNING run_id, orchestration_id),
+   WHERE run_id = $1 AND claim = $2 AND status = 'running' RETURNING {ENDED}),
+{outbox("owned")},
 ledger AS (
   UPDATE job_ledger SET outcome = $3::text, owner = NULL, ended_at = now(), active_seconds = active_seconds + $9
    WHERE job_id = $8 AND claim = $2 AND EXISTS (SELECT 1 FROM owned)),
@@ -136,7 +138,7 @@ letter AS (
     FROM owned WHERE $10::text IS NOT NULL)
 SELECT $14::int AS place, EXISTS (SELECT 1 FROM owned) OR EXISTS (
   SELECT 1 FROM orchestration_runs WHERE run_id = $1 AND claim = $2 AND status = $3::text) AS owned
-"""
+"""  # noqa: S608 - no value in it
 
 
 class RunWriter:
@@ -197,7 +199,9 @@ class RunWriter:
         error: str | None = None,
         dead_letter: DeadLetter | None = None,
     ) -> bool:
-        """End a run: its row, the ledger's outcome and, when it failed, a dead letter, all or nothing.
+        """End a run: its row, the ledger's outcome, a dead letter when it failed, and what its webhook is told.
+
+        All or nothing.
 
         Returns:
             False when another claim owns the run: nothing was written. True also when a call whose answer got
@@ -300,27 +304,47 @@ class _Together:
                 write.answer.set_result(owned.get(place, False))
 
 
+_REJECT = f"""
+WITH ledger AS (
+  INSERT INTO job_ledger AS l (job_id, run_id, queue, envelope, enqueued_at, ended_at, outcome)
+  VALUES ($1, $2::text, $3, $4, now(), now(), $9)
+  ON CONFLICT (job_id) DO UPDATE SET outcome = EXCLUDED.outcome, owner = NULL, ended_at = now()
+     WHERE l.outcome IS NULL
+  RETURNING job_id),
+run AS (
+  UPDATE orchestration_runs SET status = 'failed', error = $7::text, ended_at = now()
+   WHERE run_id = $2::text AND status = 'queued' AND EXISTS (SELECT 1 FROM ledger) RETURNING {ENDED}),
+{outbox("run")},
+letter AS (
+  INSERT INTO dead_letter_queue (id, run_id, orchestration_id, job_function, job_payload, error_message,
+      attempt_count, first_failed_at, last_failed_at, resolved)
+  SELECT gen_random_uuid(), $2::text, (SELECT orchestration_id FROM run), $5::text, $6::jsonb, $7::text, $8::int,
+         now(), now(), false
+    FROM ledger)
+SELECT EXISTS (SELECT 1 FROM run) AS ended
+"""  # noqa: S608 - no value in it
+
+
 async def reject(
-    database: Database, *, job_id: str, run_id: str, queue: str, envelope: bytes | None, letter: DeadLetter
-) -> None:
-    """End a job that cannot even start (payload unreadable or gone, unknown function): once, however often called."""
-    await database.execute(
-        """
-        WITH ledger AS (
-          INSERT INTO job_ledger AS l (job_id, run_id, queue, envelope, enqueued_at, ended_at, outcome)
-          VALUES ($1, $2::text, $3, $4, now(), now(), 'failed')
-          ON CONFLICT (job_id) DO UPDATE SET outcome = 'failed', owner = NULL, ended_at = now()
-             WHERE l.outcome IS NULL
-          RETURNING job_id),
-        run AS (
-          UPDATE orchestration_runs SET status = 'failed', error = $7::text, ended_at = now()
-           WHERE run_id = $2::text AND status = 'queued' AND EXISTS (SELECT 1 FROM ledger) RETURNING orchestration_id)
-        INSERT INTO dead_letter_queue (id, run_id, orchestration_id, job_function, job_payload, error_message,
-            attempt_count, first_failed_at, last_failed_at, resolved)
-        SELECT gen_random_uuid(), $2::text, (SELECT orchestration_id FROM run), $5::text, $6::jsonb, $7::text, $8::int,
-               now(), now(), false
-          FROM ledger
-        """,
+    database: Database,
+    *,
+    job_id: str,
+    run_id: str,
+    queue: str,
+    envelope: bytes | None,
+    letter: DeadLetter,
+    outcome: str = "failed",
+) -> bool:
+    """End a job that cannot even start (payload unreadable or gone, unknown function): once, however often called.
+
+    Args:
+        outcome: what the ledger says of the job, failed or expired.
+
+    Returns:
+        Whether a waiting run has failed with it.
+    """
+    row = await database.fetchrow(
+        _REJECT,
         job_id,
         run_id,
         queue,
@@ -329,25 +353,125 @@ async def reject(
         to_jsonb(dict(letter.payload)),
         letter.error,
         letter.attempts,
+        outcome,
     )
+    return bool(row and row["ended"])
+
+
+_CANCEL_WAITING = f"""
+WITH was AS (SELECT run_id, status, job_id FROM orchestration_runs WHERE run_id = $1),
+run AS (
+  UPDATE orchestration_runs SET status = 'cancelled', error = 'cancelled', ended_at = now()
+   WHERE run_id = $1 AND status IN ('queued', 'paused') RETURNING job_id, {ENDED}),
+{outbox("run")},
+ledger AS (
+  UPDATE job_ledger SET outcome = 'cancelled', owner = NULL, ended_at = now()
+   WHERE job_id = (SELECT job_id FROM run) AND outcome IS NULL)
+SELECT (SELECT status FROM was) AS status
+"""  # noqa: S608 - no value in it
 
 
 async def cancel_queued(database: Database, run_id: str) -> str:
     """Cancel a run that waits; returns the status that it had, "" for a run that does not exist."""
+    row = await database.fetchrow(_CANCEL_WAITING, run_id)
+    return "" if row is None or row["status"] is None else str(row["status"])
+
+
+async def requeue_ended(database: Database, run_id: str, *, job_id: str, queue: str, envelope: bytes) -> str:
+    """Make a failed or cancelled run a queued one under a new job, and its dead letters dealt with.
+
+    All or nothing; the queue entry comes after.
+
+    Returns:
+        The status that the run had: failed or cancelled; another one when nothing was written; "" = no such run.
+    """
     row = await database.fetchrow(
         """
-        WITH was AS (SELECT run_id, status, job_id FROM orchestration_runs WHERE run_id = $1),
+        WITH was AS (SELECT run_id, status FROM orchestration_runs WHERE run_id = $1 FOR UPDATE),
         run AS (
-          UPDATE orchestration_runs SET status = 'cancelled', error = 'cancelled', ended_at = now()
-           WHERE run_id = $1 AND status IN ('queued', 'paused') RETURNING job_id),
-        ledger AS (
-          UPDATE job_ledger SET outcome = 'cancelled', owner = NULL, ended_at = now()
-           WHERE job_id = (SELECT job_id FROM run) AND outcome IS NULL)
+          UPDATE orchestration_runs r
+             SET status = 'queued', job_id = $2::text, ended_at = NULL, error = NULL, deadline = NULL
+            FROM was WHERE r.run_id = was.run_id AND was.status IN ('failed', 'cancelled') RETURNING r.run_id),
+        letters AS (
+          UPDATE dead_letter_queue SET resolved = true
+           WHERE run_id IN (SELECT run_id FROM run) AND resolved IS NOT TRUE),
+        job AS (
+          INSERT INTO job_ledger (job_id, run_id, queue, envelope, enqueued_at)
+          SELECT $2::text, run_id, $3, $4, now() FROM run)
         SELECT (SELECT status FROM was) AS status
         """,
         run_id,
+        job_id,
+        queue,
+        envelope,
     )
     return "" if row is None or row["status"] is None else str(row["status"])
+
+
+async def start_clock(database: Database, run: OwnedRun, seconds: float) -> float | None:
+    """Note when a run has to have ended, once, counted from now; later calls leave it as it is.
+
+    Returns:
+        Seconds left, below zero when the time is over; None when another claim owns the run.
+    """
+    row = await database.fetchrow(
+        """
+        UPDATE orchestration_runs SET deadline = coalesce(deadline, now() + make_interval(secs => $3))
+         WHERE run_id = $1 AND claim = $2 AND status = 'running'
+        RETURNING extract(epoch FROM deadline - now())::float8 AS seconds_left
+        """,
+        run.run_id,
+        run.claim,
+        seconds,
+    )
+    return None if row is None else float(row["seconds_left"])
+
+
+@dataclass(frozen=True, slots=True)
+class OverdueRun:
+    """A run that waits and whose time is over; `envelope` is its job's payload, if the ledger has it."""
+
+    run_id: str
+    job_id: str | None
+    orchestration_id: str
+    envelope: bytes | None
+
+
+async def past_deadline(database: Database, *, limit: int) -> list[OverdueRun]:
+    """Return waiting runs that should have ended by now; a running one is ended by its owner."""
+    rows = await database.fetch(
+        """
+        SELECT r.run_id, r.job_id, r.orchestration_id, l.envelope
+          FROM orchestration_runs r LEFT JOIN job_ledger l ON l.job_id = r.job_id
+         WHERE r.deadline < now() AND r.status IN ('queued', 'paused') ORDER BY r.deadline LIMIT $1
+        """,
+        limit,
+    )
+    return [OverdueRun(row["run_id"], row["job_id"], row["orchestration_id"], row["envelope"]) for row in rows]
+
+
+_TIME_OUT = f"""
+WITH run AS (
+  UPDATE orchestration_runs SET status = 'failed', error = $2, ended_at = now(), waiting_for_human = false
+   WHERE run_id = $1 AND status IN ('queued', 'paused') AND deadline < now() RETURNING job_id, {ENDED}),
+{outbox("run")},
+ledger AS (
+  UPDATE job_ledger SET outcome = 'failed', owner = NULL, ended_at = now()
+   WHERE job_id = (SELECT job_id FROM run) AND outcome IS NULL),
+letter AS (
+  INSERT INTO dead_letter_queue (id, run_id, orchestration_id, job_function, job_payload, error_message,
+      attempt_count, first_failed_at, last_failed_at, resolved)
+  SELECT gen_random_uuid(), run_id, orchestration_id, $3, $4::jsonb, $2, $5, now(), now(), false FROM run)
+SELECT EXISTS (SELECT 1 FROM run) AS ended
+"""  # noqa: S608 - no value in it
+
+
+async def time_out(database: Database, run_id: str, letter: DeadLetter) -> bool:
+    """Fail a waiting run whose time is over; False when it is not waiting any more."""
+    row = await database.fetchrow(
+        _TIME_OUT, run_id, letter.error, letter.function, to_jsonb(dict(letter.payload)), letter.attempts
+    )
+    return bool(row and row["ended"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 
@@ -28,7 +29,7 @@ metadata = MetaData()
 CLAIM_SEQUENCE = Sequence("claim_seq", metadata=metadata)
 """Source of all claim numbers; it outlives any Redis, so a number never comes twice."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def _id(name: str) -> Column[str]:
@@ -131,16 +132,23 @@ orchestration_runs = Table(
     _name("job_id"),
     Column("webhook_url", Text),
     Column("webhook_secret", Text),
-    # Ours: who may write, where the run stands, and the definition it keeps until it ends.
+    # Ours: who may write, where the run stands, the definition it keeps until it ends, and when it has to have ended.
     Column("claim", BigInteger),
     Column("cursor", JSONB),
     Column("folded_steps", Integer),
     Column("definition_snapshot", JSONB),
     Column("engine_version", Integer),
     Column("error", Text),
+    _time("deadline"),
     Index("ix_orchestration_runs_orchestration_id", "orchestration_id"),
     Index("idx_runs_status", "status"),
     Index("idx_runs_tenant_status", "tenant_id", "status", "created_at"),
+)
+
+Index(
+    "idx_runs_deadline",
+    orchestration_runs.c.deadline,
+    postgresql_where=text("deadline IS NOT NULL AND status IN ('queued', 'paused')"),
 )
 
 chat_sessions = Table(
@@ -246,6 +254,25 @@ run_steps = Table(
 """One appended row per finished step: its changes to the state, its step_history entry and its events."""
 
 Index("idx_run_steps_order", run_steps.c.run_id, run_steps.c.ordinal, unique=True)
+
+webhook_outbox = Table(
+    "webhook_outbox",
+    metadata,
+    Column("id", UUID, primary_key=True),
+    Column("run_id", String(255), nullable=False),
+    Column("orchestration_id", String(255), nullable=False),
+    _tenant(),
+    Column("status", String(50), nullable=False),
+    Column("error", Text),
+    Column("url", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    _time("created_at"),
+    _time("next_attempt_at"),
+    _time("delivered_at"),
+)
+"""One row per end of a run that has a webhook_url; `status` is how it ended then."""
+
+Index("idx_outbox_due", webhook_outbox.c.next_attempt_at, postgresql_where=webhook_outbox.c.delivered_at.is_(None))
 
 scale_topology = Table(
     "scale_topology",

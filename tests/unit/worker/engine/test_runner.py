@@ -8,10 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synapse_worker.engine.frames import MAIN, Cursor, Frame
+from synapse_worker.engine.frames import MAIN, Cursor, CursorUnreadable, Frame
 from synapse_worker.engine.model import Definition, Step
 from synapse_worker.engine.outcome import StepOutcome
-from synapse_worker.engine.runner import Execute, Fail, Finish, LimitReached, advance, begin, decide, initial_state
+from synapse_worker.engine.runner import (
+    Execute,
+    Fail,
+    Finish,
+    LimitReached,
+    advance,
+    begin,
+    decide,
+    initial_state,
+    resume,
+)
 from tests.unit.worker.engine.documents import a_definition, a_print, searched
 
 Route = Callable[[Step], str | None]
@@ -162,3 +172,38 @@ def test_defaults_are_not_shared_between_runs() -> None:
     assert isinstance(first["list"], list)
     first["list"].append(1)
     assert initial_state(definition, "", None)["list"] == []
+
+
+def entry(step_id: str, status: str = "completed") -> dict[str, object]:
+    return {"step_id": step_id, "status": status}
+
+
+@pytest.mark.parametrize(
+    ("history", "expected"),
+    [
+        ([], ("a", 1)),
+        ([entry("a", "failed")], ("a", 1)),
+        ([entry("a"), entry("b", "failed")], ("b", 1)),
+        ([entry("a"), entry("b"), entry("a"), entry("b", "failed")], ("b", 2)),
+        ([entry("a", "failed"), entry("a"), entry("b", "failed")], ("b", 1)),
+    ],
+)
+def test_a_run_without_a_cursor_is_resumed_at_its_failed_step(
+    history: list[dict[str, object]], expected: tuple[str, int]
+) -> None:
+    definition = a_definition(a_print("a", next_step_id="b"), a_print("b"))
+    cursor = resume(definition, history)
+    decision = decide(definition, cursor)
+    assert isinstance(decision, Execute)
+    assert (decision.step.id, decision.visit) == expected
+    assert cursor.steps_done == sum(each["status"] == "completed" for each in history)
+
+
+def test_a_failed_step_that_the_definition_has_no_more_ends_the_run() -> None:
+    definition = a_definition(a_print("a"))
+    assert isinstance(decide(definition, resume(definition, [entry("gone", "failed")])), Fail)
+
+
+def test_finished_steps_without_a_failed_one_say_not_where_to_go_on() -> None:
+    with pytest.raises(CursorUnreadable, match="no checkpoint"):
+        resume(a_definition(a_print("a")), [entry("a")])
