@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 
 from synapse_worker.store.database import Database
 from tests.page.conftest import StartHere
-from tests.page.support import completed, enqueue, printing
+from tests.page.support import completed, enqueue, eventually, printing
 from tests.support.runs import store
 
 TOKEN = "3f9a1c"
@@ -38,3 +38,13 @@ async def test_blank_means_unauthenticated(database: Database, redis_client: Red
     await completed(database, [await enqueue(database, redis_client, "hello")])
     body = (await worker.get("/metrics")).body
     assert 'synapse_runs_completed_total{status="completed",tenant_id="default"} 1.0' in body
+
+
+async def test_workers_that_are_online_are_counted(redis_client: Redis, start_here: StartHere) -> None:
+    """Prometheus metrics for horizontal scaling: synapse_active_workers."""
+    worker = await (await start_here()).ready()
+
+    async def counted() -> bool:
+        return "\nsynapse_active_workers 1.0\n" in (await worker.get("/metrics")).body
+
+    await eventually("the worker counts itself", counted)

@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,7 +22,7 @@ from synapse_worker import __version__, contract
 from synapse_worker.connections import open_database, open_redis, ping_redis, redis_errors_as_ours
 from synapse_worker.contract import BY_NAME
 from synapse_worker.engine.sandbox import Sandbox
-from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
+from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable, WrongKeyType
 from synapse_worker.events import EventWriter
 from synapse_worker.gate import StoreGate
 from synapse_worker.health import Probes, Status, application, listen, server
@@ -29,6 +30,7 @@ from synapse_worker.housekeeping import Housekeeper
 from synapse_worker.jobs import Jobs, Surroundings
 from synapse_worker.queueing import client as queue_client
 from synapse_worker.queueing import keys
+from synapse_worker.queueing.client import QueueFigures
 from synapse_worker.queueing.lease import LeaseQueue
 from synapse_worker.queueing.loop import ClaimLoop
 from synapse_worker.queueing.reservations import Reservations
@@ -181,9 +183,11 @@ class Worker:
             background.append(asyncio.create_task(self._beat(loop, gate, database, client)))
             background.append(asyncio.create_task(jobs.watch_cancels()))
             background.append(asyncio.create_task(reservations.keep()))
-            background.append(asyncio.create_task(Housekeeper(database, client, gate).keep()))
+            keeper = Housekeeper(database, client, gate, [queue.queue_key for queue in queues])
+            background.append(asyncio.create_task(keeper.keep()))
             background.append(asyncio.create_task(self._watch_figures(loop, client, gate)))
             await self._register(database, "online", loop)
+            background.append(asyncio.create_task(self._count_workers(database, gate)))
             self._phase.started = True
             self._phase.problem = ""
             log.info(
@@ -290,15 +294,27 @@ class Worker:
             recovered, lost = loop.recovered, loop.lost_leases
             if gate.is_open:
                 try:
-                    figures = await queue_client.queue_figures(client, names)
+                    figures = await _figures(client, names)
                 except (StoreUnavailable, StoreRefused) as error:
                     gate.trip(error)
                 else:
-                    for name, queue in figures.items():
-                        self._metrics.queue_depth.labels(name).set(queue.queued)
-                        self._metrics.parked_jobs.labels(name).set(queue.parked)
-                        self._metrics.oldest_job.labels(name).set(queue.oldest_seconds or 0.0)
+                    self._metrics.queues(
+                        {
+                            name: (queue.queued, queue.parked, queue.oldest_seconds or 0.0)
+                            for name, queue in figures.items()
+                        }
+                    )
             await asyncio.sleep(_FIGURES_SECONDS)
+
+    async def _count_workers(self, database: Database, gate: StoreGate) -> None:
+        """Keep the gauge of all workers current."""
+        while True:
+            if gate.is_open:
+                try:
+                    self._metrics.active_workers.set(await workers.count_online(database))
+                except (StoreUnavailable, StoreRefused) as error:
+                    gate.trip(error)
+            await asyncio.sleep(_BEAT_SECONDS)
 
     async def _measure_lag(self) -> None:
         clock = asyncio.get_running_loop().time
@@ -357,6 +373,18 @@ class Worker:
             live=live,
             metrics=self._metrics.text,
         )
+
+
+async def _figures(client: Redis, names: list[str]) -> dict[str, QueueFigures]:
+    """Read how full the queues are, without those whose keys cannot be read; the claim loop names these."""
+    try:
+        return await queue_client.queue_figures(client, names)
+    except WrongKeyType:
+        figures: dict[str, QueueFigures] = {}
+        for name in names:
+            with suppress(WrongKeyType):
+                figures |= await queue_client.queue_figures(client, [name])
+        return figures
 
 
 def _address(port: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pythonjsonlogger.json import JsonFormatter
@@ -68,16 +69,19 @@ class Metrics:
             registry=self.registry,
         )
         self.active_runs = Gauge("synapse_active_runs", "Runs in this process now", registry=self.registry)
-        self.queue_depth = Gauge(
+        self.active_workers = Gauge(
+            "synapse_active_workers", "Workers that are online, of all processes", registry=self.registry
+        )
+        self._queue_depth = Gauge(
             "synapse_queue_depth", "Jobs that wait in a queue", ["queue_name"], registry=self.registry
         )
-        self.parked_jobs = Gauge(
+        self._parked_jobs = Gauge(
             "synapse_parked_jobs",
             "Those of them that are over their tenants' max_concurrent_runs",
             ["queue_name"],
             registry=self.registry,
         )
-        self.oldest_job = Gauge(
+        self._oldest_job = Gauge(
             "synapse_oldest_job_seconds", "Age of the oldest waiting job", ["queue_name"], registry=self.registry
         )
         self.slots = Gauge("synapse_worker_slots", "Jobs that this process runs at once", registry=self.registry)
@@ -102,6 +106,22 @@ class Metrics:
     def step_duration(self, step_type: str, seconds: float) -> None:
         """Observe a step's seconds."""
         self._step_duration.labels(step_type).observe(seconds)
+
+    def queues(self, figures: Mapping[str, tuple[int, int, float]]) -> None:
+        """Set the gauges of queues.
+
+        Args:
+            figures: key -> jobs that wait, how many of them are parked, seconds that the oldest has waited.
+        """
+        named: dict[str, tuple[int, int, float]] = {}
+        for name, (depth, parked, oldest) in figures.items():
+            label = self._bounded("queue_name", name)
+            before = named.get(label, (0, 0, 0.0))
+            named[label] = (before[0] + depth, before[1] + parked, max(before[2], oldest))
+        for label, (depth, parked, oldest) in named.items():
+            self._queue_depth.labels(label).set(depth)
+            self._parked_jobs.labels(label).set(parked)
+            self._oldest_job.labels(label).set(oldest)
 
     def text(self) -> bytes:
         """Return all series in Prometheus' text form."""

@@ -52,3 +52,13 @@ async def mark_silent(database: Database) -> int:
         " WHERE status <> 'offline' AND last_heartbeat < now() - make_interval(secs => $1)",
         float(SILENT_SECONDS),
     )
+
+
+async def count_online(database: Database) -> int:
+    """Return how many workers serve this database now."""
+    row = await database.fetchrow(
+        "SELECT count(*) AS online FROM workers"
+        " WHERE status = 'online' AND last_heartbeat > now() - make_interval(secs => $1)",
+        float(SILENT_SECONDS),
+    )
+    return 0 if row is None else int(row["online"])
