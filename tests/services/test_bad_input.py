@@ -218,6 +218,7 @@ async def test_other_keys_of_the_wrong_type_cost_what_they_hold_and_no_more(
 ) -> None:
     await store(database, PRINT_IF_PRINT, chain("slow", slow_steps(4, 0.3)))
     await redis_client.set(keys.ABORT, "somebody else's")
+    await redis_client.set(keys.parked(Q), "somebody else's")
     await redis_client.set(keys.run_events("run_silent"), "somebody else's")
     await redis_client.lpush(keys.job("run_list"), "somebody else's")  # type: ignore[misc]
     await redis_client.zadd(Q, {"run_list": 1})
@@ -228,6 +229,7 @@ async def test_other_keys_of_the_wrong_type_cost_what_they_hold_and_no_more(
     await said_done(redis_client, "run_slow")
     assert await outcome(database, "run_list") == "expired"
     wait_until("it says so", lambda: "events were not written to synapse:run:run_silent:events" in worker.log)
+    wait_until("it says so", lambda: f"what is parked of queue {Q} cannot be looked after" in worker.log)
     assert "suspended" not in worker.log
     assert "Traceback" not in worker.log
 

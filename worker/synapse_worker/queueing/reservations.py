@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from redis.asyncio import Redis
 
 from synapse_worker.connections import redis_errors_as_ours
-from synapse_worker.errors import PayloadError, StoreRefused, StoreUnavailable
+from synapse_worker.errors import PayloadError, StoreRefused, StoreUnavailable, WrongKeyType
 from synapse_worker.gate import StoreGate
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.lease import load_script
@@ -62,7 +62,7 @@ class Reservations:
         self._held: dict[str, set[str]] = defaultdict(set)
         self._freed: dict[str, list[str]] = defaultdict(list)
         self._something_freed = asyncio.Event()
-        self._parked: dict[str, Mapping[str, int]] = {}
+        self._parked: dict[str, Mapping[str, int]] = {queue_key: {} for queue_key in queue_keys}
         """Queue -> tenant -> parked jobs, when last seen."""
         self._walks: dict[str, asyncio.Task[None]] = {}
 
@@ -139,7 +139,7 @@ class Reservations:
                     for tenant, ids in freed.items():
                         pipeline.zrem(keys.running(tenant), *ids)
                     await pipeline.execute()
-                for queue_key, parked in self._parked.items():
+                for queue_key, parked in list(self._parked.items()):
                     await self._unpark_some(queue_key, {tenant for tenant in freed if parked.get(tenant)})
             except (StoreUnavailable, StoreRefused) as error:
                 self._gate.trip(error)  # what was not taken out expires
@@ -149,8 +149,13 @@ class Reservations:
             pipeline = self._client.pipeline(transaction=False)
             pipeline.set(keys.tick(queue_key), self._worker_id, nx=True, px=int(_TICK_SECONDS * 1000))
             pipeline.hgetall(keys.parked(queue_key))
-            with redis_errors_as_ours():
-                mine, parked = await pipeline.execute()
+            try:
+                with redis_errors_as_ours():
+                    mine, parked = await pipeline.execute()
+            except WrongKeyType as error:
+                if self._parked.pop(queue_key, None) is not None:
+                    log.error("what is parked of queue %s cannot be looked after: %s", queue_key, error)
+                continue
             self._parked[queue_key] = {tenant.decode(): int(count) for tenant, count in parked.items()}
             if mine:
                 await self._unpark_some(queue_key, set(self._parked[queue_key]))
