@@ -48,6 +48,7 @@ async def test_a_letter_is_listed_shown_retried_and_goes_on_behind_its_checkpoin
         "UPDATE orchestration_runs SET shared_state = jsonb_set(shared_state, '{divisor}', '1') WHERE run_id = $1",
         run_id,
     )
+    await redis_client.set(keys.cancel(run_id), "1")  # a wish that came too late for the run that failed
     assert "queued as job retry_" in command(redis_server.url, postgres_url, "dlq", "retry", letter["id"]).stdout
     done = await until(database, run_id, "completed")
     assert done.state["out"] == 1

@@ -101,6 +101,8 @@ async def retry_letter(database: Database, client: Redis, letter: Letter, *, now
     envelope = encode(JobPayload(letter.function, letter.payload, enqueued_ms=now_ms))
     if not await dead_letters.requeue(database, letter, job_id=job_id, queue=queue_key, envelope=envelope):
         return None
+    if letter.run_id is not None:
+        await _forget_cancel(client, letter.run_id)
     await put(client, queue_key, job_id, envelope)
     return job_id
 
@@ -118,8 +120,7 @@ async def resume_run(database: Database, client: Redis, run_id: str, *, now_ms: 
     was = await runs.requeue_ended(database, run_id, job_id=job_id, queue=queue_key, envelope=envelope)
     if was not in (runs.RunStatus.FAILED, runs.RunStatus.CANCELLED):
         return was, ""
-    with redis_errors_as_ours():
-        await client.delete(keys.cancel(run_id))  # an answered wish must not cancel the run again
+    await _forget_cancel(client, run_id)
     await put(client, queue_key, job_id, envelope)
     return was, job_id
 
@@ -135,6 +136,12 @@ async def cancel_run(database: Database, client: Redis, run_id: str) -> str:
         with redis_errors_as_ours():
             await client.set(keys.cancel(run_id), b"1", ex=keys.CANCEL_TTL_SECONDS)
     return status
+
+
+async def _forget_cancel(client: Redis, run_id: str) -> None:
+    """Remove a wish to cancel that came before the run had ended: it must not end what is queued after it."""
+    with redis_errors_as_ours():
+        await client.delete(keys.cancel(run_id))
 
 
 async def put(client: Redis, queue_key: str, job_id: str, envelope: bytes, tenant_id: str | None = None) -> bool:
