@@ -161,11 +161,13 @@ class ClaimLoop:
         """Claim until `stop`, then wait until every lease has ended."""
         async with asyncio.TaskGroup() as group:
             keeper = group.create_task(self._keep_leases())
+            fence = group.create_task(self._fence_leases())
             ender = group.create_task(self._end_leases())
             await self._claim()
             while self._starting or self._held:
                 await self._wait(self._slot_freed, 0.2)
             keeper.cancel()
+            fence.cancel()
             ender.cancel()
 
     def stop(self, *, hand_over: bool) -> None:
@@ -351,16 +353,22 @@ class ClaimLoop:
         return held.expires if held is not None else lease.expires
 
     async def _keep_leases(self) -> None:
-        """Prolong all leases every third of their time; stop jobs whose lease cannot be shown to be ours."""
+        """Prolong all leases every third of their time; stop jobs whose lease is not ours any more."""
         clock = asyncio.get_running_loop().time
         period = self._lease_seconds / 3
-        margin = self._lease_seconds / 6
         due = clock() + period
         while True:
             await asyncio.sleep(min(0.5, period / 4))
             if clock() >= due:
                 started = clock()
                 due = started + (period if await self._extend_all(started, period) else min(1.0, period / 4))
+
+    async def _fence_leases(self) -> None:
+        """Stop jobs whose lease could not be prolonged, before it ends; never waits for Redis."""
+        clock = asyncio.get_running_loop().time
+        margin = self._lease_seconds / 6
+        while True:
+            await asyncio.sleep(margin / 4)
             now = clock()
             for held in list(self._held.values()):
                 if held.expires - margin <= now and held.control.stop_reason is not StopReason.LOST:

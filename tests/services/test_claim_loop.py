@@ -1,0 +1,66 @@
+"""The claim loop against a real Redis that does not answer, with jobs that only wait."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from redis.asyncio import Redis
+
+from synapse_worker.gate import StoreGate
+from synapse_worker.queueing import keys
+from synapse_worker.queueing.lease import HandBack, Lease, LeaseQueue, Release
+from synapse_worker.queueing.loop import ClaimLoop, Control, Ending, Job
+from synapse_worker.store.database import Database
+
+Q = keys.queue("default")
+LEASE_SECONDS = 3
+
+
+class Waits:
+    """A job that waits until it is stopped, and notes when that was."""
+
+    def __init__(self, lease: Lease) -> None:
+        self.lease = lease
+        self.began = asyncio.Event()
+        self.stopped_at = 0.0
+
+    async def run(self, control: Control) -> Ending:
+        self.began.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.stopped_at = asyncio.get_running_loop().time()
+        return None
+
+
+class Handler:
+    """Starts one such job for each lease."""
+
+    def __init__(self) -> None:
+        self.jobs: asyncio.Queue[Waits] = asyncio.Queue()
+
+    async def begin(self, leases: Sequence[Lease]) -> Sequence[Job | Release | HandBack]:
+        started = [Waits(lease) for lease in leases]
+        for job in started:
+            self.jobs.put_nowait(job)
+        return started
+
+
+async def test_a_job_is_stopped_before_its_lease_ends_while_redis_does_not_answer(
+    database: Database, redis_client: Redis
+) -> None:
+    await redis_client.zadd(Q, {"j": 1})
+    gate, handler = StoreGate(database, redis_client), Handler()
+    queue = LeaseQueue(redis_client, Q, worker_id="w", lease_seconds=LEASE_SECONDS)
+    loop = ClaimLoop([queue], handler, gate, slots=1, lease_seconds=LEASE_SECONDS)
+    tasks = [asyncio.create_task(gate.watch()), asyncio.create_task(loop.run())]
+    job = await asyncio.wait_for(handler.jobs.get(), 10)
+    await job.began.wait()
+    await redis_client.execute_command("CLIENT", "PAUSE", LEASE_SECONDS * 1000 + 500, "ALL")  # type: ignore[no-untyped-call]
+    silent_since = asyncio.get_running_loop().time()
+    loop.stop(hand_over=False)
+    await asyncio.wait_for(tasks[1], 10)
+    tasks[0].cancel()
+    assert 0 < job.stopped_at - silent_since < LEASE_SECONDS
+    assert loop.lost_leases == 1
