@@ -31,6 +31,10 @@ check: $(VENV)/ready ## Lint, types, unit and contract tests; under a minute
 e2e: $(VENV)/ready ## The cluster layer alone: both images, real pods
 	@$(BIN)/python -m tests.support.run_layers cluster
 
+.PHONY: chaos
+chaos: $(VENV)/ready ## Break workers, Redis and PostgreSQL for real, count what is lost or doubled; 15 minutes
+	@$(BIN)/python -m tests.chaos
+
 .PHONY: bench
 bench: $(VENV)/ready ## Measure against the references; writes benchmarks/RESULTS.md
 	@$(BIN)/python -m benchmarks

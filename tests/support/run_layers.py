@@ -25,6 +25,7 @@ _SERVERS = {
     "pgbouncer": "pgbouncer",
     "openssl": "openssl",
     "setpriv": "util-linux",
+    "faketime": "faketime",
 }
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin"
 

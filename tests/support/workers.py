@@ -24,6 +24,8 @@ LOOPS_PER_SECOND = 6_000_000
 class WorkerProcess:
     """`synapse-worker run` as a process of its own."""
 
+    COMMAND: Sequence[str] = (sys.executable, "-m", "synapse_worker", "run")
+
     def __init__(self, redis_url: str, postgres_url: str, **extra: str) -> None:
         self.port = free_port()
         self.environment = environment(redis_url, postgres_url, WORKER_HEALTH_PORT=str(self.port), **extra)
@@ -32,9 +34,7 @@ class WorkerProcess:
 
     def start(self) -> WorkerProcess:
         """Start it; does not wait until it is ready."""
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "synapse_worker", "run"], env=self.environment, stdout=self._log, stderr=self._log
-        )
+        self._process = subprocess.Popen(self.COMMAND, env=self.environment, stdout=self._log, stderr=self._log)
         return self
 
     @property
@@ -42,6 +42,11 @@ class WorkerProcess:
         """Its process id."""
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has been started and runs no more."""
+        return self._process is not None and self._process.poll() is not None
 
     @property
     def log(self) -> str:
