@@ -35,6 +35,11 @@ e2e: $(VENV)/ready ## The cluster layer alone: both images, real pods
 chaos: $(VENV)/ready ## Break workers, Redis and PostgreSQL for real, count what is lost or doubled; 15 minutes
 	@$(BIN)/python -m tests.chaos
 
+.PHONY: chaos-cluster
+chaos-cluster: $(VENV)/ready ## Break pods and PostgreSQL in the local cluster under load; 15 minutes
+	@$(CLUSTER_COMMAND) images && $(CLUSTER_COMMAND) up && $(CLUSTER_COMMAND) load-image
+	@$(BIN)/python -m pytest -q -s tests/e2e/faults.py
+
 .PHONY: bench
 bench: $(VENV)/ready ## Measure against the references; writes benchmarks/RESULTS.md
 	@$(BIN)/python -m benchmarks
