@@ -120,16 +120,18 @@ class Jobs:
         self._with = surroundings
         self._writer = RunWriter(surroundings.database)
         self._running: dict[RunningJob, Control] = {}
+        self._aborts = True  # until it is known that nobody aborts anything
 
     async def watch_cancels(self) -> None:
-        """Stop runs that somebody cancelled: one call for all of them, twice a second, for ever."""
+        """Stop runs that somebody cancelled or aborted: two calls for all of them, twice a second, for ever."""
         while True:
             await asyncio.sleep(_CANCEL_POLL_SECONDS)
             running = list(self._running)
-            if not running or not self._with.gate.is_open:
+            if not self._with.gate.is_open:
                 continue
             try:
-                wanted = await stops.wanted(self._with.client, running)
+                self._aborts = await stops.any_aborted(self._with.client)
+                wanted = await stops.wanted(self._with.client, running) if running else {}
             except (StoreUnavailable, StoreRefused) as error:
                 self._with.gate.trip(error)
                 continue
@@ -142,7 +144,16 @@ class Jobs:
         started: list[Job | Release | HandBack] = []
         requests: dict[str, tuple[Lease, JobPayload, ClaimRequest]] = {}
         with redis_errors_as_ours():
-            raws = await self._with.client.mget([keys.job(lease.job_id) for lease in leases])
+            # A run's first job has the run's id; whether others are to be cancelled `watch_cancels` finds out.
+            found_keys = await self._with.client.mget(
+                [*(keys.job(lease.job_id) for lease in leases), *(keys.cancel(lease.job_id) for lease in leases)]
+            )
+        raws, cancels = found_keys[: len(leases)], found_keys[len(leases) :]
+        unwanted = {
+            RunningJob(lease.job_id, lease.job_id): StopReason.CANCELLED
+            for lease, cancel in zip(leases, cancels, strict=True)
+            if cancel is not None
+        }
         for lease, raw in zip(leases, raws, strict=True):
             envelope, payload = raw, None
             try:
@@ -161,9 +172,9 @@ class Jobs:
         started += await self._park_what_is_over(requests)
         if requests:
             asked = [request for _, _, request in requests.values()]
-            taken, unwanted = await asyncio.gather(
-                claims.take(self._with.database, self._with.settings.worker_id, asked), self._unwanted(asked)
-            )
+            if self._aborts:
+                unwanted |= await self._aborted(asked)
+            taken = await claims.take(self._with.database, self._with.settings.worker_id, asked)
             owned = [answer.run for answer in taken if answer.run is not None]
             # Owned from here on: an outage now must not make it look as if this process had crashed over them.
             whole, found = await self._with.persist(lambda: self._read(owned))
@@ -225,7 +236,7 @@ class Jobs:
         await self._with.persist(lambda: claims.give_back(self._with.database, run, active_seconds=0.0))
         return HandBack(lease, None, suspect=True)
 
-    async def _unwanted(self, requests: Sequence[ClaimRequest]) -> dict[RunningJob, StopReason]:
+    async def _aborted(self, requests: Sequence[ClaimRequest]) -> dict[RunningJob, StopReason]:
         """Return the jobs that need not start; what cannot be asked now is asked again while they run."""
         try:
             return await stops.wanted(

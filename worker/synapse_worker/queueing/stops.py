@@ -27,6 +27,12 @@ class RunningJob(NamedTuple):
     job_id: str
 
 
+async def any_aborted(client: Redis) -> bool:
+    """Whether arq's abort set names any job; looked at seldom, so that a claim need not ask for each of its jobs."""
+    with redis_errors_as_ours():
+        return bool(await client.exists(keys.ABORT))
+
+
 async def wanted(client: Redis, jobs: Sequence[RunningJob]) -> dict[RunningJob, StopReason]:
     """Return those of `jobs` that somebody wants stopped, and how they said so."""
     pipeline = client.pipeline(transaction=False)
