@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from benchmarks import stock
 from benchmarks.measure import Figure, Row, alternate
 from benchmarks.servers import Servers, Stores
-from synapse_worker.connections import redis_errors_as_ours
+from synapse_worker.connections import read_each
 from synapse_worker.gate import StoreGate
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.lease import HandBack, Lease, LeaseQueue, Release
@@ -59,8 +59,8 @@ class _NoOps:
         self._ledger = RunWriter(stores.database) if ledger else None
 
     async def begin(self, leases: Sequence[Lease]) -> Sequence[Job | Release | HandBack]:
-        with redis_errors_as_ours():
-            raws = await self._stores.client.mget([keys.job(lease.job_id) for lease in leases])
+        found = await read_each(self._stores.client, [keys.job(lease.job_id) for lease in leases])
+        raws = [raw for raw in found if raw is not None]
         payloads = {lease.job_id: decode(raw) for lease, raw in zip(leases, raws, strict=True)}
         owned: dict[str, OwnedRun | None] = {}
         if self._ledger is not None:

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from synapse_worker.connections import open_database, open_redis
 from synapse_worker.store import migrate
 from synapse_worker.store.database import Database
-from tests.support.servers import PostgresServer, RedisServer
+from tests.support.servers import PostgresServer, RedisCluster, RedisServer
 from tests.support.workers import StartWorker, WorkerProcess
 
 
@@ -22,6 +22,22 @@ def redis_server() -> Iterator[RedisServer]:
     server.start()
     yield server
     server.remove()
+
+
+@pytest.fixture(scope="session")
+def whole_cluster() -> Iterator[RedisCluster]:
+    """One Redis Cluster of three masters for the session; tests use `redis_cluster`."""
+    cluster = RedisCluster()
+    cluster.start()
+    yield cluster
+    cluster.remove()
+
+
+@pytest.fixture
+def redis_cluster(whole_cluster: RedisCluster) -> RedisCluster:
+    """An empty Redis Cluster of three masters."""
+    whole_cluster.empty()
+    return whole_cluster
 
 
 @pytest.fixture(scope="session")

@@ -141,7 +141,7 @@ class _Connections:
 
 
 def seen_from_here(url: SecretStr, namespace: str) -> SecretStr:
-    """Return a store's URL with the host name that leads there from the operator's namespace.
+    """Return a store's URL with the host names (of a cluster: several) that lead there from the operator's namespace.
 
     A worker pod's resolver completes `redis` to a Service of its own namespace; ours would look in ours. Names with
     a dot (`redis.other`, fully qualified ones, addresses) mean the same everywhere.
@@ -149,14 +149,19 @@ def seen_from_here(url: SecretStr, namespace: str) -> SecretStr:
     text = url.get_secret_value()
     try:
         parts = urlsplit(text)
-        host, port = parts.hostname or "", parts.port
+        user, at, places = parts.netloc.rpartition("@")
+        there = ",".join(_seen_from_here(place.strip(), namespace) for place in places.split(","))
     except ValueError:
         return url  # open_redis and open_database say what is wrong with it
+    return SecretStr(urlunsplit(parts._replace(netloc=f"{user}{at}{there}")))
+
+
+def _seen_from_here(place: str, namespace: str) -> str:
+    parts = urlsplit(f"//{place}")
+    host, port = parts.hostname or "", parts.port
     if not host or host == "localhost" or "." in host or ":" in host:
-        return url
-    user, at, _ = parts.netloc.rpartition("@")
-    there = f"{user}{at}{host}.{namespace}" + ("" if port is None else f":{port}")
-    return SecretStr(urlunsplit(parts._replace(netloc=there)))
+        return place
+    return f"{host}.{namespace}" + ("" if port is None else f":{port}")
 
 
 async def _ask_redis(
@@ -175,7 +180,7 @@ async def _ask_redis(
         keys.shard_of(queue_key): QueueFigures(figure.queued, figure.active, figure.oldest_seconds)
         for queue_key, figure in figures.items()
     }
-    return RedisAnswers(facts.version, facts.maxmemory_policy), queues
+    return RedisAnswers(facts.version, facts.maxmemory_policy, facts.clustered), queues
 
 
 async def _ask_postgres(database: Database | Unusable | NotTried) -> tuple[PostgresState, Overview | Unknown]:

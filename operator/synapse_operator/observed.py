@@ -86,10 +86,14 @@ def read_secret_key(secret: JsonObject | None, selector: SecretKeySelector) -> S
 
 @dataclass(frozen=True, slots=True)
 class RedisAnswers:
-    """Redis answered: `version` as text, `eviction_policy` ("" where it would not say)."""
+    """Redis answered: `version` as text, `eviction_policy` ("" where it would not say); of a cluster, the worst.
+
+    `clustered`: its keys live in hash slots, so stock arq workers cannot work beside ours.
+    """
 
     version: str
     eviction_policy: str
+    clustered: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -317,6 +317,9 @@ def _redis_safe(observed: Observed) -> _Verdict:
         return _Verdict(type_, _Status.FALSE, Reason.REDIS_TOO_OLD, message)
     if state.eviction_policy == SAFE_EVICTION_POLICY:
         message = f"maxmemory-policy is {SAFE_EVICTION_POLICY}: Redis keeps its keys"
+        if state.clustered:
+            message += "; it is clustered, so no stock arq worker may serve the queues beside ours"
+            return _Verdict(type_, _Status.TRUE, Reason.NO_ARQ_PEERS, message)
         return _Verdict(type_, _Status.TRUE, Reason.NO_EVICTION, message)
     if not state.eviction_policy:
         message = f"Redis does not tell its maxmemory-policy; make sure that it is {SAFE_EVICTION_POLICY}"

@@ -56,7 +56,7 @@ def _below(path: str, minimum: int) -> str:
 _ONE_REDIS_URL = "redis: give exactly one of urlSecretRef and url"
 _ONE_POSTGRES_URL = "postgres: give exactly one of urlSecretRef and url"
 _ONE_SHARD = "queue.shards: this release accepts 1 only, the queue `default`; spread the load with workers.replicas"
-_REDIS_SCHEME = "redis: url must start with redis:// or rediss://"
+_REDIS_SCHEME = "redis: url must start with redis://, rediss://, redis+cluster:// or rediss+cluster://"
 _POSTGRES_SCHEME = "postgres: url must start with postgresql:// or postgres://"
 _REFERENCE = {"name": "stores", "key": "url"}
 
@@ -82,7 +82,10 @@ BAD_SPECS: tuple[BadSpec, ...] = (
         PASSWORD_SENTENCE,
     ),
     BadSpec("redis-scheme", {"redis": {"url": "http://redis:6379"}}, _REDIS_SCHEME),
-    BadSpec("redis-cluster", {"redis": {"url": "redis+cluster://a:6379,b:6379"}}, _REDIS_SCHEME),
+    BadSpec("redis-other-cluster", {"redis": {"url": "redis-cluster://a:6379,b:6379"}}, _REDIS_SCHEME),
+    BadSpec("cluster-password", {"redis": {"url": "redis+cluster://:hunter2@a:6379,b:6379"}}, PASSWORD_SENTENCE),
+    BadSpec("cluster-user", {"redis": {"url": "rediss+cluster://u:hunter2@a:6379,b:6379"}}, PASSWORD_SENTENCE),
+    BadSpec("cluster-query", {"redis": {"url": "redis+cluster://a,b?password=hunter2"}}, PASSWORD_SENTENCE),
     BadSpec("postgres-scheme", {"postgres": {"url": "mysql://postgres/synapse"}}, _POSTGRES_SCHEME),
     BadSpec("redis-empty-url", {"redis": {"url": ""}}, "spec.redis.url in body should be at least 1 chars long"),
     BadSpec(
@@ -155,6 +158,8 @@ GOOD_URLS: tuple[JsonObject, ...] = (
     {"redis": {"url": "rediss://user@redis.example:6380/3"}},
     {"redis": {"url": "redis://[::1]:6379/0"}},
     {"redis": {"url": "redis://redis:6379/0?client_name=a@b"}},
+    {"redis": {"url": "redis+cluster://a:6379,b:6379,c:6379"}},
+    {"redis": {"url": "rediss+cluster://user@a.example:6379,[::1]:6379"}},
     {"redis": {"urlSecretRef": _REFERENCE}},
     {"postgres": {"url": "postgres://postgres/synapse?application_name=passwordless"}},
     {"postgres": {"url": "postgresql://user@postgres:5432/synapse?sslmode=require", "pgbouncer": True}},

@@ -40,20 +40,6 @@ _S3 = ("S3_BUCKET", "S3_REGION", "S3_PREFIX", "S3_ACCESS_KEY_ID", "S3_SECRET_ACC
 
 NOT_BUILT_YET: tuple[NotBuiltYet, ...] = (
     NotBuiltYet(
-        "Redis URL",
-        "Redis Cluster: redis+cluster://node1:6379,node2:6379,node3:6379, detected from the scheme",
-        "B",
-        environment={"REDIS_URL": "redis+cluster://node1:6379,node2:6379,node3:6379"},
-        sentence="REDIS_URL names a Redis Cluster; this release accepts a single node",
-    ),
-    NotBuiltYet(
-        "Redis URL",
-        "All queue shards are distributed across cluster nodes using Redis hash slots",
-        "B",
-        environment={"REDIS_URL": "rediss+cluster://node1:6379"},
-        sentence="REDIS_URL names a Redis Cluster; this release accepts a single node",
-    ),
-    NotBuiltYet(
         "Enable Scale Mode",
         "All V2 API calls route jobs through the queue and return 202 Accepted with a run_id",
         "E",

@@ -13,7 +13,6 @@ import subprocess
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from arq.connections import RedisSettings, create_pool
 from redis.asyncio import Redis
@@ -25,7 +24,7 @@ from synapse_worker.queueing.client import NewRun, enqueue_run, new_run_id
 from synapse_worker.store import runs
 from synapse_worker.store.database import Database
 from synapse_worker.store.runs import RunView
-from tests.support.servers import PostgresServer, RedisServer, Server, free_port, program
+from tests.support.servers import PostgresServer, RedisServer, Server, certify, free_port, program
 from tests.support.workers import environment
 
 Q = keys.queue("default")
@@ -210,28 +209,6 @@ class PgBouncerServer(Server):
         ).stdout.splitlines()
         names = shown[0].split(",")
         return [dict(zip(names, line.split(","), strict=False)) for line in shown[1:]]
-
-
-def certify(folder: Path) -> None:
-    """Write ca.crt, server.crt and server.key (for 127.0.0.1) into a folder."""
-    config = folder / "openssl.cnf"
-    config.write_text(
-        "[req]\ndistinguished_name = subject\n[subject]\n"
-        "[ca]\nbasicConstraints = critical,CA:TRUE\nkeyUsage = critical,keyCertSign\nsubjectKeyIdentifier = hash\n"
-        "[server]\nsubjectAltName = IP:127.0.0.1\nauthorityKeyIdentifier = keyid\n"
-    )
-    authority = ["-CA", str(folder / "ca.crt"), "-CAkey", str(folder / "ca.key")]
-    for name, signer in (("ca", []), ("server", authority)):
-        subprocess.run(
-            [
-                *(program("openssl", "openssl"), "req", "-x509", "-config", str(config), "-extensions", name),
-                *("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"),
-                *("-subj", f"/CN=test {name}", *signer),
-                *("-keyout", str(folder / f"{name}.key"), "-out", str(folder / f"{name}.crt")),
-            ],
-            check=True,
-            capture_output=True,
-        )
 
 
 def printing(orchestration_id: str, content: str = "hello {state.user_input}") -> dict[str, object]:

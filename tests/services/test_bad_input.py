@@ -17,8 +17,8 @@ import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from synapse_worker import settings
-from synapse_worker.connections import open_database
+from synapse_worker import connections, settings
+from synapse_worker.connections import RedisFacts, open_database
 from synapse_worker.errors import ConfigurationError
 from synapse_worker.lifecycle import Worker
 from synapse_worker.queueing import keys
@@ -248,11 +248,11 @@ async def test_an_eviction_policy_that_drops_keys_is_said_at_start(
 async def test_an_old_redis_is_refused_at_start(
     redis_server: RedisServer, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def info(self: Redis, *sections: str) -> dict[str, Any]:
+    async def ask(node: Redis) -> RedisFacts:
         """An old Redis cannot be installed beside a new one; what it says of itself is known."""
-        return {"redis_version": "6.0.16"}
+        return RedisFacts("6.0.16", "noeviction", clustered=False)
 
-    monkeypatch.setattr(Redis, "info", info)
+    monkeypatch.setattr(connections, "_ask_node", ask)
     own = settings.load(environment(redis_server.url, postgres_url, WORKER_HEALTH_PORT=str(free_port())))
     with pytest.raises(ConfigurationError) as caught:
         async with asyncio.timeout(20):

@@ -31,7 +31,7 @@ def reservations(client: Redis, gate: StoreGate, limits: Mapping[str, int]) -> R
     return Reservations(
         client,
         gate,
-        [Q],
+        [LeaseQueue(client, Q, worker_id="w", lease_seconds=30)],
         read,
         tenants,
         worker_id="w",

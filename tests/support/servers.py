@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -15,8 +16,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 START_SECONDS = 30.0
+
+_given_ports: set[int] = set()
 
 
 class NotInstalled(Exception):
@@ -24,10 +28,21 @@ class NotInstalled(Exception):
 
 
 def free_port() -> int:
-    """Return a port of the loopback address that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+    """Return a port of the loopback address that nobody listens on now, and none that was returned before.
+
+    It lies below those that outgoing connections are given: a client that asks for a server that was stopped could
+    get the server's own port, and keep it from starting again.
+    """
+    while True:
+        port = random.randrange(12_000, 30_000)
+        if port in _given_ports:
+            continue
+        try:
+            with socket.create_server(("127.0.0.1", port)):
+                _given_ports.add(port)
+                return port
+        except OSError:
+            continue
 
 
 def program(name: str, package: str, *folders: str) -> str:
@@ -191,3 +206,164 @@ class PostgresServer(Server):
             capture_output=True,
         )
         return self.url(name)
+
+
+class RedisNode(RedisServer):
+    """A Redis with cluster support; `RedisCluster` makes a cluster of several."""
+
+    NODE_TIMEOUT_MS = 1_500
+
+    def __init__(self, *, password: str = "", authority: Path | None = None) -> None:
+        super().__init__(password=password)
+        self.bus = free_port()
+        self._authority = authority
+
+    def command(self) -> list[str]:
+        plain = super().command()
+        if self._authority is not None:
+            plain[plain.index("--port") + 1] = "0"
+        return [
+            *plain,
+            *("--cluster-enabled", "yes", "--cluster-port", str(self.bus)),
+            *("--cluster-node-timeout", str(self.NODE_TIMEOUT_MS)),
+            *(("--masterauth", self.password) if self.password else ()),
+            *(self._tls() if self._authority is not None else ()),
+        ]
+
+    def _tls(self) -> list[str]:
+        assert self._authority is not None
+        certificate, key = self._authority / "server.crt", self._authority / "server.key"
+        return [
+            *("--tls-port", str(self.port), "--tls-cluster", "yes", "--tls-replication", "yes"),
+            *("--tls-auth-clients", "no", "--tls-ca-cert-file", str(self._authority / "ca.crt")),
+            *("--tls-cert-file", str(certificate), "--tls-key-file", str(key)),
+        ]
+
+    def ask(self, *words: str) -> str:
+        """Run a command and return what redis-cli prints."""
+        options = ["-p", str(self.port)]
+        if self.password:
+            options += ["-a", self.password, "--no-auth-warning"]
+        if self._authority is not None:
+            options += ["--tls", "--cacert", str(self._authority / "ca.crt")]
+        command = [program("redis-cli", "redis-tools"), "-h", "127.0.0.1", *options, *words]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    @property
+    def node_id(self) -> str:
+        """Its name in the cluster."""
+        return self.ask("CLUSTER", "MYID")
+
+
+class RedisCluster:
+    """A Redis Cluster on loopback: masters with the slots spread evenly, and as many replicas of each as wanted.
+
+    Args:
+        masters: how many; 1 is a server with cluster support that owns all slots.
+        replicas: how many for each master.
+        password: what every node wants.
+        tls: every node speaks TLS only, with a certificate of one CA (`authority`).
+    """
+
+    SLOTS = 16_384
+
+    def __init__(self, *, masters: int = 3, replicas: int = 0, password: str = "", tls: bool = False) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="synapse-test-cluster-"))
+        if tls:
+            certify(self.folder)
+        self.authority = str(self.folder / "ca.crt") if tls else ""
+        self._scheme = "rediss+cluster" if tls else "redis+cluster"
+        self._password = password
+        self._replicas = replicas
+        place = self.folder if tls else None
+        self.masters = [RedisNode(password=password, authority=place) for _ in range(masters)]
+        self.nodes = [
+            *self.masters,
+            *(RedisNode(password=password, authority=place) for _ in range(masters * replicas)),
+        ]
+
+    @property
+    def url(self) -> str:
+        """The URL of all masters, as a user would write it."""
+        return self.url_for(f":{quote(self._password, safe='')}@" if self._password else "")
+
+    def url_for(self, credentials: str) -> str:
+        """The URL with other credentials: "" or `user:password@`."""
+        return f"{self._scheme}://{credentials}" + ",".join(f"127.0.0.1:{node.port}" for node in self.masters)
+
+    def start(self) -> None:
+        """Start all nodes and wait until each knows the whole cluster."""
+        try:
+            self._start()
+        except BaseException:
+            self.remove()
+            raise
+
+    def _start(self) -> None:
+        for number, node in enumerate(self.nodes):
+            node.start()
+            node.ask("CLUSTER", "SET-CONFIG-EPOCH", str(number + 1))
+        for node in self.nodes[1:]:
+            self.nodes[0].ask("CLUSTER", "MEET", "127.0.0.1", str(node.port), str(node.bus))
+        share = self.SLOTS / len(self.masters)
+        for number, node in enumerate(self.masters):
+            first, last = round(number * share), round((number + 1) * share) - 1
+            node.ask("CLUSTER", "ADDSLOTSRANGE", str(first), str(last))
+        wait_until("the nodes know each other", lambda: all(self._known_to(node) for node in self.nodes))
+        for number, node in enumerate(self.nodes[len(self.masters) :]):
+            node.ask("CLUSTER", "REPLICATE", self.masters[number // self._replicas].node_id)
+        wait_until("the cluster is whole", lambda: all(self._whole_for(node) for node in self.nodes))
+
+    def master_of(self, key: str) -> RedisNode:
+        """Return the node, among the masters of the start, whose slots a key belongs to."""
+        slot = int(self.nodes[-1].ask("CLUSTER", "KEYSLOT", key))
+        return self.masters[min(int(slot / (self.SLOTS / len(self.masters))), len(self.masters) - 1)]
+
+    def empty(self) -> None:
+        """Remove all keys."""
+        for node in self.masters:
+            node.ask("FLUSHALL")
+
+    def remove(self) -> None:
+        """Stop all nodes and remove their data."""
+        for node in self.nodes:
+            node.stop(signal.SIGKILL)  # a frozen one takes no other signal
+            node.remove()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _known_to(self, node: RedisNode) -> bool:
+        lines = node.ask("CLUSTER", "NODES").splitlines()
+        return len(lines) == len(self.nodes) and not any("handshake" in line for line in lines)
+
+    def _whole_for(self, node: RedisNode) -> bool:
+        lines = node.ask("CLUSTER", "NODES").splitlines()
+        replicas = [line for line in lines if "slave" in line.split()[2]]
+        link = node.ask("INFO", "replication")
+        return (
+            "cluster_state:ok" in node.ask("CLUSTER", "INFO")
+            and len(replicas) == len(self.nodes) - len(self.masters)
+            and ("role:master" in link or "master_link_status:up" in link)
+        )
+
+
+def certify(folder: Path) -> None:
+    """Write ca.crt, server.crt and server.key (for 127.0.0.1) into a folder."""
+    config = folder / "openssl.cnf"
+    config.write_text(
+        "[req]\ndistinguished_name = subject\n[subject]\n"
+        "[ca]\nbasicConstraints = critical,CA:TRUE\nkeyUsage = critical,keyCertSign\nsubjectKeyIdentifier = hash\n"
+        "[server]\nsubjectAltName = IP:127.0.0.1\nauthorityKeyIdentifier = keyid\n"
+    )
+    authority = ["-CA", str(folder / "ca.crt"), "-CAkey", str(folder / "ca.key")]
+    for name, signer in (("ca", []), ("server", authority)):
+        subprocess.run(
+            [
+                *(program("openssl", "openssl"), "req", "-x509", "-config", str(config), "-extensions", name),
+                *("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"),
+                *("-subj", f"/CN=test {name}", *signer),
+                *("-keyout", str(folder / f"{name}.key"), "-out", str(folder / f"{name}.crt")),
+            ],
+            check=True,
+            capture_output=True,
+        )

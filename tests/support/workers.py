@@ -107,11 +107,11 @@ def environment(redis_url: str, postgres_url: str, **extra: str) -> dict[str, st
     return {**kept, "REDIS_URL": redis_url, "SCALE_POSTGRES_URL": postgres_url, "LOG_FORMAT": "console", **extra}
 
 
-def command(redis_url: str, postgres_url: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run a `synapse-worker` command to its end."""
+def command(redis_url: str, postgres_url: str, *words: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run a `synapse-worker` command to its end, with the variables given by name."""
     return subprocess.run(
         [sys.executable, "-m", "synapse_worker", *words],
-        env=environment(redis_url, postgres_url),
+        env=environment(redis_url, postgres_url, **extra),
         check=False,
         text=True,
         capture_output=True,

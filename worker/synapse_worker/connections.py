@@ -1,13 +1,16 @@
 """Opening Redis and PostgreSQL from the URLs that users write.
 
 Everything that depends on the form of a URL is here; `store.database` and `queueing` are handed clients
-that work. Both clients connect lazily, time out every call and never print the URL they were given.
+that work, one node or a cluster of them (`redis_cluster`). All clients connect lazily, time out every call and
+never print the URL they were given.
 """
 
 from __future__ import annotations
 
+import asyncio
+import re
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,35 +18,49 @@ from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
 
 import redis.exceptions as redis_errors
 from pydantic import SecretStr
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from synapse_worker.contract import STORE_TIMEOUT_SECONDS
 from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable, WrongKeyType
+from synapse_worker.redis_cluster import Address, ClusterClient
 from synapse_worker.store.database import Database
 
-REDIS_ACCEPTED = "redis://host:6379/0, redis://:password@host:6379/0 and rediss://host:6380/0"
+REDIS_ACCEPTED = (
+    "redis://host:6379/0, redis://:password@host:6379/0, rediss://host:6380/0"
+    " and redis+cluster://host:6379,host:6379 (rediss+cluster:// with TLS)"
+)
+REDIS_SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster")
 POSTGRES_ACCEPTED = "postgresql://user:password@host:5432/dbname, with ?sslmode=require where wanted"
 POSTGRES_SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
 MINIMUM_REDIS = (6, 2)
 SAFE_EVICTION_POLICY = "noeviction"
 
 _MAX_CONNECTIONS = 64
+_DEFAULT_REDIS_PORT = 6379
+_PROBED_KEYS = 16
+_ANNOTATED = re.compile(r"^Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class RedisFacts:
-    """What a Redis says of itself: `version` as text, `maxmemory_policy` ("" where it will not say)."""
+    """What a Redis says of itself; of a cluster, the oldest version and the worst policy of its masters.
+
+    Attributes:
+        version: as text.
+        maxmemory_policy: "" where it will not say.
+        clustered: keys live in hash slots, so a script may touch those of one slot only.
+    """
 
     version: str
     maxmemory_policy: str
+    clustered: bool = False
 
     @property
     def old(self) -> bool:
         """Whether it is older than the commands our scripts use."""
-        parts = self.version.split(".")
-        return tuple(int(part) for part in parts[:2] if part.isdecimal()) < MINIMUM_REDIS
+        return _numbers(self.version) < MINIMUM_REDIS
 
     @property
     def may_drop_keys(self) -> bool:
@@ -55,19 +72,19 @@ def open_redis(url: SecretStr, *, ca_file: str = "", timeout: float = STORE_TIME
     """Return a client for `url`; nothing is connected yet.
 
     Args:
-        url: redis:// or rediss:// (TLS, host name checked).
-        ca_file: PEM file that signs the server's certificate; "" = the system's.
+        url: redis:// or rediss:// (TLS, host name checked) of a single node, redis+cluster:// or rediss+cluster://
+            with one or several nodes of a cluster, comma-separated.
+        ca_file: PEM file that signs the servers' certificates; "" = the system's.
         timeout: seconds for connecting and for each call.
 
     Raises:
         ConfigurationError: the URL is not of an accepted form.
     """
-    if url.get_secret_value().strip().partition("://")[0] in ("redis+cluster", "rediss+cluster"):
-        raise ConfigurationError(
-            f"REDIS_URL names a Redis Cluster; this release accepts a single node: {REDIS_ACCEPTED}."
-        )
+    scheme, _, rest = url.get_secret_value().strip().partition("://")
+    if scheme in ("redis+cluster", "rediss+cluster"):
+        return _open_cluster(scheme.removesuffix("+cluster"), rest, ca_file=ca_file, timeout=timeout)
     parts = _split(url, "REDIS_URL", REDIS_ACCEPTED)
-    if parts.scheme not in ("redis", "rediss"):
+    if parts.scheme not in REDIS_SCHEMES:
         raise ConfigurationError(f"REDIS_URL has the scheme {parts.scheme!r}; accepted: {REDIS_ACCEPTED}.")
     database = parts.path.strip("/")
     if database and not database.isdecimal():
@@ -92,10 +109,42 @@ def open_redis(url: SecretStr, *, ca_file: str = "", timeout: float = STORE_TIME
             _readable(ca_file, "REDIS_CA_FILE")
             options["ssl_ca_certs"] = ca_file
     try:
-        client: Redis = Redis.from_url(url.get_secret_value(), **options)
+        client: Redis = Redis.from_url(url.get_secret_value().strip(), **options)
     except ValueError:
         raise ConfigurationError(f"REDIS_URL cannot be read; accepted: {REDIS_ACCEPTED}.") from None
     return client
+
+
+def _open_cluster(scheme: str, rest: str, *, ca_file: str, timeout: float) -> ClusterClient:
+    """Open what follows the scheme of a cluster's URL: [user[:password]@]host[:port],host[:port]...[?options].
+
+    `scheme` is that of a single node. Every node, also one that the cluster names later, is opened as the first is.
+    """
+    authority, options = re.fullmatch(r"([^/?#]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
+    credentials, at, hosts = authority.rpartition("@")
+    seeds: list[Address] = []
+    for place in hosts.split(","):
+        # Each alone, so that what is wrong with one is said as it is for a single node.
+        parts = _split(SecretStr(f"{scheme}://{place.strip()}"), "REDIS_URL", REDIS_ACCEPTED)
+        seeds.append((parts.hostname or "", parts.port or _DEFAULT_REDIS_PORT))
+    first = open_redis(
+        SecretStr(f"{scheme}://{credentials}{at}{hosts.split(',')[0].strip()}{options}"),
+        ca_file=ca_file,
+        timeout=timeout,
+    )
+    pool = first.connection_pool
+    if pool.connection_kwargs.get("db") is not None:
+        raise ConfigurationError(
+            "REDIS_URL names a database, and a Redis Cluster has only one: leave out what picks it."
+        )
+
+    def connect(address: Address) -> Redis:
+        settings = {**pool.connection_kwargs, "host": address[0], "port": address[1]}
+        return Redis.from_pool(
+            ConnectionPool(connection_class=pool.connection_class, max_connections=_MAX_CONNECTIONS, **settings)
+        )
+
+    return ClusterClient(list(dict.fromkeys(seeds)), connect)
 
 
 @contextmanager
@@ -106,46 +155,114 @@ def redis_errors_as_ours() -> Iterator[None]:
     except redis_errors.AuthenticationError:
         raise StoreUnavailable("Redis", "refuses the user name or password of its URL") from None
     except redis_errors.NoPermissionError as error:
-        raise StoreRefused(f"Redis does not allow our user a command or key that we need: {error}") from None
+        raise StoreRefused(f"Redis does not allow our user a command or key that we need: {_said(error)}") from None
     except redis_errors.TimeoutError:
         raise StoreUnavailable("Redis", "does not answer in time") from None
     except redis_errors.BusyLoadingError:
         raise StoreUnavailable("Redis", "is still loading its data") from None
     except redis_errors.ReadOnlyError:
         raise StoreUnavailable("Redis", "is a read-only replica now; waiting for the failover") from None
+    except redis_errors.NoScriptError:
+        raise StoreUnavailable("Redis", "lost the scripts that it was just given; it is tried again") from None
     except (redis_errors.ConnectionError, OSError) as error:
         if "certificate verify failed" in str(error):
             raise StoreUnavailable("Redis", f"shows a certificate that we cannot trust: {_short(error)}") from None
         raise StoreUnavailable("Redis", f"cannot be reached: {_short(error)}") from None
     except redis_errors.ResponseError as error:
-        text = str(error)
+        text = _said(error)
         if text.startswith(("NOAUTH", "WRONGPASS")) or "invalid username-password" in text:
             raise StoreUnavailable("Redis", "refuses the user name or password of its URL") from None
         if text.startswith(("MASTERDOWN", "UNKILLABLE", "CLUSTERDOWN", "TRYAGAIN", "BUSY ")):
-            raise StoreUnavailable("Redis", f"cannot serve now: {_short(error)}") from None
+            raise StoreUnavailable("Redis", f"cannot serve now: {text}") from None
+        if text.startswith(("MOVED ", "ASK ")):
+            raise StoreRefused(
+                "Redis is a node of a Redis Cluster and sends us to others; write its URL as redis+cluster://host:port"
+                " (rediss+cluster:// with TLS)"
+            ) from None
         if text.startswith("OOM"):
             raise StoreUnavailable("Redis", "is out of memory and takes no writes") from None
         if "WRONGTYPE" in text:  # an old Redis puts the script's name in front
             raise WrongKeyType(
                 "Redis holds a key of ours with another type; another program uses this database"
             ) from None
-        raise StoreRefused(f"Redis refuses a command: {_short(error)}") from None
+        raise StoreRefused(f"Redis refuses a command: {text}") from None
+
+
+def refuses_several_slots(error: redis_errors.ResponseError) -> bool:
+    """Whether a call was refused, and not begun, because its keys live in several hash slots of a cluster."""
+    text = _said(error)
+    return text.startswith("CROSSSLOT") or "same slot" in text.lower()
 
 
 async def ping_redis(client: Redis) -> RedisFacts:
-    """Ask Redis who it is.
+    """Ask Redis, or every master of a cluster, who it is.
 
     Raises:
-        StoreUnavailable: it does not answer, or refuses the password.
+        StoreUnavailable: it does not answer, refuses the password, or is a replica now.
+        StoreRefused: it is no cluster and the URL says so, or the other way round.
     """
     with redis_errors_as_ours():
-        info = await client.info("server")
+        if not isinstance(client, ClusterClient):
+            facts = await _ask_node(client)
+            if facts.clustered:
+                await _probe_slots(client)
+            return facts
         try:
-            policy = (await client.config_get("maxmemory-policy")).get("maxmemory-policy", "")
-        except redis_errors.ResponseError:
-            policy = ""  # managed services rename or forbid CONFIG
-    version = str(info.get("redis_version", ""))
-    return RedisFacts(version=version, maxmemory_policy=policy)
+            each = await asyncio.gather(*(_ask_node(master) for master in await client.masters()))
+        except BaseException:  # also a caller that gives up waiting
+            client.forget_layout()
+            raise
+    oldest = min(each, key=lambda facts: _numbers(facts.version))
+    worst = max(each, key=lambda facts: (facts.may_drop_keys, facts.maxmemory_policy == ""))
+    return RedisFacts(oldest.version, worst.maxmemory_policy, clustered=True)
+
+
+async def read_each(client: Redis, names: Sequence[str]) -> list[bytes | None]:
+    """Return the values of string keys, wherever they live.
+
+    Raises:
+        StoreUnavailable, StoreRefused: Redis does not answer, or says no.
+    """
+    with redis_errors_as_ours():
+        if not isinstance(client, ClusterClient):
+            try:
+                # A quarter of what as many GETs cost us, but it serves the keys of one slot only.
+                return list(await client.mget(names))
+            except redis_errors.ResponseError as error:
+                if not refuses_several_slots(error):
+                    raise
+        pipeline = client.pipeline(transaction=False)
+        for name in names:
+            pipeline.get(name)
+        return await pipeline.execute()
+
+
+async def _ask_node(node: Redis) -> RedisFacts:
+    pipeline = node.pipeline(transaction=False)
+    pipeline.info("server")
+    pipeline.info("replication")
+    pipeline.config_get("maxmemory-policy")
+    server, replication, policy = await pipeline.execute(raise_on_error=False)
+    if isinstance(server, Exception):
+        raise server
+    if not isinstance(replication, Exception) and replication.get("role") == "slave":
+        # Behind the same name there may be another server by now: connect anew.
+        await node.connection_pool.disconnect(inuse_connections=False)
+        raise redis_errors.ReadOnlyError("it is a replica")
+    return RedisFacts(
+        version=str(server.get("redis_version", "")),
+        # Managed services rename or forbid CONFIG.
+        maxmemory_policy="" if isinstance(policy, Exception) else str(policy.get("maxmemory-policy", "")),
+        clustered=server.get("redis_mode") == "cluster",
+    )
+
+
+async def _probe_slots(client: Redis) -> None:
+    """Look at keys all over the slots: a node of a cluster sends us away, an endpoint that hides one does not."""
+    pipeline = client.pipeline(transaction=False)
+    for number in range(_PROBED_KEYS):
+        pipeline.exists(f"synapse:probe:{number}")
+    await pipeline.execute()
 
 
 def open_database(
@@ -235,6 +352,18 @@ def _readable(path: str, name: str) -> None:
         raise ConfigurationError(f"{name} names a file that cannot be read as PEM: {path}.") from None
     if "BEGIN CERTIFICATE" not in text:
         raise ConfigurationError(f"{name} names a file without a certificate in it: {path}.")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return a version's first two numbers."""
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+
+
+def _said(error: redis_errors.RedisError) -> str:
+    """Return what a server said, in one bounded line; in a pipeline redis-py puts our command around it."""
+    text = _short(error)
+    match = _ANNOTATED.match(str(error))
+    return str(error)[match.end() :].removeprefix("('").removesuffix("',)").splitlines()[0][:200] if match else text
 
 
 def _short(error: BaseException) -> str:

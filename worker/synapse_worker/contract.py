@@ -84,7 +84,7 @@ def _text(name: str, default: str, meaning: str, *, secret: bool = False, read: 
 
 
 VARIABLES: tuple[Variable, ...] = (
-    Variable("REDIS_URL", None, Kind.URL, "Redis: redis://host:6379/0, redis://:password@host:6379/0 or rediss://host:6380/0 (TLS)", secret=True),
+    Variable("REDIS_URL", None, Kind.URL, "Redis: redis://host:6379/0, redis://:password@host:6379/0, rediss://host:6380/0 (TLS), or a cluster: redis+cluster://host:6379,host:6379 (rediss+cluster:// with TLS), without a database", secret=True),
     Variable("SCALE_POSTGRES_URL", None, Kind.URL, "PostgreSQL: postgresql://user:password@host:5432/dbname, with ?sslmode=require where wanted; a dedicated database", secret=True),
     _integer("WORKER_CONCURRENCY", 10, 1, 100, "jobs that one process runs at once", stored="worker_concurrency"),
     _integer("WORKER_JOB_TIMEOUT", 3600, 1, 604_800, "active seconds until a job is cancelled and its run marked failed", stored="job_timeout"),
@@ -110,7 +110,7 @@ VARIABLES: tuple[Variable, ...] = (
     _integer("RATE_LIMIT_PER_TENANT_RPS", 1000, 1, 1_000_000, "V2 requests per second and tenant; more is 429", read=False),
     _integer("WORKER_LEASE_SECONDS", 30, 3, 600, "seconds that a claim holds without a heartbeat"),
     _integer("WORKER_DRAIN_SECONDS", 20, 0, 86_400, "seconds after SIGTERM until what still runs is interrupted and handed back"),
-    _text("REDIS_CA_FILE", "", "PEM file with the CA of rediss://; empty = the system's"),
+    _text("REDIS_CA_FILE", "", "PEM file with the CA of rediss:// and rediss+cluster://; empty = the system's"),
     _text("POSTGRES_CA_FILE", "", "PEM file with the CA of PostgreSQL; empty = the system's"),
     _text("SYNAPSE_DATA_DIR", "/data", "local vault and logs", read=False),
     _text("SYNAPSE_DEFINITIONS_DIR", "", "folder of definitions that `synapse-worker sync` reads when it is given none"),

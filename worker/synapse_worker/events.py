@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -100,8 +100,6 @@ class EventWriter:
                 except (StoreUnavailable, StoreRefused) as error:
                     log.debug("events wait: %s", error)
                     await asyncio.sleep(_RETRY_SECONDS)
-                    continue
-                self._writing = {}
             if everything:
                 due = clock() + _PACE_SECONDS
             async with self._written:
@@ -117,26 +115,31 @@ class EventWriter:
             self._handed.clear()
 
     async def _write_once(self) -> None:
+        """Write all that is to be written; what is in Redis then is not written again when the rest has to wait."""
         with redis_errors_as_ours():
-            try:
-                answers = await self._append_all()
-            except NoScriptError:  # a Redis that was restarted, or another one after a failover
+            answers = await self._append_to(list(self._writing))
+            unknown = [stream for stream, answer in answers.items() if isinstance(answer, NoScriptError)]
+            if unknown:  # a Redis that was restarted, or another one after a failover
                 await self._client.script_load(self._append.script)
-                answers = await self._append_all()
-        for stream, answer in zip(self._writing, answers, strict=True):
-            if not answer:
-                log.info("events of an outdated claim were not written to %s", stream)
+                answers |= await self._append_to(unknown)
+            failed: Exception | None = None
+            for stream, answer in answers.items():
+                if isinstance(answer, Exception) and "WRONGTYPE" not in str(answer):
+                    failed = answer
+                    continue
+                del self._writing[stream]
+                if isinstance(answer, Exception):
+                    log.error("events were not written to %s: another program uses that key", stream)
+                elif not answer:
+                    log.info("events of an outdated claim were not written to %s", stream)
+            if failed is not None:
+                raise failed
 
-    async def _append_all(self) -> list[int | Exception]:
+    async def _append_to(self, streams: Sequence[str]) -> dict[str, int | Exception]:
         """Call the script for each stream; not through its own call, which asks each time whether Redis knows it."""
         pipeline = self._client.pipeline(transaction=False)
-        for stream, waiting in self._writing.items():
+        for stream in streams:
+            waiting = self._writing[stream]
             fence = (str(waiting.claim), str(self._ttl), str(keys.RUN_STREAM_MAX_LENGTH))
             pipeline.evalsha(self._append.sha, 2, stream, keys.event_claim(stream), *fence, *waiting.events)
-        answers: list[int | Exception] = await pipeline.execute(raise_on_error=False)
-        for stream, answer in zip(self._writing, answers, strict=True):
-            if isinstance(answer, Exception):
-                if "WRONGTYPE" not in str(answer):
-                    raise answer
-                log.error("events were not written to %s: another program uses that key", stream)
-        return answers
+        return dict(zip(streams, await pipeline.execute(raise_on_error=False), strict=True))

@@ -22,7 +22,7 @@ from typing import TypeVar
 import tenacity
 from redis.asyncio import Redis
 
-from synapse_worker.connections import redis_errors_as_ours
+from synapse_worker.connections import read_each
 from synapse_worker.engine import runner
 from synapse_worker.engine.checks import check_code
 from synapse_worker.engine.errors import EngineError, NewerCursor
@@ -143,11 +143,11 @@ class Jobs:
         """Read payloads, give every job a claim number and its run; see `Handler.begin`."""
         started: list[Job | Release | HandBack] = []
         requests: dict[str, tuple[Lease, JobPayload, ClaimRequest]] = {}
-        with redis_errors_as_ours():
-            # A run's first job has the run's id; whether others are to be cancelled `watch_cancels` finds out.
-            found_keys = await self._with.client.mget(
-                [*(keys.job(lease.job_id) for lease in leases), *(keys.cancel(lease.job_id) for lease in leases)]
-            )
+        # A run's first job has the run's id; whether others are to be cancelled `watch_cancels` finds out.
+        found_keys = await read_each(
+            self._with.client,
+            [*(keys.job(lease.job_id) for lease in leases), *(keys.cancel(lease.job_id) for lease in leases)],
+        )
         raws, cancels = found_keys[: len(leases)], found_keys[len(leases) :]
         unwanted = {
             RunningJob(lease.job_id, lease.job_id): StopReason.CANCELLED
@@ -723,6 +723,9 @@ def _request(lease: Lease, envelope: bytes, payload: JobPayload, default_tenant:
             f"unknown job function {payload.function[:80]!r}; this release runs {' and '.join(_PARAMETERS)}"
         )
     arguments = payload.arguments
+    if set("{}") & set(str(arguments.get("run_id"))):
+        # On a Redis Cluster the run's stream and the claim on it would live in different hash slots.
+        raise PayloadError("the job's argument run_id must not hold braces")
 
     def text(name: str, *, required: bool = False, most: int = _MAX_ID) -> str | None:
         value = arguments.get(name)

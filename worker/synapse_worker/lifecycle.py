@@ -161,7 +161,7 @@ class Worker:
             reservations = Reservations(
                 client,
                 gate,
-                [queue.queue_key for queue in queues],
+                queues,
                 partial(tenants.read_all, database),
                 self._tenants,
                 worker_id=settings.worker_id,

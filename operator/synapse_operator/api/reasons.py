@@ -66,6 +66,10 @@ class Reason(_Documented):
     POSTGRES_UNUSABLE = "PostgresUnusable", "the PostgreSQL URL is not accepted, or PostgreSQL refuses what we need"
     NOT_TRIED = "NotTried", "there was no URL to ask with"
     NO_EVICTION = "NoEviction", "maxmemory-policy is noeviction"
+    NO_ARQ_PEERS = (
+        "NoArqPeers",
+        "maxmemory-policy is noeviction, and Redis is clustered: no stock arq worker may serve the queues beside ours",
+    )
     EVICTION_POLICY = "EvictionPolicy", "maxmemory-policy lets Redis drop jobs when its memory is full"
     EVICTION_POLICY_UNKNOWN = "EvictionPolicyUnknown", "Redis does not tell its maxmemory-policy"
     REDIS_TOO_OLD = "RedisTooOld", "Redis is older than the workers need"

@@ -73,15 +73,16 @@ _DRAIN = BY_NAME["WORKER_DRAIN_SECONDS"]
 
 
 class RedisSpec(ApiModel):
-    """The Redis that holds queues, leases and events; version 6.2 or newer, a single node."""
+    """The Redis that holds queues, leases and events; version 6.2 or newer, a single node or a Redis Cluster."""
 
     model_config = _exactly_one_url("redis")
 
     url_secret_ref: SecretKeySelector | None = Field(
         default=None,
         description=(
-            "Key of a Secret that holds the connection URL, for example `redis://:password@redis:6379/0`, or "
-            "`rediss://` for TLS. When its value changes, the workers are rolled within about a minute. "
+            "Key of a Secret that holds the connection URL, for example `redis://:password@redis:6379/0`, "
+            "`rediss://` for TLS, or `redis+cluster://:password@node1:6379,node2:6379` for a Redis Cluster "
+            "(`rediss+cluster://` with TLS). When its value changes, the workers are rolled within about a minute. "
             "No default; give this or url."
         ),
     )
@@ -90,11 +91,19 @@ class RedisSpec(ApiModel):
         min_length=1,
         max_length=URL_MAX_LENGTH,
         description=(
-            "Connection URL without a password, for example `redis://redis:6379/0`, or `rediss://` for TLS; "
+            "Connection URL without a password, for example `redis://redis:6379/0`, `rediss://` for TLS, or "
+            "`redis+cluster://node1:6379,node2:6379` for a Redis Cluster (`rediss+cluster://` with TLS); "
             f"1 to {URL_MAX_LENGTH} characters. No default; give this or urlSecretRef."
         ),
         json_schema_extra={
-            "x-kubernetes-validations": [_scheme("redis", "^rediss?://", "redis:// or rediss://"), _NO_CREDENTIALS]
+            "x-kubernetes-validations": [
+                _scheme(
+                    "redis",
+                    "^rediss?([+]cluster)?://",
+                    "redis://, rediss://, redis+cluster:// or rediss+cluster://",
+                ),
+                _NO_CREDENTIALS,
+            ]
         },
     )
 
@@ -244,7 +253,10 @@ class SynapseScaleSpec(ApiModel):
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     redis: RedisSpec = Field(
-        description="The Redis that holds queues, leases and events: version 6.2 or newer, a single node. Required."
+        description=(
+            "The Redis that holds queues, leases and events: version 6.2 or newer, a single node or a Redis Cluster. "
+            "Required."
+        )
     )
     postgres: PostgresSpec = Field(
         description="The PostgreSQL database that holds definitions, runs and settings; best one of its own. Required."

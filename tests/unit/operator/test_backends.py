@@ -19,6 +19,14 @@ from synapse_operator.backends import seen_from_here
         ("redis://[::1]:6379", "redis://[::1]:6379"),
         ("redis://localhost", "redis://localhost"),
         ("redis://host:not-a-port", "redis://host:not-a-port"),
+        ("redis+cluster://a:6379,b:6379", "redis+cluster://a.team-a:6379,b.team-a:6379"),
+        (
+            "rediss+cluster://u:p%40ss@a,b.other:6379,10.0.0.1:6379",
+            "rediss+cluster://u:p%40ss@a.team-a,b.other:6379,10.0.0.1:6379",
+        ),
+        ("redis+cluster://a:6379, b:6379", "redis+cluster://a.team-a:6379,b.team-a:6379"),
+        ("redis+cluster://a:6379,b:no-port", "redis+cluster://a:6379,b:no-port"),
+        ("redis+cluster://a,,b", "redis+cluster://a.team-a,,b.team-a"),
         ("nonsense", "nonsense"),
     ],
 )

@@ -316,6 +316,8 @@ def test_pods_do_not_matter_where_none_is_wanted() -> None:
     [
         (RedisAnswers("7.2.4", "noeviction"), ("True", "NoEviction")),
         (RedisAnswers("6.2.0", "noeviction"), ("True", "NoEviction")),
+        (RedisAnswers("7.2.4", "noeviction", clustered=True), ("True", "NoArqPeers")),
+        (RedisAnswers("7.2.4", "allkeys-lru", clustered=True), ("False", "EvictionPolicy")),
         (RedisAnswers("7.2.4", "allkeys-lru"), ("False", "EvictionPolicy")),
         (RedisAnswers("7.2.4", "volatile-ttl"), ("False", "EvictionPolicy")),
         (RedisAnswers("7.2.4", ""), ("Unknown", "EvictionPolicyUnknown")),

@@ -9,6 +9,7 @@ from pydantic import SecretStr
 
 from synapse_worker.connections import has_password, open_database, open_redis
 from synapse_worker.errors import ConfigurationError
+from synapse_worker.redis_cluster import ClusterClient
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,6 @@ async def test_redis_urls_of_the_page_are_accepted(url: str, port: int, database
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [
-        ("redis+cluster://n1:6379,n2:6379", "names a Redis Cluster; this release accepts a single node"),
         ("http://hush@host", "has the scheme 'http'"),
         ("redis://:hush@host:6379/db", "ends in a database that is not a number"),
         ("redis://:hush@host:port/0", "cannot be read as a URL"),
@@ -46,6 +46,61 @@ def test_redis_urls_that_cannot_work_are_refused(url: str, sentence: str) -> Non
     assert sentence in str(caught.value)
     assert "redis://host:6379/0" in str(caught.value) or "/0 to /15" in str(caught.value)
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "seeds", "credentials", "tls"),
+    [
+        (
+            "redis+cluster://node1:6379,node2:6380,node3:6379",
+            [("node1", 6379), ("node2", 6380), ("node3", 6379)],
+            (None, None),
+            False,
+        ),
+        ("redis+cluster://:p%40ss@node1,node1", [("node1", 6379)], (None, "p@ss"), False),
+        (
+            "rediss+cluster://user:password@[::1]:7000, node2",
+            [("::1", 7000), ("node2", 6379)],
+            ("user", "password"),
+            True,
+        ),
+        ("redis+cluster://node1?client_name=a@b", [("node1", 6379)], (None, None), False),
+    ],
+)
+async def test_urls_of_a_cluster_are_accepted(
+    url: str, seeds: list[tuple[str, int]], credentials: tuple[str | None, str | None], tls: bool
+) -> None:
+    client = open_redis(SecretStr(url))
+    assert isinstance(client, ClusterClient)
+    assert list(client.nodes) == seeds
+    for (host, port), node in client.nodes.items():
+        options = node.connection_pool.connection_kwargs
+        assert (options["host"], options["port"], options.get("db")) == (host, port, None)
+        assert (options.get("username"), options.get("password")) == credentials
+        assert options.get("ssl_check_hostname", False) is tls
+    await client.aclose()
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("redis+cluster://:hush@a:6379,b:6379/1", "names a database, and a Redis Cluster has only one"),
+        ("redis+cluster://:hush@a:6379/0", "names a database, and a Redis Cluster has only one"),
+        ("redis+cluster://:hush@a:6379?db=2", "names a database, and a Redis Cluster has only one"),
+        ("redis+cluster://:hush@a:6379/x", "ends in a database that is not a number"),
+        ("redis+cluster://:hush@a:6379,,b:6379", "names no host"),
+        ("redis+cluster://:hush@", "names no host"),
+        ("redis+cluster://:hush@a:6379,b:port", "cannot be read as a URL"),
+        ("rediss+cluster://:hu/sh@a:6379", "cannot be read as a URL"),
+        ("http+cluster://:hush@a:6379", "has the scheme 'http+cluster'"),
+    ],
+)
+def test_urls_of_a_cluster_that_cannot_work_are_refused(url: str, sentence: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        open_redis(SecretStr(url))
+    assert sentence in str(caught.value)
+    assert "hush" not in str(caught.value)
+    assert "hu/sh" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +158,8 @@ def test_require_encrypts_without_verifying_as_libpq_does() -> None:
     [
         ("redis://:p@h", True),
         ("redis://user@h", False),
+        ("redis+cluster://:p@a:6379,b:6379", True),
+        ("redis+cluster://user@a:6379,b:6379", False),
         ("postgresql://u:p@h/d", True),
         ("postgresql://h/d?user=u&password=p", True),
         ("redis://h/0", False),

@@ -2,10 +2,15 @@
 
 A lease belongs to a token; every script checks it, so an owner that lost its lease can change nothing.
 Time is Redis's own. When to claim, extend and give back is left to `loop`.
+
+Stock arq workers are told of our jobs by arq's in-progress keys, and we of theirs. Those keys live in other hash slots
+than their queue, so on a Redis Cluster, which no stock worker can use, we leave them alone, and a job's own keys are
+removed after the script.
 """
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -14,9 +19,13 @@ from importlib import resources
 
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
+from redis.exceptions import ResponseError
 
-from synapse_worker.connections import redis_errors_as_ours
+from synapse_worker.connections import redis_errors_as_ours, refuses_several_slots
 from synapse_worker.queueing import keys
+from synapse_worker.redis_cluster import ClusterClient
+
+log = logging.getLogger(__name__)
 
 _PAGE = 100
 _MAX_PAGES = 50
@@ -73,6 +82,8 @@ class LeaseQueue:
         self._again = keys.again(queue_key)
         self._leases = keys.leases(queue_key)
         self._claims = keys.claims(queue_key)
+        self._arq_peers = not isinstance(client, ClusterClient)
+        self._to_remove: list[Release] = []
         self._suspects = keys.suspects(queue_key)
         self._isolating = keys.isolating(queue_key)
         self._peek = load_script(client, "peek")
@@ -81,6 +92,7 @@ class LeaseQueue:
         self._release = load_script(client, "release")
         self._hand_back = load_script(client, "hand_back")
         self._park = load_script(client, "park")
+        self._park_waiting = load_script(client, "park_waiting")
         self._isolate = load_script(client, "isolate")
         self.recovered = 0
         """Leases of dead owners that this process has returned to the queue."""
@@ -146,21 +158,23 @@ class LeaseQueue:
         for lease in leases:
             arguments += [lease.job_id, lease.token]
         with redis_errors_as_ours():
-            lost = await self._extend(
-                keys=[self._leases, self._claims, *(keys.in_progress(lease.job_id) for lease in leases)], args=arguments
-            )
-        return _texts(lost)
+            in_progress = [keys.in_progress(lease.job_id) for lease in leases]
+            return _texts(await self._call(self._extend, [self._leases, self._claims], in_progress, arguments))
 
     async def release(self, releases: Sequence[Release]) -> set[str]:
         """End leases and delete their jobs; returns the ids that were not ours any more."""
-        names = [self._leases, self._claims]
+        names: list[str] = []
         arguments: list[str | int | bytes] = [keys.RESULT_TTL_MS]
         for release in releases:
             job_id = release.lease.job_id
             names += [keys.job(job_id), keys.retry(job_id), keys.in_progress(job_id), keys.result(job_id)]
             arguments += [job_id, release.lease.token, release.result]
         with redis_errors_as_ours():
-            return _texts(await self._release(keys=names, args=arguments))
+            lost = _texts(await self._call(self._release, [self._leases, self._claims], names, arguments))
+            if not self._arq_peers:
+                self._to_remove += [release for release in releases if release.lease.job_id not in lost]
+                await self._remove_jobs()
+        return lost
 
     async def hand_back(self, items: Sequence[HandBack]) -> set[str]:
         """Give leases back to the queue; returns the ids that were not ours any more."""
@@ -173,37 +187,65 @@ class LeaseQueue:
         return lost
 
     async def _park_for(self, tenant: str, items: Sequence[HandBack]) -> set[str]:
-        arguments = [tenant]
+        arguments: list[str | int | bytes] = [tenant]
         for item in items:
             arguments += [item.lease.job_id, item.lease.token]
         with redis_errors_as_ours():
-            lost = await self._park(
-                keys=[
-                    keys.parked_of(self.queue_key, tenant),
-                    keys.parked(self.queue_key),
-                    self._leases,
-                    self._claims,
-                    *(keys.in_progress(item.lease.job_id) for item in items),
-                ],
-                args=arguments,
+            lost = await self._call(
+                self._park,
+                [keys.parked_of(self.queue_key, tenant), keys.parked(self.queue_key), self._leases, self._claims],
+                [keys.in_progress(item.lease.job_id) for item in items],
+                arguments,
             )
         return _texts(lost)
 
+    async def park_waiting(self, tenant: str, job_ids: Sequence[str]) -> int:
+        """Park jobs straight from the queue, where nobody has leased them; returns how many."""
+        names = [self.queue_key, keys.parked_of(self.queue_key, tenant), keys.parked(self.queue_key)]
+        with redis_errors_as_ours():
+            moved = await self._call(
+                self._park_waiting, names, [keys.in_progress(job_id) for job_id in job_ids], [tenant, *job_ids]
+            )
+        return len(moved)
+
     async def _give_to(self, place: str, items: Sequence[HandBack]) -> set[str]:
-        arguments: list[str | int] = []
+        arguments: list[str | int | bytes] = []
         for item in items:
             arguments += [item.lease.job_id, item.lease.token, "" if item.delay_ms is None else item.delay_ms]
         with redis_errors_as_ours():
-            lost = await self._hand_back(
-                keys=[
-                    place,
-                    self._leases,
-                    self._claims,
-                    *(keys.in_progress(item.lease.job_id) for item in items),
-                ],
-                args=arguments,
+            in_progress = [keys.in_progress(item.lease.job_id) for item in items]
+            return _texts(
+                await self._call(self._hand_back, [place, self._leases, self._claims], in_progress, arguments)
             )
-        return _texts(lost)
+
+    async def _call(
+        self, script: AsyncScript, names: Sequence[str], of_jobs: Sequence[str], arguments: Sequence[str | int | bytes]
+    ) -> list[bytes]:
+        """Call a script with the queue's keys and, where that can be, those of its jobs."""
+        if self._arq_peers:
+            try:
+                return list(await script(keys=[*names, *of_jobs], args=arguments))
+            except ResponseError as error:
+                if not refuses_several_slots(error):
+                    raise
+                self._arq_peers = False
+                log.warning(
+                    "NoArqPeers: Redis is clustered behind its endpoint; no stock arq worker may serve %s beside ours",
+                    self.queue_key,
+                )
+        return list(await script(keys=names, args=arguments))
+
+    async def _remove_jobs(self) -> None:
+        """Do what a release's script does where it may touch the jobs' keys; what fails is left to the next call."""
+        pipeline = self._client.pipeline(transaction=False)
+        for release in self._to_remove:
+            job_id = release.lease.job_id
+            pipeline.delete(keys.job(job_id))
+            pipeline.delete(keys.retry(job_id))
+            if release.result:
+                pipeline.set(keys.result(job_id), release.result, px=keys.RESULT_TTL_MS)
+        await pipeline.execute()
+        self._to_remove = []
 
     async def _take(
         self, candidates: list[tuple[float, str, str]], want: int, now: float, returned_to: str
@@ -213,15 +255,11 @@ class LeaseQueue:
         arguments: list[str | int] = [want, self._lease_ms, self._worker_id]
         for _, job_id, returned in candidates:
             arguments += [job_id, returned, tokens[job_id]]
-        taken = await self._claim(
-            keys=[
-                self.queue_key,
-                returned_to,
-                self._leases,
-                self._claims,
-                *(keys.in_progress(job_id) for _, job_id, _ in candidates),
-            ],
-            args=arguments,
+        taken = await self._call(
+            self._claim,
+            [self.queue_key, returned_to, self._leases, self._claims],
+            [keys.in_progress(job_id) for _, job_id, _ in candidates],
+            arguments,
         )
         expires = now + self._lease_ms / 1000
         return [Lease(self.queue_key, job_id, tokens[job_id], score, expires) for score, job_id, _ in _pairs(taken, "")]

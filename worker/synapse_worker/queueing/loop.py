@@ -381,22 +381,25 @@ class ClaimLoop:
         by_queue: dict[str, list[_Held]] = defaultdict(list)
         for held in self._held.values():
             by_queue[held.lease.queue_key].append(held)
+        # One after the other, and each for itself: in a cluster, one queue's node may be away and others there.
+        return all(
+            [await self._extend_queue(queue_key, helds, started, timeout) for queue_key, helds in by_queue.items()]
+        )
+
+    async def _extend_queue(self, queue_key: str, helds: list[_Held], started: float, timeout: float) -> bool:
         try:
-            for queue_key, helds in by_queue.items():
-                for start in range(0, len(helds), _CHUNK):
-                    chunk = helds[start : start + _CHUNK]
-                    try:
-                        async with asyncio.timeout(timeout):
-                            lost = await self._queues[queue_key].extend([held.lease for held in chunk])
-                    except WrongKeyType as error:  # these leases run out, those of other queues do not
-                        self._refuse(queue_key, error)
-                        break
-                    for held in chunk:
-                        if held.lease.job_id not in lost:
-                            held.expires = started + self._lease_seconds
-                        elif held.control.task is not None:
-                            log.warning("the lease of job %s is lost; the job is stopped here", held.lease.job_id)
-                            self._lose(held)
+            for start in range(0, len(helds), _CHUNK):
+                chunk = helds[start : start + _CHUNK]
+                async with asyncio.timeout(timeout):
+                    lost = await self._queues[queue_key].extend([held.lease for held in chunk])
+                for held in chunk:
+                    if held.lease.job_id not in lost:
+                        held.expires = started + self._lease_seconds
+                    elif held.control.task is not None:
+                        log.warning("the lease of job %s is lost; the job is stopped here", held.lease.job_id)
+                        self._lose(held)
+        except WrongKeyType as error:  # these leases run out, those of other queues do not
+            self._refuse(queue_key, error)
         except (StoreUnavailable, StoreRefused) as error:
             self._gate.trip(error)
             return False

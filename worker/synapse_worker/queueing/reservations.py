@@ -18,7 +18,7 @@ from synapse_worker.connections import redis_errors_as_ours
 from synapse_worker.errors import PayloadError, StoreRefused, StoreUnavailable, WrongKeyType
 from synapse_worker.gate import StoreGate
 from synapse_worker.queueing import keys
-from synapse_worker.queueing.lease import load_script
+from synapse_worker.queueing.lease import LeaseQueue, load_script
 from synapse_worker.queueing.payload import decode
 from synapse_worker.store.tenants import Tenant
 
@@ -40,7 +40,7 @@ class Reservations:
         self,
         client: Redis,
         gate: StoreGate,
-        queue_keys: Sequence[str],
+        queues: Sequence[LeaseQueue],
         read_tenants: ReadTenants,
         tenants: Mapping[str, Tenant],
         *,
@@ -50,19 +50,18 @@ class Reservations:
     ) -> None:
         self._client = client
         self._gate = gate
-        self._queue_keys = queue_keys
+        self._queues = {queue.queue_key: queue for queue in queues}
         self._read_tenants = read_tenants
         self._worker_id = worker_id
         self._lease_seconds = lease_seconds
         self._default_tenant = default_tenant
         self._reserve = load_script(client, "reserve")
-        self._park_waiting = load_script(client, "park_waiting")
         self._unpark = load_script(client, "unpark")
         self._tenants = tenants
         self._held: dict[str, set[str]] = defaultdict(set)
         self._freed: dict[str, list[str]] = defaultdict(list)
         self._something_freed = asyncio.Event()
-        self._parked: dict[str, Mapping[str, int]] = {queue_key: {} for queue_key in queue_keys}
+        self._parked: dict[str, Mapping[str, int]] = {queue.queue_key: {} for queue in queues}
         """Queue -> tenant -> parked jobs, when last seen."""
         self._walks: dict[str, asyncio.Task[None]] = {}
 
@@ -145,7 +144,7 @@ class Reservations:
                 self._gate.trip(error)  # what was not taken out expires
 
     async def _tick(self) -> None:
-        for queue_key in self._queue_keys:
+        for queue_key in self._queues:
             pipeline = self._client.pipeline(transaction=False)
             pipeline.set(keys.tick(queue_key), self._worker_id, nx=True, px=int(_TICK_SECONDS * 1000))
             pipeline.hgetall(keys.parked(queue_key))
@@ -235,15 +234,7 @@ class Reservations:
                 over[tenant].append(job_id)
         moved = 0
         for tenant, parked in over.items():
-            moved += await self._park_waiting(
-                keys=[
-                    queue_key,
-                    keys.parked_of(queue_key, tenant),
-                    keys.parked(queue_key),
-                    *(keys.in_progress(job_id) for job_id in parked),
-                ],
-                args=[tenant, *parked],
-            )
+            moved += await self._queues[queue_key].park_waiting(tenant, parked)
         return moved
 
     def _tenant_of(self, raw: bytes | None) -> str:

@@ -1,20 +1,18 @@
 -- Takes candidates that `peek` saw, in the order given, until enough are taken.
--- KEYS: Q, again or suspects, leases, claims, then arq's in-progress key of each candidate.
+-- KEYS: Q, again or suspects, leases, claims, then arq's in-progress key of each candidate, or none of them (a cluster).
 -- ARGV: how many to take, lease in ms, worker id, then per candidate: id, 1 (from the second key) or 0 (from Q), token.
 -- Returns [id, original score, ...] of what was taken. A candidate that a stock arq worker runs stays where it is.
-if #KEYS == 4 then return {} end
+if #ARGV == 3 then return {} end
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local want, lease, worker = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
 local ids, foreign = {}, {}
-for i = 5, #KEYS do
-  ids[i - 4] = ARGV[4 + (i - 5) * 3]
-  foreign[i - 4] = KEYS[i]
-end
+for at = 4, #ARGV, 3 do ids[#ids + 1] = ARGV[at] end
+for i = 5, #KEYS do foreign[i - 4] = KEYS[i] end
 -- One call for all candidates each: calls are what a script's time goes into.
 local scores = {redis.call('ZMSCORE', KEYS[1], unpack(ids)), redis.call('ZMSCORE', KEYS[2], unpack(ids))}
 local claims = redis.call('HMGET', KEYS[4], unpack(ids))
-foreign = redis.call('MGET', unpack(foreign))
+if #foreign > 0 then foreign = redis.call('MGET', unpack(foreign)) end
 local gone, seen, leases, owners, taken = {{}, {}}, {}, {}, {}, {}
 for n, id in ipairs(ids) do
   if #taken >= want * 2 then break end
@@ -30,7 +28,7 @@ for n, id in ipairs(ids) do
       table.insert(owners, id)
       table.insert(owners, ARGV[at + 2] .. '|' .. score .. '|' .. worker)
       -- A stock worker watches this key between its look and its own claim, so it can never take the same job.
-      redis.call('SET', KEYS[4 + n], worker, 'PX', lease)
+      if KEYS[4 + n] then redis.call('SET', KEYS[4 + n], worker, 'PX', lease) end
       table.insert(taken, id)
       table.insert(taken, score)
     end

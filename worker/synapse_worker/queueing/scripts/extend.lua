@@ -1,5 +1,6 @@
 -- Prolongs leases that their token still owns.
--- KEYS: leases, claims, then arq's in-progress key of each job.  ARGV: lease in ms, then per job: id, token.
+-- KEYS: leases, claims, then arq's in-progress key of each job, or none of them (a cluster).
+-- ARGV: lease in ms, then per job: id, token.
 -- Returns the ids that are lost: leased to another token, or to nobody.
 local ids = {}
 for at = 2, #ARGV, 2 do ids[#ids + 1] = ARGV[at] end
@@ -13,7 +14,7 @@ for n, id in ipairs(ids) do
   if claims[n] and string.sub(claims[n], 1, #token + 1) == token .. '|' then
     leases[#leases + 1] = deadline
     leases[#leases + 1] = id
-    redis.call('SET', KEYS[2 + n], '1', 'PX', ARGV[1])
+    if KEYS[2 + n] then redis.call('SET', KEYS[2 + n], '1', 'PX', ARGV[1]) end
   else
     lost[#lost + 1] = id
   end
