@@ -239,6 +239,21 @@ async def test_a_run_id_with_braces_is_refused_and_disturbs_no_other(
     assert [row["error_message"] for row in letters] == ["the job's argument run_id must not hold braces"]
 
 
+async def test_an_entry_that_is_no_text_stops_nobody(
+    database: Database, redis_cluster: RedisCluster, client: Redis, workers: Workers
+) -> None:
+    await store(database, PRINT_IF_PRINT)
+    await client.zadd(Q, {b"\xff\xfe": 1})
+    workers.start(redis_cluster.url).wait_ready()
+    run_id = await enqueue(database, client, "three")
+    await until(database, run_id, "completed")
+
+    async def gone() -> bool:
+        return (await queue_figures(client, [Q]))[Q].queued == 0
+
+    await _until(gone)
+
+
 # ---- failures of nodes
 
 

@@ -66,6 +66,8 @@ class ClusterClient(Redis):
         self._reading = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
         super().__init__(connection_pool=self.nodes[self._seeds[0]].connection_pool)
+        # As keys are sent: a job's id may be bytes that are no text.
+        self._encode = self.get_encoder().encode  # type: ignore[no-untyped-call]
 
     async def masters(self) -> list[Redis]:
         """Return a client of each node that serves slots."""
@@ -185,7 +187,7 @@ class ClusterClient(Redis):
         if args[0] in _KEYLESS:
             return self._masters[0]
         key = args[3] if args[0] in ("EVALSHA", "EVAL") else args[1]
-        slot = key_slot(key if isinstance(key, bytes) else str(key).encode())
+        slot = key_slot(self._encode(key))
         address = self._slots[slot]
         if address is None:
             self.forget_layout()
