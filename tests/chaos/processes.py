@@ -7,8 +7,10 @@ import signal
 import time
 from collections.abc import Mapping
 
+from tests.chaos.evidence import Expected
 from tests.chaos.servers import faketime_library
 from tests.chaos.stage import LEASE_SECONDS, Stage
+from tests.chaos.worker import POISON
 
 CLOCK_SKEW_SECONDS = 31
 
@@ -134,3 +136,28 @@ async def clocks(stage: Stage, *, kills: int) -> None:
     seen = {round(execution.wall - execution.mono - offset) for execution in stage.executions()}
     if seen != set(skews):
         stage.problems.append(f"the workers' clocks were off by {sorted(seen)} s, not by {sorted(skews)}")
+
+
+async def poison(stage: Stage, *, neighbours: int, rounds: int) -> None:
+    """A job that kills its process, beside others in it; the process is started anew each time, as a kubelet does."""
+    worker = stage.start_worker(WORKER_CONCURRENCY=str(neighbours + 1))
+    await asyncio.to_thread(worker.wait_ready)
+    await stage.enqueue(neighbours, rounds=rounds)
+    (poisoned,) = await stage.enqueue(1, message=POISON)
+    stage.expected[poisoned] = Expected("failed", error="CrashLoop")
+    ending = asyncio.create_task(stage.ended(seconds=300))
+    deaths = 0
+    while not ending.done():
+        if worker.has_ended:
+            deaths += 1
+            stage.fault()
+            worker = stage.start_worker(WORKER_CONCURRENCY=str(neighbours + 1))
+        await asyncio.wait({ending}, timeout=0.1)
+    await ending
+    stage.say(f"the job killed {deaths} processes")
+    # Two at most among others, since its first claim finished a step and so made it no suspect; three alone.
+    if not 3 < deaths <= 5:
+        stage.problems.append(f"the job killed {deaths} processes, not 4 or 5")
+    letters = await stage.database.fetch("SELECT run_id, error_message FROM dead_letter_queue")
+    if [row["run_id"] for row in letters] != [poisoned]:
+        stage.problems.append(f"{len(letters)} dead letters, not one for the job that kills its process")

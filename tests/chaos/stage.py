@@ -191,14 +191,14 @@ class Stage:
         worker.start()
         return worker
 
-    async def enqueue(self, count: int, *, rounds: int = 3) -> list[str]:
-        """Enqueue runs of `rounds` rounds of four steps, as our command line does.
+    async def enqueue(self, count: int, *, rounds: int = 3, message: str = "") -> list[str]:
+        """Enqueue runs of `rounds` rounds of four steps, as our command line does; `message` is for other inputs.
 
         A run whose enqueueing fails because a store is away counts as started when it has a row: it is durable then.
         """
         await self.store(rounds)
         now_ms = int(time.time() * 1000)
-        new = NewRun(f"rounds-{rounds}", str(self.step_seconds), "default")
+        new = NewRun(f"rounds-{rounds}", message or str(self.step_seconds), "default")
         run_ids = [new_run_id(now_ms) for _ in range(count)]
         for run_id in run_ids:
             try:
