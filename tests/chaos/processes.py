@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from tests.chaos.evidence import Expected
+from tests.chaos.evidence import Execution, Expected
 from tests.chaos.servers import faketime_library
 from tests.chaos.stage import LEASE_SECONDS, Stage
-from tests.chaos.worker import POISON
+from tests.chaos.worker import POISON, POISONED_STEP
 
 CLOCK_SKEW_SECONDS = 31
 
@@ -145,7 +145,7 @@ async def poison(stage: Stage, *, neighbours: int, rounds: int) -> None:
     await stage.enqueue(neighbours, rounds=rounds)
     (poisoned,) = await stage.enqueue(1, message=POISON)
     stage.expected[poisoned] = Expected("failed", error="CrashLoop")
-    ending = asyncio.create_task(stage.ended(seconds=300))
+    ending = asyncio.create_task(stage.ended(seconds=180))
     deaths = 0
     while not ending.done():
         if worker.has_ended:
@@ -155,9 +155,28 @@ async def poison(stage: Stage, *, neighbours: int, rounds: int) -> None:
         await asyncio.wait({ending}, timeout=0.1)
     await ending
     stage.say(f"the job killed {deaths} processes")
-    # Two at most among others, since its first claim finished a step and so made it no suspect; three alone.
-    if not 3 < deaths <= 5:
-        stage.problems.append(f"the job killed {deaths} processes, not 4 or 5")
+    kills = [one for one in stage.executions() if one.run_id == poisoned and one.step_id == POISONED_STEP]
+    beside = await _running_beside(stage, kills)
+    stage.say(f"runs beside it at each kill: {beside}")
+    if sum(1 for count in beside if count) != 1:
+        stage.problems.append(f"the job killed processes with {beside} others in them, not one such process")
     letters = await stage.database.fetch("SELECT run_id, error_message FROM dead_letter_queue")
     if [row["run_id"] for row in letters] != [poisoned]:
         stage.problems.append(f"{len(letters)} dead letters, not one for the job that kills its process")
+
+
+async def _running_beside(stage: Stage, kills: Sequence[Execution]) -> list[int]:
+    """Return how many other runs each process ran at the moment of its kill, by what was committed until then."""
+    process_of = {(one.run_id, one.claim): one.pid for one in stage.executions()}
+    writes = [write for write in await stage.writes() if write.status]
+    counts: list[int] = []
+    for kill in kills:
+        last = {write.run_id: write for write in writes if write.at < kill.mono and write.run_id != kill.run_id}
+        counts.append(
+            sum(
+                1
+                for write in last.values()
+                if write.status == "running" and process_of.get((write.run_id, write.claim)) == kill.pid
+            )
+        )
+    return counts

@@ -14,10 +14,7 @@ Play = Callable[[Stage], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """What breaks, in words, and the two forms of it.
-
-    `short` is None where the length is the point, or where another scenario or test of that layer shows as much.
-    """
+    """What breaks, in words, and the two forms of it; `short` is None where the length is the point."""
 
     title: str
     long: Play
@@ -38,7 +35,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "rollouts": Scenario(
         "all workers replaced one after another, eight times, under load",
         partial(processes.rollouts, rounds=8, processes=3),
-        None,
+        partial(processes.rollouts, rounds=1, processes=1),
     ),
     "frozen": Scenario("a worker frozen past its lease, then thawed", processes.frozen, processes.frozen),
     "clocks": Scenario(
@@ -48,13 +45,13 @@ SCENARIOS: Mapping[str, Scenario] = {
     ),
     "poison": Scenario(
         "a job that kills its process, beside nine long ones in it",
-        partial(processes.poison, neighbours=9, rounds=12),
+        partial(processes.poison, neighbours=9, rounds=25),
         None,
     ),
     "redis-restarts": Scenario(
         "Redis restarted with its append-only file, stopped and killed, up to 8 s away",
         partial(stores.redis_restarted, outages=(1.0, 1.0, 4.0, 8.0), sweep=None),
-        None,
+        partial(stores.redis_restarted, outages=(0.5, 0.5), sweep=2.0),
     ),
     "redis-failover": Scenario(
         "the primary killed, a replica 1 s behind promoted after 3 s of being read-only",
@@ -75,12 +72,12 @@ SCENARIOS: Mapping[str, Scenario] = {
     "pgbouncer-restarts": Scenario(
         "PgBouncer killed and started again, three times",
         partial(stores.pgbouncer_restarted, outages=(1.0, 5.0, 15.0)),
-        None,
+        partial(stores.pgbouncer_restarted, outages=(0.5,)),
     ),
     "stock-peer": Scenario(
         "a stock arq worker on the same queue, ours killed",
         partial(jobs.stock_peer, jobs=300, kills=6),
-        None,
+        partial(jobs.stock_peer, jobs=30, kills=1),
     ),
     "malformed": Scenario(
         "10,000 payloads that nobody can run, beside good runs",

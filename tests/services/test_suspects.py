@@ -170,6 +170,29 @@ async def test_as_many_workers_get_empty_as_suspects_wait(database: Database, re
         await eventually("all are done", lambda: not one.running and not other.running)
 
 
+async def test_a_suspect_that_finishes_a_step_alone_goes_on_beside_others(
+    database: Database, redis_client: Redis, start_worker: StartWorker
+) -> None:
+    await definitions.upsert(
+        database, [definitions.Document("orchestrations", "three", "Three", "", PRINT_IF_PRINT)], tenant_id="default"
+    )
+    run_id = await enqueue(database, redis_client, "three")
+    request = dataclasses.replace(REQUEST, job_id=run_id, run_id=run_id, orchestration_id="three")
+    await claims.take(database, "gone", [request])  # and its owner is never heard of again
+    start_worker().wait_ready()
+
+    async def ended() -> bool:
+        return (await view(database, run_id)).status == "completed"
+
+    await eventually("it completes", ended)
+    steps = await database.fetch("SELECT claim FROM run_steps WHERE run_id = $1 ORDER BY ordinal", run_id)
+    first, second, third = (row["claim"] for row in steps)
+    assert first < second == third  # alone for one step, then as any other
+    row = await database.fetchrow("SELECT suspect, crashes, failures FROM job_ledger WHERE job_id = $1", run_id)
+    assert row is not None
+    assert tuple(row) == (False, 0, 0)
+
+
 async def test_after_three_crashes_alone_the_job_is_a_dead_letter(
     database: Database, redis_client: Redis, redis_server: RedisServer, start_worker: StartWorker
 ) -> None:

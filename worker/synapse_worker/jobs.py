@@ -408,6 +408,9 @@ class RunJob:
                         ]
                     )
                 case Execute():
+                    if self.lease.alone and self._steps_done > self._run.steps_done:
+                        # It got past where its owner had crashed: it may run beside others, and others need the room.
+                        return await self._hand_over()
                     cursor = await self._step(definition, cursor, decision.step, decision.visit)
 
     async def _prepare(self) -> tuple[Definition, Cursor | None]:
