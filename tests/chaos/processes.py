@@ -158,8 +158,9 @@ async def poison(stage: Stage, *, neighbours: int, rounds: int) -> None:
     kills = [one for one in stage.executions() if one.run_id == poisoned and one.step_id == POISONED_STEP]
     beside = await _running_beside(stage, kills)
     stage.say(f"runs beside it at each kill: {beside}")
-    if sum(1 for count in beside if count) != 1:
-        stage.problems.append(f"the job killed processes with {beside} others in them, not one such process")
+    # Its first step is a good one: a crash under that claim does not make it a suspect, the next one does.
+    if not beside[0] or any(beside[2:]):
+        stage.problems.append(f"the job killed processes with {beside} others in them, more than the first two")
     letters = await stage.database.fetch("SELECT run_id, error_message FROM dead_letter_queue")
     if [row["run_id"] for row in letters] != [poisoned]:
         stage.problems.append(f"{len(letters)} dead letters, not one for the job that kills its process")

@@ -70,6 +70,10 @@ def restarts(place: Place) -> int:
     )
 
 
+def restarted(place: Place, *, since: int) -> None:
+    eventually("a container was started again", lambda: restarts(place) > since)
+
+
 async def nothing_lost(load: Load, what: str) -> None:
     judged = await load.judged(seconds=300)
     print(f"\n{what}: {judged}", flush=True)
@@ -112,7 +116,10 @@ async def test_kills_from_the_node(load: Load, four_pods: Place) -> None:
                 ready_pods(four_pods),
                 key=lambda each: each["status"]["containerStatuses"][0]["restartCount"],  # type: ignore[index]
             )
+            before = restarts(four_pods)
             await asyncio.to_thread(kill_worker_process, str(pod["metadata"]["uid"]))  # type: ignore[index]
+            # Until the kubelet has seen it, the pod still counts as Ready.
+            await asyncio.to_thread(restarted, four_pods, since=before)
             await asyncio.to_thread(all_available, four_pods)
     await nothing_lost(load, f"{TIMES} kill -9 from the node")
 
