@@ -158,9 +158,13 @@ async def poison(stage: Stage, *, neighbours: int, rounds: int) -> None:
     kills = [one for one in stage.executions() if one.run_id == poisoned and one.step_id == POISONED_STEP]
     beside = await _running_beside(stage, kills)
     stage.say(f"runs beside it at each kill: {beside}")
-    # Its first step is a good one: a crash under that claim does not make it a suspect, the next one does.
-    if not beside[0] or any(beside[2:]):
-        stage.problems.append(f"the job killed processes with {beside} others in them, more than the first two")
+    # A crash makes a suspect of the job unless it had finished a step under that claim (its first step is a good one).
+    finished = {write.claim for write in await stage.writes() if write.run_id == poisoned and write.step_id}
+    hurt = [count for before, count in zip(kills, beside[1:], strict=False) if count and before.claim not in finished]
+    if not beside[0]:
+        stage.problems.append("the job's first kill hit no other run: nothing was shown")
+    elif hurt:
+        stage.problems.append(f"a suspect killed processes with {hurt} others in them; it has to run alone")
     letters = await stage.database.fetch("SELECT run_id, error_message FROM dead_letter_queue")
     if [row["run_id"] for row in letters] != [poisoned]:
         stage.problems.append(f"{len(letters)} dead letters, not one for the job that kills its process")

@@ -47,7 +47,7 @@ def test_what_was_heard_is_no_problem() -> None:
     async def script(world: World, echo: Echo) -> None:
         world.listed = {version(3)}
         assert echo.heard("u1", 3) is True
-        await asyncio.sleep(600)
+        await virtual_time.passes(600)
         assert echo.problem is None
         assert world.missed == []
 
@@ -58,10 +58,10 @@ def test_a_generation_that_never_comes_is_a_problem_and_is_looked_at_anyway() ->
     async def script(world: World, echo: Echo) -> None:
         world.listed = {version(2)}
         echo.heard("u1", 1)
-        await asyncio.sleep(60 + 29)
+        await virtual_time.passes(60 + 29)
         assert not echo.problem
         assert world.missed == [version(2)]
-        await asyncio.sleep(2)
+        await virtual_time.passes(2)
         assert "generation 2 of ns/scale" in (echo.problem or "")
 
     play(script)
@@ -70,9 +70,9 @@ def test_a_generation_that_never_comes_is_a_problem_and_is_looked_at_anyway() ->
 def test_a_watch_that_is_slow_within_the_patience_is_no_problem() -> None:
     async def script(world: World, echo: Echo) -> None:
         world.listed = {version(2)}
-        await asyncio.sleep(80)
+        await virtual_time.passes(80)
         echo.heard("u1", 2)
-        await asyncio.sleep(600)
+        await virtual_time.passes(600)
         assert echo.problem is None
 
     play(script)
@@ -81,9 +81,9 @@ def test_a_watch_that_is_slow_within_the_patience_is_no_problem() -> None:
 def test_an_object_that_goes_during_the_patience_is_no_problem() -> None:
     async def script(world: World, echo: Echo) -> None:
         world.listed = {version(2)}
-        await asyncio.sleep(80)
+        await virtual_time.passes(80)
         world.listed = set()
-        await asyncio.sleep(600)
+        await virtual_time.passes(600)
         assert echo.problem is None
 
     play(script)
@@ -93,7 +93,7 @@ def test_an_api_server_that_is_away_is_no_problem() -> None:
     async def script(world: World, echo: Echo) -> None:
         world.listed = {version(2)}
         world.away = True
-        await asyncio.sleep(600)
+        await virtual_time.passes(600)
         assert echo.problem is None
 
     play(script)

@@ -63,7 +63,7 @@ class Server:
         return await self._store(body)
 
     async def _arrive(self) -> None:
-        await asyncio.sleep(0.01)
+        await virtual_time.passes(0.01)
         if self.mood == "hangs":
             await asyncio.Event().wait()
         if self.mood == "down":
@@ -120,7 +120,7 @@ async def until(condition: Any, seconds: float) -> None:
     deadline = now() + seconds
     while not condition():
         assert now() < deadline, "it did not happen in time"
-        await asyncio.sleep(0.05)
+        await virtual_time.passes(0.05)
 
 
 @asynccontextmanager
@@ -151,7 +151,7 @@ def test_the_first_one_creates_the_lease_and_the_second_waits() -> None:
             first = candidate("first")
             await until(lambda: first.acting_since is not None, 1)
             second = candidate("second")
-            await asyncio.sleep(300)
+            await virtual_time.passes(300)
             assert first.task.done() is False
             assert second.acting_since is None
             assert server.holder == "first"
@@ -167,7 +167,7 @@ def test_two_that_start_together_never_lead_together() -> None:
         for _ in range(20):
             async with electing() as (_, candidate):
                 both = [candidate("a"), candidate("b")]
-                await asyncio.sleep(30)
+                await virtual_time.passes(30)
                 assert sum(each.acting_since is not None for each in both) == 1
 
     play(scene())
@@ -179,7 +179,7 @@ def test_release_lets_the_next_one_start_at_its_next_try() -> None:
             first = candidate("first")
             await until(lambda: first.acting_since is not None, 1)
             second = candidate("second")
-            await asyncio.sleep(20)
+            await virtual_time.passes(20)
             await first.terminate()
             released = now()
             await until(lambda: second.acting_since is not None, 15)
@@ -196,7 +196,7 @@ def test_after_a_kill_the_next_one_starts_after_the_duration_and_within_fifteen_
                 first = candidate("first")
                 await until(lambda first=first: first.acting_since is not None, 1)
                 second = candidate("second")
-                await asyncio.sleep(wait)
+                await virtual_time.passes(wait)
                 await first.kill()
                 killed = now()
                 await until(lambda second=second: second.acting_since is not None, 15)
@@ -212,7 +212,7 @@ def test_a_leader_that_cannot_renew_stops_by_itself_before_anyone_else_may_start
             first = candidate("first")
             await until(lambda: first.acting_since is not None, 1)
             second = candidate("second")
-            await asyncio.sleep(20)
+            await virtual_time.passes(20)
             server.mood = mood
             sick = now()
             await until(lambda: first.stopped_at is not None, TIMING.deadline + 0.2)
@@ -233,9 +233,9 @@ def test_an_api_server_that_is_away_for_less_than_the_deadline_costs_nothing() -
             await until(lambda: first.acting_since is not None, 1)
             for mood in ("hangs", "down", "loses answers"):
                 server.mood = mood
-                await asyncio.sleep(3)
+                await virtual_time.passes(3)
                 server.mood = "well"
-                await asyncio.sleep(10)
+                await virtual_time.passes(10)
             assert first.stopped_at is None
             assert server.holder == "first"
             assert server.spec.lease_transitions == 1
@@ -268,7 +268,7 @@ def test_time_stamps_of_a_clock_that_is_wrong_do_not_matter() -> None:
             await until(lambda: first.acting_since is not None, 1)
             second = candidate("second")
             for _ in range(60):
-                await asyncio.sleep(1)
+                await virtual_time.passes(1)
                 server.spec.renew_time = datetime.now(UTC) - timedelta(days=1)
             assert second.acting_since is None
             await first.kill()
@@ -310,7 +310,7 @@ def test_an_identity_that_the_lease_already_names_is_ours() -> None:
         async with electing() as (server, candidate):
             server.mood = "loses answers"
             first = candidate("first")
-            await asyncio.sleep(3)
+            await virtual_time.passes(3)
             assert server.holder == "first"
             assert first.acting_since is None
             server.mood = "well"

@@ -31,7 +31,7 @@ class Recorder:
         self.together += 1
         self.most_together = max(self.most_together, self.together)
         try:
-            await asyncio.sleep(self._takes)
+            await virtual_time.passes(self._takes)
             return self._answer(key, sum(1 for _, called in self.calls if called == key))
         finally:
             self.together -= 1
@@ -65,7 +65,7 @@ def test_a_key_that_waits_is_not_added_again() -> None:
         for _ in range(5):
             queue.add("a")
         assert len(queue) == 1
-        await asyncio.sleep(1)
+        await virtual_time.passes(1)
         assert len(queue) == 0
 
     play(handler, script)
@@ -78,9 +78,9 @@ def test_a_key_asked_for_while_it_is_handled_runs_once_more_and_never_beside_its
     async def script(queue: WorkQueue[str]) -> None:
         queue.add("a")
         for _ in range(3):
-            await asyncio.sleep(2)
+            await virtual_time.passes(2)
             queue.add("a")
-        await asyncio.sleep(100)
+        await virtual_time.passes(100)
 
     play(handler, script)
     assert handler.times() == [0.0, 10.0]
@@ -93,7 +93,7 @@ def test_different_keys_run_together_up_to_the_slots() -> None:
     async def script(queue: WorkQueue[str]) -> None:
         for key in "abcde":
             queue.add(key)
-        await asyncio.sleep(100)
+        await virtual_time.passes(100)
 
     play(handler, script, slots=2)
     assert handler.most_together == 2
@@ -113,9 +113,9 @@ def test_a_slow_key_delays_nobody_else() -> None:
 
     async def script(queue: WorkQueue[str]) -> None:
         queue.add("slow")
-        await asyncio.sleep(1)
+        await virtual_time.passes(1)
         queue.add("a")
-        await asyncio.sleep(1)
+        await virtual_time.passes(1)
 
     play(handler, script, slots=2)
     assert handler.times() == [1.0]
@@ -127,9 +127,9 @@ def test_the_earliest_time_asked_for_counts() -> None:
     async def script(queue: WorkQueue[str]) -> None:
         queue.add("a", 30)
         queue.add("a", 50)
-        await asyncio.sleep(1)
+        await virtual_time.passes(1)
         queue.add("a", 5)
-        await asyncio.sleep(200)
+        await virtual_time.passes(200)
 
     play(handler, script)
     assert handler.times() == [6.0]
@@ -140,9 +140,9 @@ def test_what_is_asked_for_during_a_run_keeps_its_delay() -> None:
 
     async def script(queue: WorkQueue[str]) -> None:
         queue.add("a")
-        await asyncio.sleep(1)
+        await virtual_time.passes(1)
         queue.add("a", 20)
-        await asyncio.sleep(200)
+        await virtual_time.passes(200)
 
     play(handler, script)
     assert handler.times() == [0.0, 21.0]
@@ -158,7 +158,7 @@ def test_failures_back_off_up_to_the_longest_and_a_success_forgets_them(caplog: 
 
     async def script(queue: WorkQueue[str]) -> None:
         queue.add("a")
-        await asyncio.sleep(45)
+        await virtual_time.passes(45)
 
     play(handler, script)
     assert handler.times() == [0.0, 1.0, 3.0, 7.0, 15.0, 23.0, 33.0, 34.0, 44.0]
@@ -175,7 +175,7 @@ def test_a_bug_is_logged_with_its_traceback_and_backs_off_too(caplog: pytest.Log
 
     async def script(queue: WorkQueue[str]) -> None:
         queue.add("a")
-        await asyncio.sleep(45)
+        await virtual_time.passes(45)
 
     play(handler, script)
     assert handler.times() == [0.0, 1.0]
@@ -187,7 +187,7 @@ def test_a_good_key_comes_back_at_the_resync_or_earlier_if_it_says_so() -> None:
 
     async def script(queue: WorkQueue[str]) -> None:
         queue.add("a")
-        await asyncio.sleep(140)
+        await virtual_time.passes(140)
 
     play(handler, script)
     assert handler.times() == [0.0, 60.0, 75.0, 135.0]
@@ -198,7 +198,7 @@ def test_a_key_that_is_gone_is_forgotten() -> None:
 
     async def script(queue: WorkQueue[str]) -> None:
         queue.add("a")
-        await asyncio.sleep(1000)
+        await virtual_time.passes(1000)
 
     play(handler, script)
     assert handler.times() == [0.0]

@@ -41,3 +41,9 @@ def run(test: Coroutine[Any, Any, T]) -> T:
     """Run `test` to its end in virtual time."""
     with asyncio.Runner(loop_factory=_Loop) as runner:
         return runner.run(test)
+
+
+async def passes(seconds: float) -> None:
+    """Let `seconds` of virtual time go by; fails in a loop where they would really have to be waited for."""
+    assert isinstance(asyncio.get_running_loop(), _Loop), "run the test with virtual_time.run"
+    await asyncio.sleep(seconds)
