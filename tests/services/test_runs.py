@@ -150,17 +150,19 @@ async def test_a_killed_workers_run_goes_on_after_its_last_checkpoint(
 async def test_sigterm_hands_a_run_over_within_two_seconds(
     database: Database, redis_client: Redis, start_worker: StartWorker
 ) -> None:
-    await store(database, chain("slow", slow_steps(20, 0.15)))
+    # Long enough to outlast the start of the second worker, which takes seconds.
+    await store(database, chain("slow", slow_steps(40, 0.15)))
     first = start_worker().wait_ready()
     run_id = await enqueue(database, redis_client, "slow")
     await steps_reach(database, run_id, 3)
     start_worker(WORKER_CONCURRENCY="3").wait_ready()
     claim, _ = await claim_of(database, run_id)
+    assert (await view(database, run_id)).status == "running", "it ended before there was somebody to hand it to"
     first.signal(signal.SIGTERM)
     await claimed_anew(database, run_id, claim, seconds=2)
     assert first.wait(20) == 0
     await until(database, run_id, "completed")
-    assert len(await database.fetch("SELECT 1 FROM run_steps WHERE run_id = $1", run_id)) == 20
+    assert len(await database.fetch("SELECT 1 FROM run_steps WHERE run_id = $1", run_id)) == 40
     row = await database.fetchrow("SELECT failures, crashes, suspect FROM job_ledger WHERE job_id = $1", run_id)
     assert row is not None
     assert tuple(row) == (0, 0, False)  # a rollout burns no try and blames nobody
