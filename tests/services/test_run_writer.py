@@ -31,8 +31,10 @@ async def owned(database: Database, count: int, *, worker: str = "w") -> list[Ow
     return found
 
 
-async def checkpoint(writer: RunWriter, run: OwnedRun, *, step_id: str = "s", visit: int = 1) -> bool:
-    row = StepRow(step_id, visit, visit, {"k": visit}, {"step_id": step_id}, [], NOW, NOW)
+async def checkpoint(
+    writer: RunWriter, run: OwnedRun, *, step_id: str = "s", visit: int = 1, ordinal: int | None = None
+) -> bool:
+    row = StepRow(step_id, visit, ordinal or visit, {"k": visit}, {"step_id": step_id}, [], NOW, NOW)
     return await writer.checkpoint(
         run, row, cursor={"at": visit}, engine_version=1, current_step_id=None, definition=None, folded=None
     )
@@ -48,18 +50,37 @@ async def test_what_many_runs_write_at_once_goes_in_few_calls(
 ) -> None:
     mine = await owned(database, 40)
     calls: list[int] = []
-    send = database.fetchmany
+    send = database.fetch
 
-    async def counted(statement: str, arguments: Sequence[Sequence[object]]) -> list[asyncpg.Record]:
-        calls.append(len(arguments))
-        return await send(statement, arguments)
+    async def counted(statement: str, run_ids: Sequence[str], *arguments: object) -> list[asyncpg.Record]:
+        calls.append(len(run_ids))
+        return await send(statement, run_ids, *arguments)
 
-    monkeypatch.setattr(database, "fetchmany", counted)
+    monkeypatch.setattr(database, "fetch", counted)
     writer = RunWriter(database)
     assert await asyncio.gather(*(checkpoint(writer, run) for run in mine)) == [True] * 40
+    monkeypatch.undo()
     assert len(await steps(database)) == 40
     assert sum(calls) == 40
     assert len(calls) < 10
+
+
+async def test_a_run_may_write_two_steps_at_once(database: Database) -> None:
+    (run,) = await owned(database, 1)
+    writer = RunWriter(database)
+    both = [checkpoint(writer, run, step_id="left", ordinal=1), checkpoint(writer, run, step_id="right", ordinal=2)]
+    assert await asyncio.gather(*both) == [True, True]
+    assert await steps(database) == {("run_000", "left", 1), ("run_000", "right", 1)}
+
+
+async def test_rows_are_found_by_their_keys_before_anything_is_known_of_the_tables(database: Database) -> None:
+    (run, *_) = await owned(database, 400)
+    arguments = [[run.run_id], [run.claim], ["completed"], ["{}"], ["[]"], [0], [None], [run.job_id], [0.0]]
+    plan = await database.fetch(f"EXPLAIN {runs._FINISH}", *arguments, [None], [None], [None], [None])
+    text = "\n".join(row[0] for row in plan)
+    assert text.count("using orchestration_runs_pkey") == 2
+    assert text.count("using job_ledger_pkey") == 1
+    assert "Seq Scan" not in text
 
 
 async def test_a_run_that_another_claim_took_is_told_so_and_its_neighbours_are_written(database: Database) -> None:

@@ -27,6 +27,9 @@ from synapse_worker.redis_cluster import ClusterClient
 
 log = logging.getLogger(__name__)
 
+_FRESH, _RETURNED = "1", "2"
+"""Where a candidate of a claim waits: in the queue, or where jobs go that were claimed before."""
+
 _PAGE = 100
 _MAX_PAGES = 50
 """Pages of due ids that one claim may pass over because stock workers run them: 5,000 jobs."""
@@ -72,9 +75,14 @@ def load_script(client: Redis, name: str) -> AsyncScript:
 
 
 class LeaseQueue:
-    """The calls on one queue. All raise `StoreUnavailable` or `StoreRefused`."""
+    """The calls on one queue. All raise `StoreUnavailable` or `StoreRefused`.
 
-    def __init__(self, client: Redis, queue_key: str, *, worker_id: str, lease_seconds: int) -> None:
+    With `arq_peers` False no stock arq worker may serve the queue, as on a Redis Cluster.
+    """
+
+    def __init__(
+        self, client: Redis, queue_key: str, *, worker_id: str, lease_seconds: int, arq_peers: bool = True
+    ) -> None:
         self._client = client
         self.queue_key = queue_key
         self._worker_id = worker_id
@@ -82,7 +90,7 @@ class LeaseQueue:
         self._again = keys.again(queue_key)
         self._leases = keys.leases(queue_key)
         self._claims = keys.claims(queue_key)
-        self._arq_peers = not isinstance(client, ClusterClient)
+        self._arq_peers = arq_peers and not isinstance(client, ClusterClient)
         self._to_remove: list[Release] = []
         self._suspects = keys.suspects(queue_key)
         self._isolating = keys.isolating(queue_key)
@@ -117,7 +125,7 @@ class LeaseQueue:
                     args=[limit, offset],
                 )
                 self.recovered += expired
-                candidates = sorted([*_pairs(again, "1"), *_pairs(fresh, "0")])
+                candidates = sorted([*_pairs(again, _RETURNED), *_pairs(fresh, _FRESH)])
                 if not candidates:
                     break
                 got = await self._take(candidates, missing, now, self._again)
@@ -136,7 +144,7 @@ class LeaseQueue:
         """
         with redis_errors_as_ours():
             first = await self._client.zrange(self._suspects, 0, 0, withscores=True)
-            candidates = [(score, _text(job_id), "1") for job_id, score in first]
+            candidates = [(score, _text(job_id), _RETURNED) for job_id, score in first]
             taken = await self._take(candidates, 1, now, self._suspects) if candidates else []
             await self._client.zrem(self._isolating, self._worker_id)
         self.suspects = max(0, self.suspects - 1)
@@ -250,23 +258,22 @@ class LeaseQueue:
     async def _take(
         self, candidates: list[tuple[float, str, str]], want: int, now: float, returned_to: str
     ) -> list[Lease]:
-        call = secrets.token_hex(8)
-        tokens = {job_id: f"{call}{number}" for number, (_, job_id, _) in enumerate(candidates)}
-        arguments: list[str | int] = [want, self._lease_ms, self._worker_id]
-        for _, job_id, returned in candidates:
-            arguments += [job_id, returned, tokens[job_id]]
+        token = secrets.token_hex(8)  # of one claim: no job is in it twice
+        places = "".join(place for _, _, place in candidates)
+        ids = [job_id for _, job_id, _ in candidates]
+        arguments: list[str | int] = [want, self._lease_ms, self._worker_id, token, places, *ids]
         taken = await self._call(
             self._claim,
             [self.queue_key, returned_to, self._leases, self._claims],
-            [keys.in_progress(job_id) for _, job_id, _ in candidates],
+            [keys.in_progress(job_id) for job_id in ids],
             arguments,
         )
         expires = now + self._lease_ms / 1000
-        return [Lease(self.queue_key, job_id, tokens[job_id], score, expires) for score, job_id, _ in _pairs(taken, "")]
+        return [Lease(self.queue_key, job_id, token, score, expires) for score, job_id, _ in _pairs(taken, "")]
 
 
-def _pairs(flat: Sequence[bytes], returned: str) -> list[tuple[float, str, str]]:
-    return [(float(flat[i + 1]), _text(flat[i]), returned) for i in range(0, len(flat), 2)]
+def _pairs(flat: Sequence[bytes], place: str) -> list[tuple[float, str, str]]:
+    return [(float(flat[i + 1]), _text(flat[i]), place) for i in range(0, len(flat), 2)]
 
 
 def _text(job_id: bytes) -> str:

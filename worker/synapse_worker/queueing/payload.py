@@ -13,6 +13,7 @@ import math
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Never
 
 from synapse_worker.errors import PayloadError
@@ -24,6 +25,8 @@ MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
 _MAX_NODES = 1_000_000
 _MAX_DEPTH = 100
 _MAX_BITS = 1_024
+_PLAIN = (str, NoneType, bool)
+"""What is fine whatever it is; most arguments are."""
 _MAX_MS = 4_102_444_800_000
 """The year 2100: what claims to come from later is not a time in ms."""
 
@@ -137,18 +140,21 @@ def _check_values(root: object) -> None:
     while stack:
         value, depth = stack.pop()
         seen += 1
-        if seen > _MAX_NODES or depth > _MAX_DEPTH:
-            raise PayloadError("the payload's arguments are nested too deeply or are too many")
         if isinstance(value, dict):
             for key, item in value.items():
-                if not isinstance(key, str):
+                if type(key) is not str:
                     raise PayloadError("the payload's arguments hold a mapping whose keys are not text")
-                stack.append((item, depth + 1))
+                if type(item) not in _PLAIN:
+                    stack.append((item, depth + 1))
+            seen += len(value)
         elif isinstance(value, list | tuple):
-            stack.extend((item, depth + 1) for item in value)
+            stack.extend([(item, depth + 1) for item in value if type(item) not in _PLAIN])
+            seen += len(value)
         elif isinstance(value, float) and not math.isfinite(value):
             raise PayloadError(f"the payload's arguments hold the number {value}, which JSON does not have")
         elif isinstance(value, int) and value.bit_length() > _MAX_BITS:
             raise PayloadError(f"the payload's arguments hold a whole number of over {_MAX_BITS} bits")
         elif value is not None and not isinstance(value, str | int | float | bool):
             raise PayloadError(f"the payload's arguments hold a {type(value).__name__}; only JSON values are accepted")
+        if seen > _MAX_NODES or depth > _MAX_DEPTH:
+            raise PayloadError("the payload's arguments are nested too deeply or are too many")

@@ -135,7 +135,8 @@ owned AS (
       OR (r.status = 'running' AND r.job_id = EXCLUDED.job_id)
       OR (r.status IN ('failed', 'cancelled') AND r.job_id IS DISTINCT FROM EXCLUDED.job_id)
   RETURNING r.run_id, r.job_id, r.orchestration_id, r.tenant_id, r.session_id, r.cursor::text,
-            r.definition_snapshot::text AS definition, r.shared_state::text, r.step_history::text,
+            r.definition_snapshot::text AS definition, nullif(r.shared_state::text, '{}') AS shared_state,
+            nullif(r.step_history::text, '[]') AS step_history,
             coalesce(r.folded_steps, 0) AS folded_steps)
 SELECT l.job_id, l.claim, l.failures, l.active_seconds, l.suspect, l.crashes, o.run_id, o.orchestration_id, o.tenant_id,
        o.session_id, o.cursor, o.definition, o.shared_state, o.step_history, o.folded_steps

@@ -22,5 +22,13 @@ outbox AS (
     FROM {source} WHERE webhook_url <> '')"""  # noqa: S608 - the name of a CTE of ours
 
 
-ENDED = "run_id, orchestration_id, tenant_id, webhook_url, status, error, ended_at"
-"""What the CTE that ends runs has to return."""
+_ENDED = ("run_id", "orchestration_id", "tenant_id", "webhook_url", "status", "error", "ended_at")
+
+
+def ended(table: str) -> str:
+    """Return what the CTE that ends rows of `table`, an alias of orchestration_runs, has to return."""
+    return ", ".join(f"{table}.{column}" for column in _ENDED)
+
+
+ENDED = ", ".join(_ENDED)
+"""The same where the statement names one table only."""

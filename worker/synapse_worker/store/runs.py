@@ -18,7 +18,7 @@ import asyncpg
 from synapse_worker.errors import StoreRefused, StoreUnavailable
 from synapse_worker.store.claims import OwnedRun, State
 from synapse_worker.store.database import Database, from_jsonb, to_jsonb
-from synapse_worker.store.outbox import ENDED, outbox
+from synapse_worker.store.outbox import ENDED, ended, outbox
 
 _MOST_TOGETHER = 100
 _MOST_CHARACTERS_TOGETHER = 4_000_000
@@ -105,39 +105,57 @@ async def create_queued(database: Database, run: QueuedRun) -> None:
 
 
 _CHECKPOINT = """
-WITH owned AS (
-  UPDATE orchestration_runs
-     SET cursor = $3::jsonb, engine_version = $4, current_step_id = $5,
-         definition_snapshot = coalesce(definition_snapshot, $6::jsonb),
-         shared_state = coalesce($7::jsonb, shared_state), step_history = coalesce($8::jsonb, step_history),
-         folded_steps = coalesce($9::int, folded_steps)
-   WHERE run_id = $1 AND claim = $2 AND status = 'running' RETURNING run_id)
+WITH asked AS (
+  SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::int[], $5::text[], $6::text[], $7::text[], $8::text[],
+                       $9::int[], $10::text[], $11::int[], $12::int[], $13::text[], $14::text[], $15::text[],
+                       $16::timestamptz[], $17::timestamptz[])
+       AS a (run_id, claim, cursor, engine_version, current_step_id, definition, state, history, folded_steps,
+             step_id, visit, ordinal, delta, entry, events, started_at, ended_at)),
+owned AS (
+  UPDATE orchestration_runs r
+     SET cursor = a.cursor::jsonb, engine_version = a.engine_version, current_step_id = a.current_step_id,
+         definition_snapshot = coalesce(r.definition_snapshot, a.definition::jsonb),
+         shared_state = coalesce(a.state::jsonb, r.shared_state),
+         step_history = coalesce(a.history::jsonb, r.step_history),
+         folded_steps = coalesce(a.folded_steps, r.folded_steps)
+    FROM asked a
+   WHERE r.run_id = a.run_id AND r.claim = a.claim AND (r.status = 'running') IS TRUE RETURNING r.run_id)
 INSERT INTO run_steps (run_id, step_id, visit, ordinal, claim, delta, entry, events, started_at, ended_at)
-SELECT run_id, $10, $11, $12, $2, $13::jsonb, $14::jsonb, $15::jsonb, $16, $17 FROM owned
+SELECT run_id, step_id, visit, ordinal, claim, delta::jsonb, entry::jsonb, events::jsonb, started_at, ended_at
+  FROM asked JOIN owned USING (run_id)
 ON CONFLICT (run_id, step_id, visit) DO UPDATE SET claim = EXCLUDED.claim
    WHERE run_steps.claim = EXCLUDED.claim
-RETURNING $18::int AS place, true AS owned
+RETURNING run_id
 """
 
 _FINISH = f"""
-WITH owned AS (
-  UPDATE orchestration_runs
-     SET status = $3::text, shared_state = $4::jsonb, step_history = $5::jsonb, folded_steps = $6,
-         error = $7,
-         ended_at = now()
-   WHERE run_id = $1 AND claim = $2 AND status = 'running' RETURNING {ENDED}),
+WITH asked AS (
+  SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::int[], $7::text[], $8::text[],
+                       $9::float8[], $10::text[], $11::text[], $12::text[], $13::int[])
+       AS a (run_id, claim, status, state, history, folded_steps, error, job_id, active_seconds,
+             function, payload, why, attempts)),
+owned AS (
+  UPDATE orchestration_runs r
+     SET status = a.status, shared_state = a.state::jsonb, step_history = a.history::jsonb,
+         folded_steps = a.folded_steps, error = a.error, ended_at = now()
+    FROM asked a
+   WHERE r.run_id = a.run_id AND r.claim = a.claim AND (r.status = 'running') IS TRUE RETURNING {ended("r")}),
 {outbox("owned")},
 ledger AS (
-  UPDATE job_ledger SET outcome = $3::text, owner = NULL, ended_at = now(), active_seconds = active_seconds + $9
-   WHERE job_id = $8 AND claim = $2 AND EXISTS (SELECT 1 FROM owned)),
+  UPDATE job_ledger l
+     SET outcome = a.status, owner = NULL, ended_at = now(), active_seconds = l.active_seconds + a.active_seconds
+    FROM asked a JOIN owned USING (run_id)
+   WHERE l.job_id = a.job_id AND l.claim = a.claim),
 letter AS (
   INSERT INTO dead_letter_queue (id, run_id, orchestration_id, job_function, job_payload, error_message,
       attempt_count, first_failed_at, last_failed_at, resolved)
-  SELECT gen_random_uuid(), run_id, orchestration_id, $10::text, $11::jsonb, $12::text, $13::int, now(),
+  SELECT gen_random_uuid(), run_id, owned.orchestration_id, a.function, a.payload::jsonb, a.why, a.attempts, now(),
          now(), false
-    FROM owned WHERE $10::text IS NOT NULL)
-SELECT $14::int AS place, EXISTS (SELECT 1 FROM owned) OR EXISTS (
-  SELECT 1 FROM orchestration_runs WHERE run_id = $1 AND claim = $2 AND status = $3::text) AS owned
+    FROM asked a JOIN owned USING (run_id) WHERE a.function IS NOT NULL)
+SELECT run_id FROM owned
+UNION ALL
+SELECT r.run_id FROM asked a JOIN orchestration_runs r USING (run_id)
+ WHERE r.claim = a.claim AND (r.status = a.status) IS TRUE
 """  # noqa: S608 - no value in it
 
 
@@ -230,6 +248,10 @@ class _Write:
     answer: asyncio.Future[bool]
 
     @property
+    def run_id(self) -> object:
+        return self.arguments[0]
+
+    @property
     def size(self) -> int:
         return sum(len(value) for value in self.arguments if isinstance(value, str))
 
@@ -237,6 +259,8 @@ class _Write:
 class _Together:
     """One statement for many writers: what comes while a call is under way goes together in the next one.
 
+    The statement takes one array for each argument of `write`, of which the first is the run's id, and returns the
+    `run_id`s that the writers own.
     A writer that is cancelled before its turn writes nothing; once sent, only the claim number can stop a write.
     The writes of one call are committed together, so when one of them is refused for what it holds, each is
     tried alone: nobody fails for a neighbour.
@@ -248,9 +272,9 @@ class _Together:
         self._waiting: deque[_Write] = deque()
         self._sending: asyncio.Task[None] | None = None
 
-    async def write(self, *arguments: object) -> bool:
-        """Run the statement, with its place in the call as last argument; returns the `owned` of its row, if any."""
-        write = _Write(arguments, asyncio.get_running_loop().create_future())
+    async def write(self, run_id: str, *arguments: object) -> bool:
+        """Run the statement; returns whether the run is owned."""
+        write = _Write((run_id, *arguments), asyncio.get_running_loop().create_future())
         self._waiting.append(write)
         if self._sending is None or self._sending.done():
             self._sending = asyncio.create_task(self._send_all())
@@ -276,19 +300,22 @@ class _Together:
             await asyncio.sleep(0)
 
     def _next(self) -> list[_Write]:
-        batch: list[_Write] = []
+        """Return what goes into the next call, each run once: a statement changes a row only once."""
+        batch: dict[object, _Write] = {}
         size = 0
         while self._waiting and len(batch) < _MOST_TOGETHER and size < _MOST_CHARACTERS_TOGETHER:
+            if self._waiting[0].run_id in batch:
+                break
             write = self._waiting.popleft()
             if not write.answer.done():
-                batch.append(write)
+                batch[write.run_id] = write
                 size += write.size
-        return batch
+        return list(batch.values())
 
     async def _send(self, batch: Sequence[_Write]) -> None:
-        calls = [(*write.arguments, place) for place, write in enumerate(batch)]
+        arrays = zip(*(write.arguments for write in batch), strict=True)
         try:
-            rows = await self._database.fetchmany(self._statement, calls)
+            rows = await self._database.fetch(self._statement, *map(list, arrays))
         except Exception as error:
             if len(batch) > 1 and not isinstance(error, StoreUnavailable | StoreRefused):
                 for write in batch:
@@ -298,10 +325,10 @@ class _Together:
                 if not write.answer.done():
                     write.answer.set_exception(error)
             return
-        owned = {row["place"]: bool(row["owned"]) for row in rows}
-        for place, write in enumerate(batch):
+        owned = {row["run_id"] for row in rows}
+        for write in batch:
             if not write.answer.done():
-                write.answer.set_result(owned.get(place, False))
+                write.answer.set_result(write.run_id in owned)
 
 
 _REJECT = f"""
