@@ -15,7 +15,7 @@ from synapse_worker.queueing import keys, stops
 from synapse_worker.queueing.client import RUN_FUNCTION
 from synapse_worker.queueing.stops import RunningJob
 from synapse_worker.store.database import Database
-from tests.support.runs import enqueue, outcome, said_done, steps_reach, store, until, view
+from tests.support.runs import enqueue, outcome, result_of, said_done, steps_reach, store, until, view
 from tests.support.servers import RedisServer
 from tests.support.workers import PRINT_IF_PRINT, StartWorker, chain, slow_steps
 
@@ -70,6 +70,7 @@ async def test_a_running_job_is_stopped_within_a_second(
     await until(database, "run_b", "cancelled", seconds=5)
     assert time.monotonic() - began < 1.5
     assert (await said_done(redis_client, "run_b"))[-2]["error"] == "cancelled"
+    await result_of(job)  # the release comes after the commit
     with pytest.raises(asyncio.CancelledError):
         await Job("run_b", pool, Q).result(timeout=5)
     assert await redis_client.zcard(keys.ABORT) == 0
