@@ -18,9 +18,7 @@ import time
 from collections.abc import Mapping
 from contextvars import ContextVar
 
-import uvloop
-
-from synapse_worker import housekeeping, jobs, lifecycle
+from synapse_worker import eventloop, housekeeping, jobs, lifecycle
 from synapse_worker import settings as settings_module
 from synapse_worker.engine.model import Step
 from synapse_worker.engine.outcome import StepOutcome
@@ -103,7 +101,7 @@ def main() -> None:
     # Each pod has a host name of its own; here all processes would share one.
     settings = dataclasses.replace(settings_module.load(), worker_id=f"chaos-{os.getpid()}")
     set_up_logging(level=settings.log_level, form=settings.log_format)
-    uvloop.run(lifecycle.Worker(settings).run())
+    eventloop.run(lifecycle.Worker(settings).run())
 
 
 if __name__ == "__main__":

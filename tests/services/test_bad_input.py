@@ -195,12 +195,13 @@ async def test_a_key_of_the_wrong_type_stops_its_queue_until_it_is_repaired(
 async def test_a_key_that_breaks_under_running_jobs_costs_the_other_queue_nothing(
     database: Database, redis_client: Redis, start_worker: StartWorker
 ) -> None:
-    await store(database, chain("slow", slow_steps(12, 0.3)))
+    # The one whose lease breaks lasts longer than a lease in any case.
+    await store(database, chain("slow", slow_steps(12, 0.3)), chain("slower", slow_steps(40, 0.3)))
     worker = start_worker(WORKER_QUEUE_SHARD="default,acme", WORKER_LEASE_SECONDS="3").wait_ready()
     payload = JobPayload(RUN_FUNCTION, {"run_id": "run_acme", "orch_id": "slow"})
     await redis_client.set(keys.job("run_acme"), encode(payload))
     await redis_client.zadd(keys.queue("acme"), {"run_acme": 1})
-    run_id = await enqueue(database, redis_client, "slow")
+    run_id = await enqueue(database, redis_client, "slower")
     await steps_reach(database, run_id, 1)
     await steps_reach(database, "run_acme", 1)
     await redis_client.set(keys.leases(Q), "somebody else's")

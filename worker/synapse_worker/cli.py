@@ -54,8 +54,7 @@ def cli() -> None:
 @cli.command()
 def run() -> None:
     """Serve the queues of WORKER_QUEUE_SHARD until SIGTERM."""
-    import uvloop
-
+    from synapse_worker import eventloop
     from synapse_worker.lifecycle import Worker
 
     settings = settings_module.load()
@@ -64,8 +63,7 @@ def run() -> None:
     async def serve() -> None:
         await Worker(settings).run()
 
-    # Half of a short step's cost is the event loop's; this one is written in C.
-    uvloop.run(serve())
+    eventloop.run(serve())
 
 
 @cli.command()

@@ -26,10 +26,8 @@ log = logging.getLogger(__name__)
 Ending = Release | HandBack | None
 """How a lease ends; None = it is not ours any more, touch nothing."""
 
-_MAX_BATCH = 100
-"""Most jobs of one claim."""
-_GATHER_SECONDS = 0.002
-"""How long freed slots are gathered when few are free: a claim costs much the same for one job and for many."""
+_MAX_BATCH = 50
+"""Jobs of one claim: small enough that the stores work on one batch while we work on another."""
 _BUSY_POLL = 0.01
 _IDLE_POLL = 0.1
 _GATE_WAIT = 1.0
@@ -199,9 +197,6 @@ class ClaimLoop:
                 if await self._isolates():
                     await self._wait(self._slot_freed, _GATE_WAIT)
                     continue
-                if self._busy and free < min(self.slots // 2, _MAX_BATCH):
-                    await asyncio.sleep(_GATHER_SECONDS)
-                    free = self.slots - self._busy
                 claimed = await self._claim_from_each(min(free, _MAX_BATCH))
             except (StoreUnavailable, StoreRefused) as error:
                 self._gate.trip(error)
