@@ -24,6 +24,7 @@ from synapse_worker import settings as settings_module
 from synapse_worker.connections import open_database, open_redis
 from synapse_worker.errors import ConfigurationError, SynapseError
 from synapse_worker.queueing.client import NewRun, cancel_run, enqueue_run, new_run_id, resume_run, retry_letter
+from synapse_worker.routing import HIGHEST_PRIORITY
 from synapse_worker.settings import Settings
 from synapse_worker.store import dead_letters
 from synapse_worker.store import runs as run_store
@@ -120,6 +121,13 @@ def sync(folder: Path | None, tenant: str | None, output: str) -> None:
 )
 @click.option("--tenant", default=None, help="Tenant of the run [default: DEFAULT_TENANT_ID].")
 @click.option("--session", default=None, help="Session id of the run.")
+@click.option(
+    "--priority",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, HIGHEST_PRIORITY),
+    help="Routes of the topology may send runs of a priority to a shard of their own.",
+)
 @click.option("-n", "--count", default=1, show_default=True, type=click.IntRange(1, 1_000_000), help="How many runs.")
 @click.option("--wait", "wait_seconds", default=0.0, metavar="SECONDS", help="Wait until the runs have ended.")
 @OUTPUT
@@ -129,6 +137,7 @@ def enqueue(
     assignments: Sequence[str],
     tenant: str | None,
     session: str | None,
+    priority: int,
     count: int,
     wait_seconds: float,
     output: str,
@@ -137,12 +146,15 @@ def enqueue(
     state = dict(_assignment(text) for text in assignments)
 
     async def work(settings: Settings) -> None:
+        tenant_id = tenant or settings.default_tenant_id
+        new = NewRun(orchestration_id, message, tenant_id, session, state or None, priority)
         async with _database(settings) as database, _redis(settings) as client:
             ids: list[str] = []
             for _ in range(count):
                 now_ms = int(time.time() * 1000)
-                new = NewRun(orchestration_id, message, tenant or settings.default_tenant_id, session, state or None)
-                ids.append(await enqueue_run(database, client, new, run_id=new_run_id(now_ms), now_ms=now_ms))
+                run_id = new_run_id(now_ms)
+                await enqueue_run(database, client, new, run_id=run_id, now_ms=now_ms, without_row=settings.topology)
+                ids.append(run_id)
                 if wait_seconds <= 0 and output == "table":
                     click.echo(ids[-1])
             views = await _wait_for(database, ids, wait_seconds) if wait_seconds > 0 else []
@@ -238,7 +250,8 @@ def resume(run_id: str, output: str) -> None:
 
     async def work(settings: Settings) -> None:
         async with _database(settings) as database, _redis(settings) as client:
-            was, job_id = await resume_run(database, client, run_id, now_ms=int(time.time() * 1000))
+            now_ms = int(time.time() * 1000)
+            was, job_id = await resume_run(database, client, run_id, now_ms=now_ms, without_row=settings.topology)
         if not was:
             raise _no_run(run_id)
         if not job_id:
@@ -318,7 +331,8 @@ def retry(letter_ids: Sequence[str], output: str) -> None:
         async with _database(settings) as database, _redis(settings) as client:
 
             async def one(letter: Letter) -> tuple[dict[str, object], str] | None:
-                job_id = await retry_letter(database, client, letter, now_ms=int(time.time() * 1000))
+                now_ms = int(time.time() * 1000)
+                job_id = await retry_letter(database, client, letter, now_ms=now_ms, without_row=settings.topology)
                 if job_id is None:
                     return None
                 done: dict[str, object] = {"id": letter.id, "run_id": letter.run_id, "job_id": job_id}

@@ -49,6 +49,10 @@ class Topology:
     routes: tuple[Route, ...] = ()
 
 
+ONE_QUEUE = Topology()
+"""What holds where nobody has said anything else: all jobs go to `default`."""
+
+
 def shard_of_job(topology: Topology, *, key: str, tenant_id: str, priority: int = 0) -> str:
     """Return the name of the shard that a job goes to: `default`, an index, or its tenant's id.
 
@@ -63,6 +67,11 @@ def shard_of_job(topology: Topology, *, key: str, tenant_id: str, priority: int 
     if topology.shards == 1:
         return DEFAULT_QUEUE
     return str(_hashed(key, _shards_to_hash(topology)))
+
+
+def is_tenants_own(shard: str) -> bool:
+    """Return whether a shard is a tenant's own: it is neither `default` nor an index."""
+    return shard != DEFAULT_QUEUE and shard not in _SHARD_NAMES
 
 
 def why_no_queue(tenant_id: str) -> str:
