@@ -192,7 +192,9 @@ async def test_who_has_to_be_waited_for_before_a_queue_is_drained(database: Data
     await topology.report(database, "cli", hostname="h", role=Role.PRODUCER, epoch=3)
     await database.execute("UPDATE workers SET last_heartbeat = now() - interval '91 s' WHERE worker_id = 'api-1'")
     assert await topology.producers_behind(database, 3) == []
-    await topology.report(database, "cli", hostname="h", role=Role.PRODUCER, epoch=1, online=False)
+    await topology.report(database, "cli", hostname="h", role=Role.PRODUCER, epoch=2)
+    assert await topology.producers_behind(database, 3) == ["cli"]
+    await topology.leave(database, "cli")
     assert await topology.producers_behind(database, 3) == []
 
 

@@ -90,15 +90,13 @@ async def write(
     return _row(rows[0]) if rows else None
 
 
-async def report(
-    database: Database, producer_id: str, *, hostname: str, role: Role, epoch: int, online: bool = True
-) -> None:
-    """Say by which epoch a producer routes: none of its jobs will go by an older one from now on."""
+async def report(database: Database, producer_id: str, *, hostname: str, role: Role, epoch: int) -> None:
+    """Say by which epoch a producer routes: no new job of its will go by an older one from now on."""
     await database.execute(
         """
         INSERT INTO workers (worker_id, hostname, role, topology_epoch, status, active_jobs, max_jobs, last_heartbeat,
                              registered_at)
-        VALUES ($1, $2, $3, $4, $5, 0, 0, now(), now())
+        VALUES ($1, $2, $3, $4, 'online', 0, 0, now(), now())
         ON CONFLICT (worker_id) DO UPDATE SET role = EXCLUDED.role, topology_epoch = EXCLUDED.topology_epoch,
             status = EXCLUDED.status, last_heartbeat = now()
         """,
@@ -106,8 +104,12 @@ async def report(
         hostname,
         role.value,
         epoch,
-        "online" if online else "offline",
     )
+
+
+async def leave(database: Database, producer_id: str) -> None:
+    """Forget a producer that enqueues nothing more."""
+    await database.execute("DELETE FROM workers WHERE worker_id = $1 AND role IS NOT NULL", producer_id)
 
 
 async def producers_behind(database: Database, epoch: int) -> list[str]:
