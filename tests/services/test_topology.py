@@ -9,7 +9,8 @@ from redis.asyncio import Redis
 
 from synapse_worker.errors import StoreRefused, SynapseError
 from synapse_worker.queueing import keys
-from synapse_worker.queueing.client import NewRun, enqueue_run, resume_run, retry_letter
+from synapse_worker.queueing.client import NewRun, enqueue_run, known_queues, queue_figures, resume_run, retry_letter
+from synapse_worker.queueing.lease import HandBack, LeaseQueue
 from synapse_worker.queueing.payload import decode
 from synapse_worker.routing import ONE_QUEUE, Route, Topology, shard_of_job
 from synapse_worker.store import dead_letters, overview, runs, topology, workers
@@ -216,3 +217,23 @@ async def test_the_tenants_that_may_have_a_queue(database: Database, redis_clien
     assert await topology.dedicated_tenants(database) == {"b"}
     await database.execute("UPDATE orchestration_runs SET status = 'running' WHERE tenant_id = 'new'")
     assert "new" in await topology.known_tenants(database)
+    await database.execute("INSERT INTO tenants (tenant_id) VALUES ('default'), ('7'), ('a{b')")
+    shards = [keys.shard_of(queue_key) for queue_key in await known_queues(database)]
+    assert shards[:65] == ["default", *map(str, range(64))]
+    assert sorted(shards[65:]) == ["a", "b", "new", "quiet"]
+
+
+async def test_what_every_known_queue_holds(database: Database, redis_client: Redis) -> None:
+    await now(database, Topology(4, isolation=True))
+    for number in range(4):
+        await enqueue(database, redis_client, f"run_{number}_1", "acme")
+    acme = keys.queue("acme")
+    worker = LeaseQueue(redis_client, acme, worker_id="w", lease_seconds=30)
+    given_back, lost, _ = await worker.claim(3, 0.0)
+    await worker.hand_back([HandBack(given_back, None)])
+    await redis_client.zadd(keys.leases(acme), {lost.job_id: 1})
+    figures = await queue_figures(redis_client, await known_queues(database))
+    assert {queue_key for queue_key, figure in figures.items() if not figure.empty} == {acme}
+    seen = figures[acme]
+    assert (seen.queued, seen.again, seen.active, seen.expired, seen.parked) == (2, 1, 2, 1, 0)
+    assert len(figures) == 66

@@ -15,9 +15,10 @@ from typing import TypeVar
 from redis.asyncio import Redis
 
 from synapse_worker.connections import redis_errors_as_ours
+from synapse_worker.contract import DEFAULT_QUEUE, MAX_SHARDS
 from synapse_worker.errors import PayloadError, SynapseError
 from synapse_worker.queueing import keys
-from synapse_worker.queueing.lease import load_script
+from synapse_worker.queueing.lease import load_script, script_text
 from synapse_worker.queueing.payload import JobPayload, decode, encode
 from synapse_worker.routing import HIGHEST_PRIORITY, ONE_QUEUE, Topology, is_tenants_own, shard_of_job, why_no_queue
 from synapse_worker.store import claims, dead_letters, runs, topology
@@ -34,14 +35,22 @@ RESUME_FUNCTION = "resume_failed_job"
 class QueueFigures:
     """How full one queue is: `queued` waits (given-back jobs, suspects and parked ones included), `active` is leased.
 
-    `parked` of the waiting ones are over their tenants' max_concurrent_runs.
+    `again` of the waiting ones were given back, `parked` are over their tenants' max_concurrent_runs. `expired` of the
+    leases have run out: their owners are gone, and only a worker of this queue takes them up again.
     `oldest_seconds` is how long the oldest due job has waited, None when none waits.
     """
 
     queued: int
     active: int
     parked: int
+    again: int
+    expired: int
     oldest_seconds: float | None
+
+    @property
+    def empty(self) -> bool:
+        """Whether no job is anywhere in the queue."""
+        return self.queued == self.active == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,30 +246,35 @@ async def put(client: Redis, queue_key: str, job_id: str, envelope: bytes, tenan
 
 async def queue_figures(client: Redis, queue_keys: Sequence[str]) -> dict[str, QueueFigures]:
     """Read how full the queues are, in one round trip."""
+    # As text, not by its hash: a pipeline cannot load a script that a server lacks and go on.
+    count = script_text("figures")
     pipeline = client.pipeline(transaction=False)
-    pipeline.time()
     for queue_key in queue_keys:
-        again = keys.again(queue_key)
-        for name in (queue_key, again, keys.suspects(queue_key), keys.leases(queue_key)):
-            pipeline.zcard(name)
-        pipeline.hvals(keys.parked(queue_key))
-        for name in (queue_key, again):
-            pipeline.zrange(name, 0, 0, withscores=True)
+        names = (queue_key, *(of(queue_key) for of in (keys.again, keys.suspects, keys.leases, keys.parked)))
+        pipeline.eval(count, len(names), *names)
     with redis_errors_as_ours():
-        (seconds, micros), *answers = await pipeline.execute()
-    now_ms = seconds * 1000 + micros / 1000
+        answers = await pipeline.execute()
     figures: dict[str, QueueFigures] = {}
-    for position, queue_key in enumerate(queue_keys):
-        fresh, returned, suspects, active, by_tenant, *first = answers[position * 7 : position * 7 + 7]
-        parked = sum(int(count) for count in by_tenant)
-        waits = [(now_ms - entry[0][1]) / 1000 for entry in first if entry]
+    for queue_key, (fresh, again, suspects, leased, expired, parked, oldest) in zip(queue_keys, answers, strict=True):
         figures[queue_key] = QueueFigures(
-            queued=fresh + returned + suspects + parked,
-            active=active,
+            queued=fresh + again + suspects + parked,
+            active=leased,
             parked=parked,
-            oldest_seconds=max(0.0, *waits) if waits else None,
+            again=again,
+            expired=expired,
+            oldest_seconds=float(oldest) / 1000 if oldest else None,
         )
     return figures
+
+
+async def known_queues(database: Database) -> list[str]:
+    """Return the keys of all queues that may hold jobs: `default`, every shard, every known tenant's own.
+
+    What holds jobs must be served, whatever the topology says now: jobs stay in the queue that they were put into.
+    """
+    tenants = [tenant for tenant in await topology.known_tenants(database) if not why_no_queue(tenant)]
+    shards = [DEFAULT_QUEUE, *(str(shard) for shard in range(MAX_SHARDS)), *tenants]
+    return [keys.queue(shard) for shard in dict.fromkeys(shards)]
 
 
 async def nowhere(client: Redis, queue_keys: Sequence[str], job_ids: Sequence[str]) -> set[str]:
