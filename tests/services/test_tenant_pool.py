@@ -135,6 +135,25 @@ async def test_of_free_slots_no_tenant_takes_all(
     assert Counter(row["tenant_id"] for row in await database.fetch(running)) == {"a": 5, "b": 5}
 
 
+async def test_the_gauges_of_a_tenants_queue_go_back_to_nothing(
+    database: Database, redis_client: Redis, start_worker: StartWorker
+) -> None:
+    for _ in range(8):
+        await enqueue(database, redis_client, "acme", "slow")
+    worker = start_worker(WORKER_QUEUE_SHARD="tenants", WORKER_CONCURRENCY="1")
+
+    async def depth(shown: str) -> bool:
+        _, text = await asyncio.to_thread(worker.get, "/metrics")
+        found = [line for line in text.splitlines() if 'synapse_queue_depth{queue_name="' + keys.queue("acme") in line]
+        return any(line.endswith(" 0.0") == (shown == "none") for line in found)
+
+    await eventually("it shows some", lambda: depth("some"))
+    await eventually("it shows none", lambda: depth("none"), seconds=60)
+    row = await database.fetchrow("SELECT count(*) AS n FROM orchestration_runs WHERE status = 'queued'")
+    assert row is not None
+    assert row["n"] == 0
+
+
 async def test_how_soon_jobs_start_ours_and_those_of_a_stock_producer(
     database: Database, redis_client: Redis, redis_server: RedisServer, start_worker: StartWorker
 ) -> None:
