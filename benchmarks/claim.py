@@ -24,6 +24,7 @@ from synapse_worker.queueing.lease import HandBack, Lease, LeaseQueue, Release
 from synapse_worker.queueing.loop import ClaimLoop, Control, Ending, Job
 from synapse_worker.queueing.payload import decode
 from synapse_worker.queueing.reservations import Reservations
+from synapse_worker.queueing.served import Served
 from synapse_worker.store import claims, tenants
 from synapse_worker.store.claims import ClaimRequest, OwnedRun
 from synapse_worker.store.runs import Folded, RunStatus, RunWriter
@@ -137,13 +138,14 @@ async def _ours(servers: Servers, parts: Parts) -> float:
                 loop.stop(hand_over=False)
 
         queue = LeaseQueue(stores.client, Q, worker_id=_WORKER, lease_seconds=LEASE_SECONDS, arq_peers=parts.arq_peers)
+        served = Served([queue])
         reservations: Reservations | None = None
         if parts.reservation:
             known = await tenants.read_all(stores.database)
             reservations = Reservations(
                 stores.client,
                 gate,
-                [queue],
+                served,
                 lambda: tenants.read_all(stores.database),
                 known,
                 worker_id=_WORKER,
@@ -152,7 +154,7 @@ async def _ours(servers: Servers, parts: Parts) -> float:
             )
             background.append(asyncio.create_task(reservations.keep()))
         handler = _NoOps(stores, ended, ledger=parts.ledger, reservations=reservations)
-        loop = ClaimLoop([queue], handler, gate, slots=SLOTS, lease_seconds=LEASE_SECONDS)
+        loop = ClaimLoop(served, handler, gate, slots=SLOTS, lease_seconds=LEASE_SECONDS)
         began = time.perf_counter()
         await loop.run()
         seconds = time.perf_counter() - began

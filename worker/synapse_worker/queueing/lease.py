@@ -15,6 +15,7 @@ import secrets
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import resources
 
 from redis.asyncio import Redis
@@ -70,8 +71,12 @@ class Release:
 
 def load_script(client: Redis, name: str) -> AsyncScript:
     """Return the script `name` of the scripts folder, ready to be called on `client`."""
-    text = (resources.files(__package__) / "scripts" / f"{name}.lua").read_text(encoding="ascii")
-    return client.register_script(text)
+    return client.register_script(_script_text(name))
+
+
+@cache
+def _script_text(name: str) -> str:
+    return (resources.files(__package__) / "scripts" / f"{name}.lua").read_text(encoding="ascii")
 
 
 class LeaseQueue:
@@ -106,6 +111,8 @@ class LeaseQueue:
         """Leases of dead owners that this process has returned to the queue."""
         self.suspects = 0
         """Suspects that waited when this process last looked."""
+        self.drained = False
+        """Whether the last claim found less than it wanted, and nothing was given back here since."""
 
     async def claim(self, want: int, now: float) -> list[Lease]:
         """Take up to `want` due jobs, oldest first.
@@ -116,6 +123,7 @@ class LeaseQueue:
         """
         taken: list[Lease] = []
         offset = 0
+        self.drained = True  # and not at the end: what is given back meanwhile is not seen
         with redis_errors_as_ours():
             for _ in range(_MAX_PAGES):
                 missing = want - len(taken)
@@ -134,6 +142,8 @@ class LeaseQueue:
                     break
                 # Only ids that a stock worker runs are still where they were: pass over them.
                 offset += len(fresh) // 2 - len(got)
+        if len(taken) >= want:
+            self.drained = False
         return taken
 
     async def claim_suspect(self, now: float) -> list[Lease]:
@@ -222,9 +232,9 @@ class LeaseQueue:
             arguments += [item.lease.job_id, item.lease.token, "" if item.delay_ms is None else item.delay_ms]
         with redis_errors_as_ours():
             in_progress = [keys.in_progress(item.lease.job_id) for item in items]
-            return _texts(
-                await self._call(self._hand_back, [place, self._leases, self._claims], in_progress, arguments)
-            )
+            lost = await self._call(self._hand_back, [place, self._leases, self._claims], in_progress, arguments)
+        self.drained = False
+        return _texts(lost)
 
     async def _call(
         self, script: AsyncScript, names: Sequence[str], of_jobs: Sequence[str], arguments: Sequence[str | int | bytes]
