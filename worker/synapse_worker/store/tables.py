@@ -29,7 +29,7 @@ metadata = MetaData()
 CLAIM_SEQUENCE = Sequence("claim_seq", metadata=metadata)
 """Source of all claim numbers; it outlives any Redis, so a number never comes twice."""
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 def _id(name: str) -> Column[str]:
@@ -285,6 +285,20 @@ scale_topology = Table(
     Column("routes", JSONB, nullable=False),
     _name("owner_uid"),
 )
+
+synced_definitions = Table(
+    "synced_definitions",
+    metadata,
+    Column("owner", String(500), primary_key=True),
+    Column("kind", String(50), primary_key=True),
+    _id("key"),
+    Column("source", Text, nullable=False),
+    Column("hash", String(64), nullable=False),
+    Column("synced_at", DateTime(timezone=True), nullable=False),
+)
+"""What each syncing owner (a SynapseScale, a folder) has written: `kind` is the table, `key` the row, `source` the file
+or object that it came from, `hash` its content. `synced_at` is the `updated_at` that the row got, so that a row which
+somebody else wrote later is told apart."""
 
 schema_version = Table(
     "synapse_scale_schema",
