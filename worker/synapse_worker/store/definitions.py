@@ -207,7 +207,7 @@ _TABLES: Mapping[str, _Table] = {
 
 def _there(table: str) -> str:
     active = " AND coalesce(t.is_active, true)" if table == ORCHESTRATIONS else ""
-    return f"EXISTS (SELECT FROM {table} t WHERE t.{_TABLES[table].key} = s.key{active})"  # noqa: S608  # as above
+    return f"EXISTS (SELECT FROM {table} t WHERE t.{_TABLES[table].key} = s.key{active})"
 
 
 def _upsert_statement(table: str) -> str:
@@ -244,11 +244,9 @@ def _upsert_statement(table: str) -> str:
 def _retire_statement(table: str) -> str:
     """$1: owner, $2: keys."""
     key = _TABLES[table].key
-    act = (
-        f"UPDATE {table} AS t SET is_active = false, updated_at = now() FROM gone"
-        if table == ORCHESTRATIONS
-        else f"DELETE FROM {table} AS t USING gone"  # noqa: S608  # as above
-    )
+    act = f"DELETE FROM {table} AS t USING gone"  # noqa: S608  # as above
+    if table == ORCHESTRATIONS:  # a run that has not started yet says that it is gone
+        act = f"UPDATE {table} AS t SET is_active = false, updated_at = now() FROM gone"  # noqa: S608  # as above
     return f"""
         WITH gone AS (
             DELETE FROM synced_definitions WHERE owner = $1::text AND kind = '{table}' AND key = ANY($2::text[])
