@@ -7,9 +7,10 @@ back is only what nobody else has written or listed since.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -120,8 +121,9 @@ async def upsert(database: Database, documents: Sequence[Document], *, tenant_id
     written = 0
     for table in _TABLES:
         rows = {document.key: document for document in documents if document.table == table}
-        # In order of key, so that two syncs at once do not wait for each other in a circle.
-        for batch in _batches([_row(rows[key], tenant_id) for key in sorted(rows)]):
+        # In order of key, so that two syncs at once do not wait for each other in a circle; in a thread, since writing
+        # a thousand documents as JSON would hold up the loop.
+        for batch in await asyncio.to_thread(_batches, [rows[key] for key in sorted(rows)], tenant_id):
             answer = await database.fetch(_UPSERT[table], f"[{','.join(batch)}]", tenant_id, owner)
             written += int(answer[0]["written"])
     return written
@@ -130,15 +132,19 @@ async def upsert(database: Database, documents: Sequence[Document], *, tenant_id
 async def synced_by(database: Database, owner: str) -> dict[Key, Synced]:
     """Return the notes on an owner's rows."""
     rows = await database.fetch(
-        f"""
-        SELECT s.kind, s.key, s.source, s.hash,
-               CASE s.kind {" ".join(f"WHEN '{table}' THEN {_there(table)}" for table in _TABLES)}
-                    ELSE false END AS there
-          FROM synced_definitions s WHERE s.owner = $1
-        """,  # noqa: S608  # names of our own tables
+        f"SELECT s.kind, s.key, s.source, s.hash, {_THERE} AS there FROM synced_definitions s WHERE s.owner = $1",  # noqa: S608
         owner,
     )
     return {Key(row["kind"], row["key"]): Synced(row["source"], row["hash"], row["there"]) for row in rows}
+
+
+async def count_there(database: Database, owner: str) -> int:
+    """Return how many of an owner's rows are still there and active, whatever their content."""
+    rows = await database.fetch(
+        f"SELECT count(*) AS count FROM synced_definitions s WHERE s.owner = $1 AND {_THERE}",  # noqa: S608
+        owner,
+    )
+    return int(rows[0]["count"])
 
 
 async def retire(database: Database, owner: str, rows: Sequence[Key]) -> int:
@@ -172,17 +178,16 @@ def _row(document: Document, tenant_id: str) -> str:
     )
 
 
-def _batches(rows: Sequence[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
+def _batches(documents: Sequence[Document], tenant_id: str) -> list[list[str]]:
+    batches: list[list[str]] = []
     characters = 0
-    for row in rows:
-        if batch and (len(batch) == BATCH_ROWS or characters + len(row) > BATCH_CHARACTERS):
-            yield batch
-            batch, characters = [], 0
-        batch.append(row)
+    for row in (_row(document, tenant_id) for document in documents):
+        if not batches or len(batches[-1]) == BATCH_ROWS or characters + len(row) > BATCH_CHARACTERS:
+            batches.append([])
+            characters = 0
+        batches[-1].append(row)
         characters += len(row)
-    if batch:
-        yield batch
+    return batches
 
 
 class _Table(NamedTuple):
@@ -262,5 +267,6 @@ def _retire_statement(table: str) -> str:
         """  # noqa: S608  # as above
 
 
+_THERE = "CASE s.kind " + " ".join(f"WHEN '{table}' THEN {_there(table)}" for table in _TABLES) + " ELSE false END"
 _UPSERT = {table: _upsert_statement(table) for table in _TABLES}
 _RETIRE = {table: _retire_statement(table) for table in _TABLES}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from synapse_worker.store import definitions
@@ -17,6 +17,9 @@ from synapse_worker.store.database import Database
 from synapse_worker.store.definitions import SETTINGS, Key, Synced
 from synapse_worker.sync.documents import Item, Problem, Source, read
 from synapse_worker.sync.judge import judge
+
+PORTION_CHARACTERS = 1024 * 1024
+"""Texts that are read, judged and stored together; a ConfigMap holds as much at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,28 +76,49 @@ async def sync(
     Raises:
         StoreUnavailable, StoreRefused: what was written up to then stays, the next sync goes on.
     """
-    # Reading is work for the processor alone, and others share the loop.
-    items, wrong = await asyncio.to_thread(_read_all, sources, tenant_id)
-    problems = [*unread, *wrong]
     notes = await definitions.synced_by(database, owner) if owner else {}
-    noted: list[Item] = []
-    fresh: list[Item] = []
-    for each in items:
-        (noted if each.is_noted(notes) and not everything else fresh).append(each.item)
-    good, refused = await judge(fresh)
-    documents = [document for item in good for document in item.documents]
-    changed = await definitions.upsert(database, documents, tenant_id=tenant_id, owner=owner)
+    problems = [*unread]
+    refusals: list[Problem] = []
+    places: dict[Key, str] = {}
+    counts: Counter[str] = Counter()
+    changed = 0
+    for some in _portions(sources):
+        # Reading is work for the processor alone, and others share the loop.
+        items, wrong = await asyncio.to_thread(_read_all, some, tenant_id, places)
+        noted: list[Item] = []
+        fresh: list[Item] = []
+        for each in items:
+            (noted if each.is_noted(notes) and not everything else fresh).append(each.item)
+        good, refused = await judge(fresh)
+        documents = [document for item in good for document in item.documents]
+        changed += await definitions.upsert(database, documents, tenant_id=tenant_id, owner=owner)
+        counts.update(_kind(item) for item in (*noted, *good))
+        problems += wrong
+        refusals += refused
 
-    listed = {document.row for item in (*noted, *fresh) for document in item.documents}
     kept = {problem.place for problem in problems}
     gone = [
         row
         for row, note in notes.items()
-        if row not in listed and not {note.source, note.source.partition("/")[0]} & kept
+        if row not in places and not {note.source, note.source.partition("/")[0]} & kept
     ]
     retired = await definitions.retire(database, owner, gone) if gone else 0
-    counts = Counter(_kind(item) for item in (*noted, *good))
-    return SyncReport(counts, changed, retired, _in_order((*problems, *refused), sources))
+    return SyncReport(counts, changed, retired, _in_order((*problems, *refusals), sources))
+
+
+def _portions(sources: Iterable[Source]) -> Iterator[list[Source]]:
+    """Yield the sources in portions that are read and stored together: what is in memory at once is bounded."""
+    portion: list[Source] = []
+    characters = 0
+    for source in sources:
+        length = len(source.text or "")
+        if portion and characters + length > PORTION_CHARACTERS:
+            yield portion
+            portion, characters = [], 0
+        portion.append(source)
+        characters += length
+    if portion:
+        yield portion
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,19 +138,21 @@ class _Hashed:
         )
 
 
-def _read_all(sources: Iterable[Source], tenant_id: str) -> tuple[list[_Hashed], list[Problem]]:
-    found: dict[Key, Item] = {}
+def _read_all(sources: Iterable[Source], tenant_id: str, places: dict[Key, str]) -> tuple[list[_Hashed], list[Problem]]:
+    """Read sources; `places` holds where each row was read from, and is added to."""
+    hashed: list[_Hashed] = []
     problems: list[Problem] = []
     for source in sources:
         items, wrong = read(source)
         problems += wrong
         for item in items:
-            first = found.setdefault(item.document.row, item)
-            if first is not item:
-                where = f"{first.source.place}:{first.line}"
-                kind, key = item.document.row
-                problems.append(item.problem(f"{kind} {key!r} was read from {where} already; ids are unique."))
-    hashed = [_Hashed(each, tuple(doc.hash(tenant_id) for doc in each.documents)) for each in found.values()]
+            row = item.document.row
+            if row in places:
+                sentence = f"{row.table} {row.key!r} was read from {places[row]} already; ids are unique."
+                problems.append(item.problem(sentence))
+                continue
+            places |= dict.fromkeys((document.row for document in item.documents), f"{source.place}:{item.line}")
+            hashed.append(_Hashed(item, tuple(document.hash(tenant_id) for document in item.documents)))
     return hashed, problems
 
 
