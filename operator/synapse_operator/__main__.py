@@ -29,6 +29,7 @@ from synapse_operator.errors import ApiNotFound, OperatorError
 from synapse_operator.handlers import Inbox
 from synapse_operator.reconcile import Reconciler
 from synapse_operator.settings import Settings, SettingsError
+from synapse_operator.syncer import Syncer
 from synapse_operator.telemetry import Metrics, configure_logging
 from synapse_operator.watch import watch
 from synapse_operator.workqueue import Pace, WorkQueue
@@ -138,9 +139,11 @@ class _Leader:
         """Reconcile until something ends, and raise why."""
         await self._await_crds()
         backends = Backends()
+        syncer = Syncer(self._client, backends, self._wake, resync_seconds=self._given.resync_seconds)
         reconciler = Reconciler(
             self._client,
             backends,
+            syncer,
             self._metrics,
             worker_image=self._given.worker_image,
             hash_key=await hashkey.provide(self._client, self._given.pod_namespace),
@@ -148,15 +151,19 @@ class _Leader:
         )
         self._queue = WorkQueue[ScaleKey](reconciler, slots=SLOTS, pace=Pace(resync=self._given.resync_seconds))
         self._metrics.watch_queue(self._queue.__len__)
-        inbox = Inbox(self._queue, self.echo)
+        inbox = Inbox(self._queue, self.echo, syncer.edited)
         watching = watch(inbox, self._configuration, self._given.watch_namespaces, self._take_signals)
         try:
             await _until_one_ends(self._queue.run(), self.echo.run(), watching)
         finally:
+            await syncer.close()
             await backends.close()
 
     async def _list(self) -> list[Version]:
         return await observe.list_versions(self._client, self._scopes)
+
+    def _wake(self, key: ScaleKey, delay: float) -> None:
+        self._queue.add(key, delay)
 
     def _missed(self, version: Version) -> None:
         self._queue.add(ScaleKey(version.namespace, version.name))

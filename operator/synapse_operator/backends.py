@@ -97,6 +97,11 @@ class Backends:
         )
         return View(redis, queues, postgres, totals)
 
+    def database(self, scale: Hashable) -> Database | None:
+        """Return the PostgreSQL that `look` last asked for a scale; None = there is none to ask."""
+        connections = self._open.get(scale)
+        return connections.database if connections and isinstance(connections.database, Database) else None
+
     def forget(self, scale: Hashable) -> None:
         """Close the connections of a scale that is gone, in the background."""
         connections = self._open.pop(scale, None)
@@ -128,8 +133,8 @@ class _Connections:
         if isinstance(stores.postgres_url, Found):
             try:
                 url = seen_from_here(stores.postgres_url.value, stores.namespace)
-                # One connection: a hundred scales may share one server.
-                self.database = open_database(url, pgbouncer=stores.pgbouncer, pool_size=1, timeout=CALL_SECONDS)
+                # One connection, since a hundred scales may share one server; a second while a sync has the first.
+                self.database = open_database(url, pgbouncer=stores.pgbouncer, pool_size=2, timeout=CALL_SECONDS)
             except ConfigurationError as error:
                 self.database = Unusable(str(error))
 

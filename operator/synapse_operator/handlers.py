@@ -7,13 +7,14 @@ and sends the label selectors to the server; `reconcile` finds out what there is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import kopf
 
 from synapse_operator import naming
 from synapse_operator.api.common import ObjectMeta
+from synapse_operator.api.scale import sync_asked
 from synapse_operator.cluster.observe import ScaleKey
 from synapse_operator.echo import Echo
 from synapse_operator.naming import Kind
@@ -25,21 +26,27 @@ CHILD_DELAY_SECONDS = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Inbox:
-    """Where the handlers put what they hear; kopf hands it to them as `memo`."""
+    """Where the handlers put what they hear; kopf hands it to them as `memo`.
+
+    Attributes:
+        edited: is told whose definitions were edited.
+    """
 
     queue: WorkQueue[ScaleKey]
     echo: Echo
+    edited: Callable[[ScaleKey], None]
 
 
 @kopf.on.event(naming.GROUP, naming.VERSION, naming.SCALE_PLURAL)
 async def scale_event(event: kopf.RawEvent, memo: Inbox, **_: object) -> None:
-    """Wake the scale when it came, went or got another spec; our own status writes wake nobody."""
+    """Wake the scale when it came, went, got another spec or is to sync; our own status writes wake nobody."""
     metadata = ObjectMeta.model_validate(event["object"]["metadata"])
     key = ScaleKey(metadata.namespace, metadata.name)
+    status = event["object"].get("status") or {}
     if event["type"] == "DELETED":
         memo.echo.heard_gone(metadata.uid)
         memo.queue.add(key)
-    elif memo.echo.heard(metadata.uid, metadata.generation):
+    elif memo.echo.heard(metadata.uid, metadata.generation) or sync_asked(metadata, status):
         memo.queue.add(key)
 
 
@@ -50,8 +57,22 @@ async def child_event(event: kopf.RawEvent, memo: Inbox, **_: object) -> None:
         memo.queue.add(owner(event["object"]["metadata"]), CHILD_DELAY_SECONDS)
 
 
+async def config_map_event(event: kopf.RawEvent, memo: Inbox, **_: object) -> None:
+    """Have the scale synced that a user's ConfigMap names in its label; treat one of ours as a child."""
+    metadata = event["object"]["metadata"]
+    labels = metadata.get("labels") or {}
+    if labels.get(naming.MANAGED_BY_LABEL) == naming.FIELD_MANAGER:
+        await child_event(event, memo)
+    elif event["type"] is not None and labels.get(naming.SYNC_LABEL):
+        key = ScaleKey(str(metadata["namespace"]), str(labels[naming.SYNC_LABEL]))
+        memo.edited(key)
+        memo.queue.add(key)
+
+
 for _kind in Kind:
-    kopf.on.event(_kind.group, _kind.version, _kind.plural, id=f"child_event/{_kind.plural}")(child_event)
+    kopf.on.event(_kind.group, _kind.version, _kind.plural, id=f"child_event/{_kind.plural}")(
+        config_map_event if _kind is Kind.CONFIG_MAP else child_event
+    )
 
 
 def owner(metadata: Mapping[str, object]) -> ScaleKey:

@@ -37,6 +37,12 @@ SHARD_LABEL = f"{GROUP}/shard"
 MANAGED_SELECTOR = f"{MANAGED_BY_LABEL}={FIELD_MANAGER}"
 """Label selector of everything we own, in any namespace: what the watches ask the server for."""
 
+SYNC_LABEL = f"{GROUP}/sync"
+"""On a user's ConfigMap of definitions: the scale whose sync it wakes. On our own ConfigMaps it is empty: kopf asks the
+server for one selector of a kind, and it has no OR, so this key stands on all ConfigMaps that we watch."""
+SYNC_NOW_ANNOTATION = f"{GROUP}/sync-now"
+"""On a scale: any new value has everything synced at once."""
+
 HASH_ANNOTATION = f"{GROUP}/applied-hash"
 """On each child: hash of the manifest as we applied it."""
 CONFIG_HASH_ANNOTATION = f"{GROUP}/config-hash"

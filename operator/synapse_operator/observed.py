@@ -15,6 +15,7 @@ import binascii
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 
 from pydantic import SecretStr
@@ -22,6 +23,7 @@ from pydantic import SecretStr
 from synapse_operator import naming
 from synapse_operator.api.common import JsonObject, SecretKeySelector
 from synapse_operator.naming import Kind, Ref
+from synapse_worker.sync.documents import SUFFIXES, Problem, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,78 @@ def read_secret_key(secret: JsonObject | None, selector: SecretKeySelector) -> S
     if not text.strip():
         return KeyMissing(f"key {selector.key} of Secret {selector.name} is empty; put the URL there")
     return Found(SecretStr(text))
+
+
+# ---- sources of definitions
+
+
+class SourceKind(StrEnum):
+    """Kinds of objects that hold definitions."""
+
+    CONFIG_MAP = "ConfigMap"
+    SECRET = "Secret"  # noqa: S105  # the name of a kind
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRef:
+    """A source, by kind and name."""
+
+    kind: SourceKind
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
+def read_source(ref: SourceRef, raw: JsonObject) -> tuple[Source, ...]:
+    """Return the texts of a source, by key; keys with a suffix of something else hold no definitions.
+
+    Args:
+        ref: which source.
+        raw: the ConfigMap or Secret as the API server sent it.
+    """
+    secret = ref.kind is SourceKind.SECRET
+    data = raw.get("data") or {}
+    texts: dict[str, str | None] = {key: _decoded(value) if secret else value for key, value in data.items()}
+    texts |= dict.fromkeys(raw.get("binaryData") or {})
+    return tuple(
+        Source(str(ref), key, texts[key], takes_secrets=secret, shown=not secret)
+        for key in sorted(texts)
+        if "." not in key or key.lower().endswith(SUFFIXES)
+    )
+
+
+def _decoded(encoded: str) -> str | None:
+    """Return a value of a Secret; None = it is no text."""
+    try:
+        return base64.b64decode(encoded, validate=True).decode()
+    except (binascii.Error, ValueError):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class SyncOutcome:
+    """What became of the last sync of definitions.
+
+    Attributes:
+        at: when it ended, UTC.
+        written: rows that it wrote or took back.
+        total: definitions and settings that Postgres holds as the sources say.
+        problems: what was not synced.
+        not_found: whether a source does not exist.
+        unreadable: whether a source could not be read.
+        failure: why it ended early; "" = it did not.
+        asked: value of the sync-now annotation that was carried out by it, or by one before; None = of none.
+    """
+
+    at: datetime
+    written: int
+    total: int
+    problems: tuple[Problem, ...]
+    not_found: bool
+    unreadable: bool
+    failure: str
+    asked: str | None
 
 
 # ---- Redis and Postgres, as the operator itself reaches them
@@ -367,6 +441,7 @@ class Observed:
         queues: figures by shard name, for the names of `desired.environment.served_shards`.
         children: found by label, and by name for those of `naming.expected_refs` that the list lacks.
         pods: all worker pods of the scale (`naming.worker_selector`).
+        sync: the last sync of the sources that the spec names; None = this process has seen none.
     """
 
     redis_url: SecretLookup
@@ -377,6 +452,7 @@ class Observed:
     overview: Overview | Unknown
     children: tuple[Child, ...]
     pods: tuple[Pod, ...]
+    sync: SyncOutcome | None = None
 
     def child(self, ref: Ref) -> Child | None:
         """Return the child with this kind and name."""

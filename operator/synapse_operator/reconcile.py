@@ -20,6 +20,7 @@ from synapse_operator.naming import SCALE_KIND
 from synapse_operator.observed import Observed
 from synapse_operator.plan import plan
 from synapse_operator.status import figures_due, invalid_status, next_status
+from synapse_operator.syncer import Syncer
 from synapse_operator.telemetry import Metrics
 from synapse_operator.workqueue import Again
 
@@ -31,6 +32,7 @@ class Reconciler:
         self,
         client: Client,
         backends: Backends,
+        syncer: Syncer,
         metrics: Metrics,
         *,
         worker_image: str,
@@ -39,6 +41,7 @@ class Reconciler:
     ) -> None:
         self._client = client
         self._backends = backends
+        self._syncer = syncer
         self._metrics = metrics
         self._worker_image = worker_image
         self._hash_key = hash_key
@@ -66,7 +69,7 @@ class Reconciler:
             return await self._reconcile(key, scale, previous)
 
     async def _reconcile(self, key: ScaleKey, scale: SynapseScale, previous: JsonObject) -> Again:
-        observed = await self._observe(key, scale)
+        observed = await self._observe(key, scale, previous)
 
         now = datetime.now(UTC)
         desired = desired_for_scale(scale, observed, default_image=self._worker_image, hash_key=self._hash_key)
@@ -83,7 +86,7 @@ class Reconciler:
         apply.raise_if_unavailable(report)
         return Again(after=(todo.wake_at - now).total_seconds() if todo.wake_at else None)
 
-    async def _observe(self, key: ScaleKey, scale: SynapseScale) -> Observed:
+    async def _observe(self, key: ScaleKey, scale: SynapseScale, previous: JsonObject) -> Observed:
         redis_url, postgres_url = await observe.read_urls(self._client, scale)
         namespace = scale.metadata.namespace
         stores = Stores(namespace, redis_url, postgres_url, pgbouncer=scale.spec.postgres.pgbouncer)
@@ -91,8 +94,12 @@ class Reconciler:
             self._backends.look(key, stores, served_shards(scale)), observe.read_children(self._client, scale)
         )
         pods = await observe.read_pods(self._client, scale, children)
-        return Observed(redis_url, postgres_url, view.redis, view.postgres, view.queues, view.overview, children, pods)
+        sync = self._syncer.look(key, scale, view.postgres, previous)
+        return Observed(
+            redis_url, postgres_url, view.redis, view.postgres, view.queues, view.overview, children, pods, sync
+        )
 
     def _forget(self, key: ScaleKey) -> None:
+        self._syncer.forget(key)
         self._backends.forget(key)
         self._figures_at.pop(key, None)

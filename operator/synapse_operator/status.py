@@ -21,7 +21,13 @@ from pydantic import SecretStr
 from synapse_operator import naming
 from synapse_operator.api.common import JsonObject, ObjectMeta
 from synapse_operator.api.reasons import ConditionType, EventReason, Reason
-from synapse_operator.api.scale import InvalidScale, SynapseScale, SynapseScaleStatus
+from synapse_operator.api.scale import (
+    MAX_SYNC_ERRORS,
+    MAX_SYNC_MESSAGE,
+    InvalidScale,
+    SynapseScale,
+    SynapseScaleStatus,
+)
 from synapse_operator.desired.model import Blocked, Desired
 from synapse_operator.naming import Kind
 from synapse_operator.observed import (
@@ -32,11 +38,13 @@ from synapse_operator.observed import (
     PostgresAnswers,
     RedisAnswers,
     Rollout,
+    SyncOutcome,
     Unknown,
     Unreachable,
     Unusable,
 )
 from synapse_operator.plan import ApplyReport, Event
+from synapse_worker.sync.documents import Problem
 
 FIGURES_EVERY = timedelta(seconds=15)
 """Shortest time between two statuses of a scale that differ in figures or messages only (kubelet alternates between
@@ -110,6 +118,7 @@ def next_status(
     applied = _children_applied(desired, report, rollouts)
     problem = _problem(desired, observed, applied, ready, wanted)
     moving = _moving(desired, report, rollouts)
+    redact = _Redactor(observed)
     verdicts = (
         _ready(scale, desired, observed, problem, ready, wanted),
         _reconciling(problem, moving, ready, wanted, applied),
@@ -118,15 +127,18 @@ def next_status(
         _redis_safe(observed),
         _postgres_reachable(observed),
         applied,
+        _definitions_synced(scale, observed, previous, redact),
     )
     status: JsonObject = {
-        **_head(scale.metadata, verdicts, previous, now, _Redactor(observed)),
+        **_head(scale.metadata, verdicts, previous, now, redact),
         "replicas": max((rollout.total for rollout in rollouts), default=0),
         "selector": naming.selector_text(naming.worker_selector(scale.metadata.name)),
         "workers": {"desired": wanted, "ready": ready, "summary": f"{ready}/{wanted}", **_worker_figures(observed)},
     }
     if queue := _queue_figures(observed):
         status["queue"] = queue
+    if (sync := _sync_figures(scale, observed.sync, previous, redact)) is not None:
+        status["sync"] = sync
     image = desired.image if isinstance(desired, Desired) else previous.get("image")
     if image is not None:
         status["image"] = image
@@ -141,7 +153,12 @@ def invalid_status(invalid: InvalidScale, *, previous: JsonObject, now: datetime
         _Verdict(ConditionType.STALLED, _Status.TRUE, Reason.INVALID_SPEC, invalid.sentence),
         *(
             _Verdict(type_, _Status.UNKNOWN, Reason.NOT_TRIED, "The spec cannot be read")
-            for type_ in (ConditionType.REDIS_REACHABLE, ConditionType.REDIS_SAFE, ConditionType.POSTGRES_REACHABLE)
+            for type_ in (
+                ConditionType.REDIS_REACHABLE,
+                ConditionType.REDIS_SAFE,
+                ConditionType.POSTGRES_REACHABLE,
+                ConditionType.DEFINITIONS_SYNCED,
+            )
         ),
         _Verdict(
             ConditionType.CHILDREN_APPLIED,
@@ -150,7 +167,9 @@ def invalid_status(invalid: InvalidScale, *, previous: JsonObject, now: datetime
             "Children are left as they are until the spec is repaired",
         ),
     )
-    kept: JsonObject = {key: previous[key] for key in ("replicas", "selector", "workers", "image") if key in previous}
+    kept: JsonObject = {
+        key: previous[key] for key in ("replicas", "selector", "workers", "image", "sync") if key in previous
+    }
     return _unless_same({**_head(invalid.metadata, verdicts, previous, now, None), **kept}, previous)
 
 
@@ -167,6 +186,9 @@ def transition_events(previous: JsonObject, status: JsonObject) -> tuple[Event, 
     was, now = before.get(ConditionType.REDIS_SAFE, {}), after[ConditionType.REDIS_SAFE]
     if now["status"] == _Status.FALSE and was.get("reason") != now["reason"]:
         events.append(Event("Warning", EventReason.REDIS_UNSAFE, now["message"]))
+    was, now = before.get(ConditionType.DEFINITIONS_SYNCED, {}), after[ConditionType.DEFINITIONS_SYNCED]
+    if now["status"] == _Status.FALSE and was.get("reason") != now["reason"]:
+        events.append(Event("Warning", EventReason.NOT_SYNCED, now["message"]))
     return tuple(events)
 
 
@@ -331,6 +353,46 @@ def _redis_safe(observed: Observed) -> _Verdict:
     return _Verdict(type_, _Status.FALSE, Reason.EVICTION_POLICY, message)
 
 
+def _definitions_synced(scale: SynapseScale, observed: Observed, previous: JsonObject, redact: _Redactor) -> _Verdict:
+    type_, outcome, spec = ConditionType.DEFINITIONS_SYNCED, observed.sync, scale.spec.sync
+    if not spec.sources and (outcome is None or not outcome.failure):
+        message = "spec.sync names no source: definitions come from a main instance or from `synapse-worker sync`"
+        return _Verdict(type_, _Status.TRUE, Reason.NO_SOURCES, message)
+    if outcome is None:
+        told = _by_type(previous).get(type_, {})
+        reason = next((each for each in Reason if each == told.get("reason")), None)
+        if reason and told.get("observedGeneration") == scale.metadata.generation and "sync" in previous:
+            # This process has just begun: what was told of the same sources holds until it knows better.
+            return _Verdict(type_, _Status(told["status"]), reason, told["message"])
+        if not spec.auto:
+            message = f"spec.sync.auto is false: set the annotation {naming.SYNC_NOW_ANNOTATION} to a new value to sync"
+            return _Verdict(type_, _Status.UNKNOWN, Reason.SYNC_NOT_ASKED, message)
+        return _Verdict(type_, _Status.UNKNOWN, Reason.SYNC_PENDING, _why_pending(observed))
+    if outcome.failure:
+        message = f"The sync ended early and is tried again: {outcome.failure}"
+        return _Verdict(type_, _Status.FALSE, Reason.SYNC_FAILED, message)
+    count = len(spec.sources)
+    total = f"{outcome.total} definitions and settings of {count} source{'' if count == 1 else 's'} are synced"
+    if not outcome.problems:
+        return _Verdict(type_, _Status.TRUE, Reason.SYNCED, total)
+    reason = Reason.DOCUMENTS_REFUSED
+    if outcome.not_found or outcome.unreadable:
+        reason = Reason.SOURCE_NOT_FOUND if outcome.not_found else Reason.SOURCE_UNREADABLE
+    # Objects that could not be read come first, so the sentence is about the reason.
+    number, first = len(outcome.problems), _clip(redact(str(outcome.problems[0])))
+    errors = f"{number} error{'' if number == 1 else 's'}, see status.sync.errors; the first"
+    return _Verdict(type_, _Status.FALSE, reason, f"{total}; {errors}: {first}")
+
+
+def _why_pending(observed: Observed) -> str:
+    state = observed.postgres
+    if not isinstance(state, PostgresAnswers):
+        return f"The sync waits for PostgreSQL: {state.sentence}"
+    if state.schema_version is None:
+        return "The sync waits for the first worker, which creates or completes the tables in PostgreSQL"
+    return "The sync is under way"
+
+
 def _too_old(version: str) -> bool:
     """Whether a version is known to be older than what the workers need."""
     parts = version.split(".")[: len(MINIMUM_REDIS)]
@@ -356,6 +418,40 @@ def _queue_figures(observed: Observed) -> JsonObject:
     if not isinstance(observed.overview, Unknown):
         figures["deadLettered"] = observed.overview.dead_letters
     return figures
+
+
+def _sync_figures(
+    scale: SynapseScale, outcome: SyncOutcome | None, previous: JsonObject, redact: _Redactor
+) -> JsonObject | None:
+    """Return `status.sync`; the time stays while a sync writes nothing and finds what the one before found."""
+    old: JsonObject | None = previous.get("sync")
+    if outcome is None or outcome.failure:
+        return old
+    if not scale.spec.sync.sources:
+        return None
+    new: JsonObject = {"totalSynced": outcome.total}
+    if outcome.problems:
+        new["errors"] = [_sync_error(problem, redact) for problem in outcome.problems[:MAX_SYNC_ERRORS]]
+    if outcome.asked is not None:
+        new["syncNow"] = outcome.asked
+    at = outcome.at.strftime("%Y-%m-%dT%H:%M:%SZ")
+    if old and not outcome.written and {**old, "lastSyncTime": ""} == {**new, "lastSyncTime": ""}:
+        at = old["lastSyncTime"]
+    return {"lastSyncTime": at, **new}
+
+
+def _sync_error(problem: Problem, redact: _Redactor) -> JsonObject:
+    error: JsonObject = {"source": problem.name}
+    if problem.key:
+        error["key"] = problem.key
+    if problem.line is not None:
+        error["line"] = problem.line
+    return {**error, "message": _clip(redact(problem.sentence))}
+
+
+def _clip(text: str) -> str:
+    """Return what fits into the schema, and no half of a surrogate pair: the API server would replace it."""
+    return text.encode(errors="replace").decode()[:MAX_SYNC_MESSAGE]
 
 
 def _with_figures_of(previous: JsonObject, status: JsonObject) -> JsonObject:

@@ -82,5 +82,6 @@ def _settings() -> kopf.OperatorSettings:
     settings.queueing.exit_timeout = 0.2
     settings.process.ultimate_exiting_timeout = 10.0
     for kind in Kind:
-        settings.watching.label_selectors[kind.group, kind.version, kind.plural] = naming.MANAGED_SELECTOR
+        selector = naming.SYNC_LABEL if kind is Kind.CONFIG_MAP else naming.MANAGED_SELECTOR
+        settings.watching.label_selectors[kind.group, kind.version, kind.plural] = selector
     return settings

@@ -56,6 +56,7 @@ def _below(path: str, minimum: int) -> str:
 _ONE_REDIS_URL = "redis: give exactly one of urlSecretRef and url"
 _ONE_POSTGRES_URL = "postgres: give exactly one of urlSecretRef and url"
 _ONE_SHARD = "queue.shards: this release accepts 1 only, the queue `default`; spread the load with workers.replicas"
+_ONE_SOURCE = "sync.sources: give exactly one of configMapRef and secretRef"
 _REDIS_SCHEME = "redis: url must start with redis://, rediss://, redis+cluster:// or rediss+cluster://"
 _POSTGRES_SCHEME = "postgres: url must start with postgresql:// or postgres://"
 _REFERENCE = {"name": "stores", "key": "url"}
@@ -149,6 +150,15 @@ BAD_SPECS: tuple[BadSpec, ...] = (
         {"imagePullSecrets": [{"name": "a"}, {"name": "a"}]},
         '.spec.imagePullSecrets: duplicate entries for key [name="a"]',
         'spec.imagePullSecrets[1]: Duplicate value: {"name":"a"}',
+    ),
+    BadSpec("source-of-nothing", {"sync": {"sources": [{}]}}, _ONE_SOURCE),
+    BadSpec(
+        "source-of-both",
+        {"sync": {"sources": [{"configMapRef": {"name": "a"}, "secretRef": {"name": "a"}}]}},
+        _ONE_SOURCE,
+    ),
+    BadSpec(
+        "33-sources", {"sync": {"sources": [{"secretRef": {"name": "a"}}] * 33}}, "spec.sync.sources: Too many: 33"
     ),
 )
 

@@ -7,6 +7,7 @@ a right that is missing there fails a test here.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
@@ -22,7 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import SecretStr
+
 from synapse_operator import naming
+from synapse_worker.connections import open_database
+from synapse_worker.store import migrate
 from tests.support.servers import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -344,6 +349,29 @@ class Operator:
                 return error.code, error.read().decode()
         except OSError:
             return 0, ""
+
+
+def migrated(url: str) -> str:
+    """Create the tables in a database, as the first worker does; returns the URL."""
+
+    async def migrate_it() -> None:
+        database = open_database(SecretStr(url))
+        try:
+            await migrate.migrate(database)
+        finally:
+            await database.close()
+
+    asyncio.run(migrate_it())
+    return url
+
+
+def definitions(namespace: str, name: str = "definitions", *, label: str = "", **data: str) -> Json:
+    """A ConfigMap of definitions; each argument is a key of YAML, `label` the scale that an edit wakes."""
+    metadata: Json = {"name": name, "namespace": namespace}
+    if label:
+        metadata["labels"] = {naming.SYNC_LABEL: label}
+    texts = {f"{key}.yaml": text for key, text in data.items()}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": texts}
 
 
 def namespace(name: str) -> Json:

@@ -6,6 +6,7 @@ import pytest
 
 from tests.controlplane import harness
 from tests.controlplane.harness import ControlPlane, Operator, eventually
+from tests.support.servers import PostgresServer, RedisServer
 
 
 @pytest.fixture(autouse=True)
@@ -15,17 +16,22 @@ def _nothing_else_to_do(plane: ControlPlane) -> None:
 
 
 def test_a_reconcile_without_a_change_sends_no_write_and_neither_does_a_restart(
-    plane: ControlPlane, live_ns: str, ns: str
+    plane: ControlPlane, live_ns: str, redis_server: RedisServer, postgres_server: PostgresServer
 ) -> None:
+    plane.apply(harness.secret(live_ns, redis_server.url, harness.migrated(postgres_server.new_database())))
     other = f"{live_ns}-dead"
     plane.apply(harness.namespace(other), harness.secret(other, "redis://127.0.0.1:1", "postgresql://127.0.0.1:1/d"))
     with Operator(plane) as operator:
         operator.lead()
-        plane.apply(harness.scale(live_ns), harness.scale(other))
+        keys = {**harness.secret(live_ns, "", "", "keys"), "data": {"settings": "bW9kZWw6IGdwdAo="}}
+        plane.apply(harness.definitions(live_ns, agent="id: helper\nsystem_prompt: Help.\n"), keys)
+        sources = [{"configMapRef": {"name": "definitions"}}, {"secretRef": {"name": "keys"}}]
+        plane.apply(harness.scale(live_ns, sync={"sources": sources}), harness.scale(other))
         plane.await_children(live_ns)
         plane.await_children(other)
         plane.make_pods_ready(live_ns)
         plane.await_condition(live_ns, "Ready", "True")
+        plane.await_condition(live_ns, "DefinitionsSynced", "True", "Synced")
         # The last figures are written within their rhythm of 15 s.
         looks = operator.reconciles()
         eventually("sixteen looks", lambda: operator.reconciles() >= looks + 16, seconds=60)
@@ -33,9 +39,12 @@ def test_a_reconcile_without_a_change_sends_no_write_and_neither_does_a_restart(
         mark, looks = plane.audit_mark(), operator.reconciles()
         eventually("ten looks at each scale", lambda: operator.reconciles() >= looks + 20, seconds=60)
         assert plane.writes(mark) == []
-        # What it does read is bounded too: the scale, its children, its Secret, and pods that are not ready.
+        # What it does read is bounded too: the scale, its children, its Secret, and pods that are not ready; of the
+        # scale that syncs also its two sources, once a resync. Nine each, then, and two more for one of the two.
         reads = [call for call in plane.audit(mark) if not call.is_write and call.namespace in (live_ns, other)]
-        assert len(reads) <= 9 * (operator.reconciles() - looks + 2)
+        assert len(reads) <= 10 * (operator.reconciles() - looks + 2)
+        sources_read = [call for call in reads if call.name in ("definitions", "keys")]
+        assert 4 <= len(sources_read) <= 2 * (operator.reconciles() - looks + 2)
         operator.terminate()
 
     mark = plane.audit_mark()

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from synapse_operator import naming
 from tests.controlplane import harness
 from tests.controlplane.harness import ControlPlane, Operator, eventually
+from tests.support.servers import PostgresServer, RedisServer
 
 
 class Right(NamedTuple):
@@ -39,7 +40,10 @@ NEVER_CALLED = {Right(naming.GROUP, "synapsescales/finalizers", "update")}
 """Asked for by an admission plugin that this control plane does not run; the manifest says so."""
 
 
-def test_the_rules_cover_the_calls_and_nothing_more(plane: ControlPlane, live_ns: str) -> None:
+def test_the_rules_cover_the_calls_and_nothing_more(
+    plane: ControlPlane, live_ns: str, redis_server: RedisServer, postgres_server: PostgresServer
+) -> None:
+    plane.apply(harness.secret(live_ns, redis_server.url, harness.migrated(postgres_server.new_database())))
     plane.kubectl(
         "delete", "secret", "synapse-operator-hash-key", "-n", harness.OPERATOR_NAMESPACE, "--ignore-not-found"
     )
@@ -47,8 +51,10 @@ def test_the_rules_cover_the_calls_and_nothing_more(plane: ControlPlane, live_ns
     mark = plane.audit_mark()
     with Operator(plane) as operator:
         operator.lead()
-        plane.apply(harness.scale(live_ns))
+        plane.apply(harness.definitions(live_ns, agent="id: helper\nsystem_prompt: Help.\n"))
+        plane.apply(harness.scale(live_ns, sync={"sources": [{"configMapRef": {"name": "definitions"}}]}))
         plane.await_children(live_ns)
+        plane.await_condition(live_ns, "DefinitionsSynced", "True", "Synced")
         # Two changes of the environment leave an old ConfigMap to delete.
         for concurrency in (5, 6, 7):
             plane.apply(harness.scale(live_ns, workers={"concurrency": concurrency}))

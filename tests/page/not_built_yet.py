@@ -57,18 +57,6 @@ NOT_BUILT_YET: tuple[NotBuiltYet, ...] = (
         field="queue.routes",
     ),
     NotBuiltYet(
-        "Auto-sync on change",
-        "Pushes the updated definition to Postgres whenever you save one",
-        "C",
-        field="sync",
-    ),
-    NotBuiltYet(
-        "Sync Now",
-        "Reads LLM API keys and secret settings from the settings database",
-        "C",
-        field="sync",
-    ),
-    NotBuiltYet(
         "S3 storage",
         "Vault files and execution logs are stored in S3 and shared across all worker instances",
         "D",

@@ -41,6 +41,8 @@ NOTHING_TO_DO = {
     Reason.NOT_TRIED,
     Reason.NO_EVICTION,
     Reason.APPLIED,
+    Reason.SYNCED,
+    Reason.NO_SOURCES,
 }
 """Reasons that ask nothing of the reader."""
 

@@ -1,4 +1,7 @@
-"""The page's sections Postgres sync, Postgres URL and Sync Now. Its PgBouncer mode is in test_pgbouncer_mode.py."""
+"""The page's sections Postgres sync, Postgres URL and Sync Now. Its PgBouncer mode is in test_pgbouncer_mode.py.
+
+Auto-sync on change, with and without it, is shown with the operator in tests/controlplane/test_sync.py.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from redis.asyncio import Redis
 from synapse_worker.connections import open_database
 from synapse_worker.errors import StoreUnavailable
 from synapse_worker.store.database import Database
+from synapse_worker.store.definitions import stored_settings
 from tests.page.conftest import StartHere
 from tests.page.support import TlsPostgresServer, enqueue, printing, until
 from tests.support.runs import store
@@ -154,6 +158,31 @@ async def test_sync_upserts_by_id_and_reports_a_total(
     row = await database.fetchrow("SELECT definition::text AS text FROM orchestrations WHERE id = 'greet'")
     assert row is not None
     assert json.loads(row["text"])["steps"][0]["print_content"] == "changed"
+
+
+async def test_sync_reads_a_main_instances_files_and_its_keys(
+    database: Database, redis_server: RedisServer, postgres_url: str, tmp_path: Path
+) -> None:
+    """Reads the configurations from the local JSON files of the main instance, LLM API keys and secret settings too."""
+    for name, content in (
+        ("orchestrations", [printing("greet")]),
+        ("user_agents", [{"id": "helper", "name": "Helper"}]),
+        ("custom_tools", [{"name": "weather", "tool_type": "http", "url": "https://example.com/{city}"}]),
+        ("mcp_servers", [{"name": "files", "server_type": "remote", "url": "https://example.com/mcp", "token": "t"}]),
+        ("settings", {"anthropic_key": "sk", "s3_secret_access_key": "s", "model": "claude", "theme": "dark"}),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    report = json.loads((await sync(redis_server, postgres_url, tmp_path)).stdout)
+    assert (report["total_synced"], report["errors"]) == (7, [])
+    assert await stored_settings(database) == {
+        "anthropic_key": "sk",
+        "s3_secret_access_key": "s",
+        "model": "claude",
+        "mcp_token.files": "t",
+    }
+    row = await database.fetchrow("SELECT definition ? 'token' AS there FROM mcp_servers")
+    assert row is not None
+    assert not row["there"]
 
 
 async def test_sync_reports_any_errors_encountered(

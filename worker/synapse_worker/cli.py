@@ -91,26 +91,38 @@ def migrate() -> None:
 @cli.command()
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @click.option("--tenant", default=None, help="Tenant of the definitions [default: DEFAULT_TENANT_ID].")
+@click.option(
+    "--prune", is_flag=True, help="Take back what an earlier sync --prune of this folder stored and it no longer holds."
+)
 @OUTPUT
-def sync(folder: Path | None, tenant: str | None, output: str) -> None:
-    """Store the definitions in FOLDER (default: SYNAPSE_DEFINITIONS_DIR) into PostgreSQL."""
-    from synapse_worker.engine.sandbox import Sandbox
-    from synapse_worker.sync import sync_folder
+def sync(folder: Path | None, tenant: str | None, prune: bool, output: str) -> None:
+    """Store the definitions and settings in FOLDER (default: SYNAPSE_DEFINITIONS_DIR) into PostgreSQL."""
+    from synapse_worker.sync.folder import read_folder
+    from synapse_worker.sync.store import sync as sync_sources
 
     async def work(settings: Settings) -> None:
         where = folder or (Path(settings.definitions_dir) if settings.definitions_dir else None)
         if where is None:
             raise ConfigurationError("name a folder, or set SYNAPSE_DEFINITIONS_DIR.")
-        async with _database(settings) as database, Sandbox() as judge:
-            report = await sync_folder(database, judge, where, tenant_id=tenant or settings.default_tenant_id)
+        sources, unread = read_folder(where)
+        async with _database(settings) as database:
+            report = await sync_sources(
+                database,
+                sources,
+                tenant_id=tenant or settings.default_tenant_id,
+                owner=f"folder {where.resolve()}" if prune else "",
+                unread=unread,
+                everything=True,
+            )
         if output == "json":
             _print_json(report.as_json())
         else:
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.counts.items())) or "nothing"
-            click.echo(f"synced {report.total_synced} ({kinds}), {report.changed} changed")
-            for error in report.errors:
-                click.echo(f"refused: {error}", err=True)
-        if report.errors:
+            taken = f", {report.retired} taken back" if report.retired else ""
+            click.echo(f"synced {report.total_synced} ({kinds}), {report.changed} changed{taken}")
+            for problem in report.problems:
+                click.echo(f"refused: {problem}", err=True)
+        if report.problems:
             sys.exit(1)
 
     _do(work)

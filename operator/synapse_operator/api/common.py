@@ -36,6 +36,7 @@ class ObjectMeta(ApiModel):
     uid: str
     generation: int = 1
     deletion_timestamp: str | None = None
+    annotations: dict[str, str] = Field(default_factory=dict)
 
 
 _OBJECT_NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
@@ -59,7 +60,7 @@ class LocalObjectReference(ApiModel):
     """An object in the namespace of the resource, by name."""
 
     name: str = Field(
-        min_length=1, max_length=253, pattern=_OBJECT_NAME, description="Name of a Secret in the same namespace."
+        min_length=1, max_length=253, pattern=_OBJECT_NAME, description="Name of an object in the same namespace."
     )
 
 

@@ -32,6 +32,7 @@ class ConditionType(_Documented):
     REDIS_SAFE = "RedisSafe", "True: Redis is recent enough and set to keep its keys when its memory is full"
     POSTGRES_REACHABLE = "PostgresReachable", "True: the operator reaches PostgreSQL with the URL that the workers get"
     CHILDREN_APPLIED = "ChildrenApplied", "True: every object that belongs to the scale is as it should be"
+    DEFINITIONS_SYNCED = "DefinitionsSynced", "True: PostgreSQL holds the definitions as the sources of spec.sync say"
 
 
 class Reason(_Documented):
@@ -86,6 +87,15 @@ class Reason(_Documented):
     IMAGE_PULL_FAILED = "ImagePullFailed", "the image of the workers cannot be pulled"
     POD_CONFIG_ERROR = "PodConfigError", "a container cannot be created from its configuration"
     CRASH_LOOP = "CrashLoop", "workers end again and again"
+    # definitions
+    SYNCED = "Synced", "everything in the sources is in PostgreSQL"
+    NO_SOURCES = "NoSources", "spec.sync names no source: definitions come from elsewhere"
+    SYNC_PENDING = "SyncPending", "the sources have not been synced yet: a sync is under way, or waits for PostgreSQL"
+    SYNC_NOT_ASKED = "SyncNotAsked", "spec.sync.auto is false and the annotation has not asked for these sources yet"
+    SOURCE_NOT_FOUND = "SourceNotFound", "a source does not exist; what came from it stays as it was"
+    SOURCE_UNREADABLE = "SourceUnreadable", "a source could not be read; what came from it stays as it was"
+    DOCUMENTS_REFUSED = "DocumentsRefused", "some documents cannot be taken; all others are synced"
+    SYNC_FAILED = "SyncFailed", "a sync ended early; it is tried again"
 
 
 class EventReason(_Documented):
@@ -98,3 +108,4 @@ class EventReason(_Documented):
     BECAME_READY = "BecameReady", "the scale became ready"
     NOT_READY = "NotReady", "the scale stopped being ready, or the reason changed"
     REDIS_UNSAFE = "RedisUnsafe", "Redis may drop jobs, or is too old"
+    NOT_SYNCED = "NotSynced", "definitions could not be synced, or not all of them"

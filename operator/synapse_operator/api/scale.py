@@ -27,12 +27,17 @@ from synapse_operator.api.common import (
     rule,
 )
 from synapse_operator.api.reasons import ConditionType
-from synapse_operator.naming import SCALE_KIND, SCALE_PLURAL
+from synapse_operator.naming import SCALE_KIND, SCALE_PLURAL, SYNC_LABEL, SYNC_NOW_ANNOTATION
 from synapse_worker.contract import BY_NAME, MAX_SHARDS, PROCESS_MARGIN_SECONDS, Variable
 
 URL_MAX_LENGTH = 2048
 
 MAX_REPLICAS = 1000
+
+MAX_SOURCES = 32
+MAX_SYNC_ERRORS = 20
+MAX_SYNC_MESSAGE = 1000
+MAX_SYNC_NOW = 253
 
 DEFAULT_DRAIN_SECONDS = 300
 """Longer than the image's own default, which has to fit Docker: a model's answer may take minutes."""
@@ -221,6 +226,57 @@ class WorkersSpec(ApiModel):
     )
 
 
+class SyncSource(ApiModel):
+    """A ConfigMap or a Secret that holds definitions and settings."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                rule(
+                    "has(self.configMapRef) != has(self.secretRef)",
+                    "sync.sources: give exactly one of configMapRef and secretRef",
+                )
+            ]
+        }
+    )
+
+    config_map_ref: LocalObjectReference | None = Field(
+        default=None,
+        description=(
+            "ConfigMap whose keys (.json, .yaml, .yml or without a suffix) hold definitions and settings that are no "
+            "secrets. No default; give this or secretRef."
+        ),
+    )
+    secret_ref: LocalObjectReference | None = Field(
+        default=None,
+        description=(
+            "Secret whose keys hold the same, and model keys and tokens. No default; give this or configMapRef."
+        ),
+    )
+
+
+class SyncSpec(ApiModel):
+    """What the operator syncs into PostgreSQL."""
+
+    auto: bool = Field(
+        default=True,
+        description=(
+            "true: synced at each resync (60 seconds), and within seconds when a ConfigMap labelled "
+            f"`{SYNC_LABEL}: <name of the SynapseScale>` changes. false: only when the annotation "
+            f"`{SYNC_NOW_ANNOTATION}` of the SynapseScale changes. Default: true."
+        ),
+    )
+    sources: tuple[SyncSource, ...] = Field(
+        default=(),
+        max_length=MAX_SOURCES,
+        description=(
+            "Where definitions and settings come from; where two define the same, the first one counts. What is no "
+            f"longer in them is taken back. 0 to {MAX_SOURCES}. Default: none."
+        ),
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    )
+
+
 class SynapseScaleSpec(ApiModel):
     """What is wanted."""
 
@@ -271,6 +327,14 @@ class SynapseScaleSpec(ApiModel):
         description="The workers of each shard. Default: one worker.",
         json_schema_extra={"default": {}},
     )
+    sync: SyncSpec = Field(
+        default_factory=SyncSpec,
+        description=(
+            "Orchestrations, agents, tools, MCP servers and settings that the operator keeps in PostgreSQL as "
+            "ConfigMaps and Secrets say. Default: none; definitions come from a main instance or the command line."
+        ),
+        json_schema_extra={"default": {}},
+    )
 
 
 class WorkersStatus(ApiModel):
@@ -312,6 +376,38 @@ class QueueStatus(ApiModel):
     )
 
 
+class SyncError(ApiModel):
+    """One thing that was not synced."""
+
+    source: str = Field(max_length=300, description="Kind and name of the source.")
+    key: str | None = Field(
+        default=None, max_length=253, description="Key of the source. Absent: the source as a whole."
+    )
+    line: int | None = Field(default=None, ge=1, description="Line of the key's text. Absent: no line is to blame.")
+    message: str = Field(max_length=MAX_SYNC_MESSAGE, description="What is wrong and what is accepted.")
+
+
+class SyncStatus(ApiModel):
+    """The last sync."""
+
+    last_sync_time: str = Field(
+        json_schema_extra={"format": "date-time"},
+        description="When a sync last changed something in PostgreSQL, or found something else than the one before.",
+    )
+    total_synced: int = Field(ge=0, description="Definitions and settings that PostgreSQL holds as the sources say.")
+    errors: tuple[SyncError, ...] = Field(
+        default=(),
+        max_length=MAX_SYNC_ERRORS,
+        description=f"What was not synced, the first {MAX_SYNC_ERRORS}; the condition counts all.",
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    )
+    sync_now: str | None = Field(
+        default=None,
+        max_length=MAX_SYNC_NOW,
+        description=f"Value of the annotation `{SYNC_NOW_ANNOTATION}` that was carried out.",
+    )
+
+
 class SynapseScaleStatus(ApiModel):
     """What is the case, written by the operator only."""
 
@@ -322,8 +418,8 @@ class SynapseScaleStatus(ApiModel):
         default=(),
         max_length=32,
         description=(
-            "Ready, Reconciling, Stalled (as kstatus reads them), RedisReachable, RedisSafe, PostgresReachable and "
-            "ChildrenApplied; reasons: docs/crd-reference.md."
+            "Ready, Reconciling, Stalled (as kstatus reads them), RedisReachable, RedisSafe, PostgresReachable, "
+            "ChildrenApplied and DefinitionsSynced; reasons: docs/crd-reference.md."
         ),
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
@@ -338,6 +434,9 @@ class SynapseScaleStatus(ApiModel):
     workers: WorkersStatus | None = Field(default=None, description="The workers as they are.")
     queue: QueueStatus | None = Field(
         default=None, description="The queues taken together, written at most every 15 seconds."
+    )
+    sync: SyncStatus | None = Field(
+        default=None, description="The last sync of definitions. Absent: there was none, or no source is named."
     )
     image: str | None = Field(default=None, max_length=1024, description="Image that the workers are given.")
 
@@ -380,6 +479,13 @@ def read_scale(body: Mapping[str, object]) -> SynapseScale | InvalidScale:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(["spec", *(str(part) for part in first["loc"])])
         return InvalidScale(metadata, f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}")
+
+
+def sync_asked(metadata: ObjectMeta, status: JsonObject) -> str | None:
+    """Return the value of the sync-now annotation, as the status keeps it, when it has not been carried out yet."""
+    asked = metadata.annotations.get(SYNC_NOW_ANNOTATION, "")[:MAX_SYNC_NOW]
+    done = (status.get("sync") or {}).get("syncNow")
+    return asked if asked and asked != done else None
 
 
 def _condition_column(name: str, condition: str, field: str, description: str, *, wide: bool = True) -> PrinterColumn:

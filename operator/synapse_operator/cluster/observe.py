@@ -19,7 +19,17 @@ from synapse_operator.cluster.client import Client, path
 from synapse_operator.echo import Version
 from synapse_operator.errors import ApiNotFound, ApiRefused
 from synapse_operator.naming import Kind
-from synapse_operator.observed import Child, Found, Pod, Rollout, SecretLookup, Unknown, read_secret_key
+from synapse_operator.observed import (
+    Child,
+    Found,
+    Pod,
+    Rollout,
+    SecretLookup,
+    SourceKind,
+    SourceRef,
+    Unknown,
+    read_secret_key,
+)
 
 
 class ScaleKey(NamedTuple):
@@ -81,12 +91,23 @@ async def read_urls(client: Client, scale: SynapseScale) -> tuple[SecretLookup, 
     redis, postgres = scale.spec.redis, scale.spec.postgres
     selectors = (redis.url_secret_ref, postgres.url_secret_ref)
     names = sorted({selector.name for selector in selectors if selector is not None})
-    answers = await asyncio.gather(*(_secret(client, scale.metadata.namespace, name) for name in names))
+    namespace = scale.metadata.namespace
+    answers = await asyncio.gather(*(_named(client, namespace, "secrets", name) for name in names))
     secrets = dict(zip(names, answers, strict=True))
     return (
         _lookup(redis.url_secret_ref, redis.url, secrets),
         _lookup(postgres.url_secret_ref, postgres.url, secrets),
     )
+
+
+async def read_sources(client: Client, namespace: str, refs: Sequence[SourceRef]) -> list[JsonObject | Unknown | None]:
+    """Return the objects that hold definitions; None = one does not exist, `Unknown` = it may not be read.
+
+    Raises:
+        ApiUnavailable: the API server did not answer.
+    """
+    plurals = {SourceKind.CONFIG_MAP: "configmaps", SourceKind.SECRET: "secrets"}
+    return await asyncio.gather(*(_named(client, namespace, plurals[ref.kind], ref.name) for ref in refs))
 
 
 def _lookup(
@@ -98,10 +119,10 @@ def _lookup(
     return secret if isinstance(secret, Unknown) else read_secret_key(secret, selector)
 
 
-async def _secret(client: Client, namespace: str, name: str) -> JsonObject | Unknown | None:
-    """Return a Secret; None = it does not exist, `Unknown` = we may not read it, which a user can repair."""
+async def _named(client: Client, namespace: str, plural: str, name: str) -> JsonObject | Unknown | None:
+    """Return an object of a user; None = it does not exist, `Unknown` = we may not read it, which a user can repair."""
     try:
-        return await client.request("GET", path("v1", namespace, "secrets", name))
+        return await client.request("GET", path("v1", namespace, plural, name))
     except ApiNotFound:
         return None
     except ApiRefused as error:

@@ -17,4 +17,6 @@ from synapse_operator.naming import Kind
 def environment_config_map(scale: SynapseScale, environment: Mapping[str, str]) -> Manifest:
     """Return the ConfigMap that holds `environment`."""
     name = naming.config_map_name(scale.metadata.name, environment)
-    return manifest(scale, Kind.CONFIG_MAP, name, {"immutable": True, "data": dict(environment)})
+    content = {"immutable": True, "data": dict(environment)}
+    # The empty label is what the watch of all ConfigMaps selects by; see `naming`.
+    return manifest(scale, Kind.CONFIG_MAP, name, content, labels={naming.SYNC_LABEL: ""})

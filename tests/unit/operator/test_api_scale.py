@@ -89,6 +89,9 @@ def test_what_is_not_built_is_not_in_the_schema() -> None:
         "workers.jobTimeoutSeconds",
         "workers.maxRetries",
         "workers.drainTimeoutSeconds",
+        "sync.auto",
+        "sync.sources[].configMapRef.name",
+        "sync.sources[].secretRef.name",
     }
 
 

@@ -23,7 +23,7 @@ NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 STATUS: JsonObject = {
     "conditions": [
         {"type": each, "status": "True", "reason": "Fine", "message": "", "lastTransitionTime": ""}
-        for each in ("Ready", "RedisSafe")
+        for each in ("Ready", "RedisSafe", "DefinitionsSynced")
     ]
 }
 SCALE = ObjectMeta(name="main", namespace="ns", uid="uid-1", generation=2)

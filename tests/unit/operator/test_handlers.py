@@ -9,9 +9,10 @@ import kopf
 import pytest
 
 from synapse_operator import naming
+from synapse_operator.api.common import JsonObject
 from synapse_operator.cluster.observe import ScaleKey
 from synapse_operator.echo import Echo
-from synapse_operator.handlers import Inbox, child_event, owner, scale_event
+from synapse_operator.handlers import Inbox, child_event, config_map_event, owner, scale_event
 from synapse_operator.workqueue import WorkQueue
 
 KEY = ScaleKey("ns", "main")
@@ -22,6 +23,7 @@ class Queue:
 
     def __init__(self) -> None:
         self.added: list[tuple[ScaleKey, float]] = []
+        self.edited: list[ScaleKey] = []
 
     def add(self, key: ScaleKey, delay: float = 0.0) -> None:
         self.added.append((key, delay))
@@ -38,7 +40,7 @@ def queue() -> Queue:
 
 @pytest.fixture
 def inbox(queue: Queue) -> Inbox:
-    return Inbox(cast("WorkQueue[ScaleKey]", queue), Echo(_nothing, lambda version: None))
+    return Inbox(cast("WorkQueue[ScaleKey]", queue), Echo(_nothing, lambda version: None), queue.edited.append)
 
 
 def hear(handler: Any, event: kopf.RawEvent, inbox: Inbox) -> None:
@@ -46,9 +48,12 @@ def hear(handler: Any, event: kopf.RawEvent, inbox: Inbox) -> None:
     asyncio.run(handler(event=event, memo=inbox))
 
 
-def tell(inbox: Inbox, type_: str | None, generation: int = 1, **metadata: object) -> None:
+def tell(
+    inbox: Inbox, type_: str | None, generation: int = 1, status: JsonObject | None = None, **metadata: object
+) -> None:
     meta = {"namespace": "ns", "name": "main", "uid": "u", "generation": generation, **metadata}
-    event = cast("kopf.RawEvent", {"type": type_, "object": {"metadata": meta}})
+    body = {"metadata": meta, **({"status": status} if status else {})}
+    event = cast("kopf.RawEvent", {"type": type_, "object": body})
     hear(scale_event, event, inbox)
 
 
@@ -59,6 +64,38 @@ def test_a_scale_wakes_when_it_comes_changes_or_goes_and_not_for_its_status(inbo
     tell(inbox, "MODIFIED", 2)
     tell(inbox, "DELETED", 2)
     assert queue.added == [(KEY, 0.0)] * 3
+
+
+def test_a_new_value_of_the_sync_now_annotation_wakes_until_the_status_says_that_it_was_done(
+    inbox: Inbox, queue: Queue
+) -> None:
+    asked = {naming.SYNC_NOW_ANNOTATION: "2"}
+    tell(inbox, None)
+    tell(inbox, "MODIFIED", annotations={"other": "x"})
+    assert len(queue.added) == 1
+    tell(inbox, "MODIFIED", annotations=asked)
+    tell(inbox, "MODIFIED", annotations=asked, status={"sync": {"syncNow": "1"}})
+    assert len(queue.added) == 3
+    tell(inbox, "MODIFIED", annotations=asked, status={"sync": {"syncNow": "2"}})
+    tell(inbox, "MODIFIED", annotations={naming.SYNC_NOW_ANNOTATION: ""}, status={"sync": {"syncNow": "2"}})
+    assert len(queue.added) == 3
+
+
+def test_a_config_map_of_definitions_wakes_the_scale_of_its_label(inbox: Inbox, queue: Queue) -> None:
+    def happens(type_: str | None, **labels: str) -> None:
+        metadata = {"namespace": "ns", "name": "defs", "labels": labels}
+        hear(config_map_event, cast("kopf.RawEvent", {"type": type_, "object": {"metadata": metadata}}), inbox)
+
+    happens(None, **{naming.SYNC_LABEL: "main"})
+    happens("MODIFIED", **{naming.SYNC_LABEL: ""})
+    assert (queue.added, queue.edited) == ([], [])
+    for type_ in ("ADDED", "MODIFIED", "DELETED"):
+        happens(type_, **{naming.SYNC_LABEL: "main"})
+    assert queue.added == [(KEY, 0.0)] * 3
+    assert queue.edited == [KEY] * 3
+    ours = {**naming.child_labels("main"), naming.SYNC_LABEL: ""}
+    happens("MODIFIED", **ours)
+    assert (len(queue.added), len(queue.edited)) == (4, 3)
 
 
 def test_a_child_wakes_its_scale_a_moment_later_but_not_at_the_first_listing(inbox: Inbox, queue: Queue) -> None:
@@ -83,6 +120,8 @@ def test_each_kind_of_child_is_watched_and_nothing_but_events_is_handled() -> No
     registry = kopf.get_default_registry()
     watched = {handler.id.split("/")[0] for handler in registry._watching.get_all_handlers()}
     assert watched == {"scale_event", "child_event"}
+    (config_maps,) = [each for each in registry._watching.get_all_handlers() if each.id == "child_event/configmaps"]
+    assert config_maps.fn is config_map_event
     assert len(registry._watching.get_all_handlers()) == 1 + len(naming.Kind)
     assert registry._changing.get_all_handlers() == []
     assert registry._spawning.get_all_handlers() == []

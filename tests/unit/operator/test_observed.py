@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import pytest
@@ -18,8 +19,11 @@ from synapse_operator.observed import (
     QueueFigures,
     Rollout,
     SecretMissing,
+    SourceKind,
+    SourceRef,
     Unknown,
     read_secret_key,
+    read_source,
 )
 from tests.builders import (
     a_child,
@@ -35,6 +39,35 @@ from tests.builders import (
 
 SELECTOR = SecretKeySelector(name="stores", key="redis")
 DEPLOYMENT = manifest_of(what_is_desired(a_scale(spec={"workers": {"replicas": 3}})), Kind.DEPLOYMENT)
+
+
+# ---- sources of definitions
+
+
+def test_the_texts_of_a_source_are_its_keys_that_may_hold_definitions() -> None:
+    data = {"b.yaml": "x", "a.json": "y", "plain": "z", "README.md": "no", "c.YML": "w"}
+    ref = SourceRef(SourceKind.CONFIG_MAP, "defs")
+    found = read_source(ref, {"data": data, "binaryData": {"d.yaml": "AAE=", "logo.png": "AAE="}})
+    assert [(each.key, each.text) for each in found] == [
+        ("a.json", "y"),
+        ("b.yaml", "x"),
+        ("c.YML", "w"),
+        ("d.yaml", None),
+        ("plain", "z"),
+    ]
+    assert {(each.name, each.takes_secrets, each.shown) for each in found} == {("ConfigMap defs", False, True)}
+    assert read_source(ref, {}) == ()
+
+
+def test_a_secret_is_decoded_and_its_words_are_not_shown() -> None:
+    raw = {"data": {"a.yaml": base64.b64encode(b"model: gpt").decode(), "b.yaml": "/w==", "c.yaml": "no base64"}}
+    found = read_source(SourceRef(SourceKind.SECRET, "keys"), raw)
+    assert [(each.place, each.text) for each in found] == [
+        ("Secret keys/a.yaml", "model: gpt"),
+        ("Secret keys/b.yaml", None),
+        ("Secret keys/c.yaml", None),
+    ]
+    assert {(each.takes_secrets, each.shown) for each in found} == {(True, False)}
 
 
 # ---- Secrets

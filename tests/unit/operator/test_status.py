@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from synapse_operator.api.common import JsonObject
 from synapse_operator.api.crd import crd
 from synapse_operator.api.reasons import ConditionType, EventReason, Reason
-from synapse_operator.api.scale import SCALE_RESOURCE, InvalidScale, SynapseScale, read_scale
+from synapse_operator.api.scale import MAX_SYNC_MESSAGE, SCALE_RESOURCE, InvalidScale, SynapseScale, read_scale
 from synapse_operator.desired import Blocked, Desired, desired_for_scale
 from synapse_operator.naming import Kind
 from synapse_operator.observed import (
@@ -29,6 +29,7 @@ from synapse_operator.observed import (
     QueueFigures,
     RedisAnswers,
     SecretMissing,
+    SyncOutcome,
     Unknown,
     Unreachable,
     Unusable,
@@ -44,10 +45,12 @@ from synapse_operator.status import (
     transition_events,
 )
 from synapse_worker import connections
+from synapse_worker.sync.documents import Problem
 from tests.builders import (
     HASH_KEY,
     IMAGE,
     NOW,
+    POSTGRES_URL,
     a_child,
     a_deployment_status,
     a_pod,
@@ -508,6 +511,129 @@ def test_an_invalid_scale_is_stalled_and_its_children_are_frozen() -> None:
     assert invalid_status(invalid, previous=status, now=LATER + timedelta(hours=1)) is None
 
 
+# ---- definitions
+
+
+SYNCING = a_scale(
+    spec={"workers": {"replicas": 2}, "sync": {"sources": [{"configMapRef": {"name": "defs"}}]}}, generation=3
+)
+BAD = Problem("ConfigMap defs", "a.yaml", 7, "It is bad.")
+GONE = Problem("Secret keys", "", None, "It does not exist.")
+
+
+def _outcome(**changes: Any) -> SyncOutcome:
+    ordinary = SyncOutcome(
+        at=NOW, written=3, total=3, problems=(), not_found=False, unreadable=False, failure="", asked=None
+    )
+    return replace(ordinary, **changes)
+
+
+SYNCED = _told(scale=SYNCING, sync=_outcome())
+
+
+@pytest.mark.parametrize(
+    ("outcome", "condition", "words"),
+    [
+        (_outcome(), ("True", "Synced"), "3 definitions and settings of 1 source are synced"),
+        (
+            _outcome(problems=(BAD, BAD)),
+            ("False", "DocumentsRefused"),
+            "3 definitions and settings of 1 source are synced; 2 errors, see status.sync.errors; "
+            "the first: ConfigMap defs/a.yaml:7: It is bad.",
+        ),
+        (
+            _outcome(problems=(GONE, BAD), not_found=True),
+            ("False", "SourceNotFound"),
+            "Secret keys: It does not exist.",
+        ),
+        (_outcome(problems=(GONE,), unreadable=True), ("False", "SourceUnreadable"), "1 error,"),
+        (_outcome(failure="No rights."), ("False", "SyncFailed"), "ended early and is tried again: No rights."),
+        (None, ("Unknown", "SyncPending"), "The sync is under way"),
+    ],
+)
+def test_what_became_of_a_sync(outcome: SyncOutcome | None, condition: tuple[str, str], words: str) -> None:
+    told = _told(scale=SYNCING, sync=outcome)
+    assert told.condition(ConditionType.DEFINITIONS_SYNCED) == condition
+    assert words in told.message(ConditionType.DEFINITIONS_SYNCED)
+    assert told.condition(ConditionType.READY)[0] == "True", "workers run on with what is there"
+
+
+def test_why_a_sync_has_not_begun() -> None:
+    def why(**changes: Any) -> str:
+        return _told(scale=SYNCING, **changes).message(ConditionType.DEFINITIONS_SYNCED)
+
+    assert why(postgres=Unreachable("PostgreSQL is away")) == "The sync waits for PostgreSQL: PostgreSQL is away"
+    assert "the first worker, which creates or completes the tables" in why(postgres=PostgresAnswers(None))
+    by_hand = a_scale(spec={"sync": {"auto": False, "sources": [{"secretRef": {"name": "keys"}}]}})
+    told = _told(scale=by_hand)
+    assert told.condition(ConditionType.DEFINITIONS_SYNCED) == ("Unknown", "SyncNotAsked")
+    assert "set the annotation scale.synapseorch.com/sync-now" in told.message(ConditionType.DEFINITIONS_SYNCED)
+    assert READY.condition(ConditionType.DEFINITIONS_SYNCED) == ("True", "NoSources")
+
+
+def test_figures_of_a_sync() -> None:
+    assert SYNCED.status["sync"] == {"lastSyncTime": "2026-11-24T12:00:00Z", "totalSynced": 3}
+    told = _told(scale=SYNCING, sync=_outcome(problems=(GONE, *[BAD] * 30), asked="7"))
+    sync = told.status["sync"]
+    assert sync["syncNow"] == "7"
+    assert sync["errors"][:2] == [
+        {"source": "Secret keys", "message": "It does not exist."},
+        {"source": "ConfigMap defs", "key": "a.yaml", "line": 7, "message": "It is bad."},
+    ]
+    assert len(sync["errors"]) == 20
+    assert "31 errors" in told.message(ConditionType.DEFINITIONS_SYNCED)
+
+
+def test_a_sync_without_news_writes_nothing() -> None:
+    again = _outcome(at=LATER, written=0)
+    assert _next(scale=SYNCING, sync=again, previous=SYNCED.status, now=LATER) is None
+    changed = _next(scale=SYNCING, sync=_outcome(at=LATER, written=1), previous=SYNCED.status, now=LATER)
+    assert changed is not None
+    assert changed["sync"]["lastSyncTime"] == "2026-11-24T12:05:00Z"
+    asked = _next(scale=SYNCING, sync=_outcome(at=LATER, written=0, asked="1"), previous=SYNCED.status, now=LATER)
+    assert asked is not None
+    assert asked["sync"] == {"lastSyncTime": "2026-11-24T12:05:00Z", "totalSynced": 3, "syncNow": "1"}
+
+
+def test_what_was_told_holds_until_something_else_is_known() -> None:
+    assert _next(scale=SYNCING, sync=None, previous=SYNCED.status, now=LATER) is None, "after a restart"
+    failed = _next(scale=SYNCING, sync=_outcome(failure="x", total=0), previous=SYNCED.status, now=LATER)
+    assert failed is not None
+    assert failed["sync"] == SYNCED.status["sync"]
+    other = a_scale(
+        spec={"workers": {"replicas": 2}, "sync": {"sources": [{"secretRef": {"name": "s"}}]}}, generation=4
+    )
+    told = _told(scale=other, sync=None, previous=SYNCED.status)
+    assert told.condition(ConditionType.DEFINITIONS_SYNCED) == ("Unknown", "SyncPending")
+    strange = copy.deepcopy(SYNCED.status)
+    for condition in strange["conditions"]:
+        condition["reason"] = "OfANewerRelease"
+    told = _told(scale=SYNCING, sync=None, previous=strange)
+    assert told.condition(ConditionType.DEFINITIONS_SYNCED) == ("Unknown", "SyncPending")
+
+
+def test_figures_go_with_the_last_source() -> None:
+    told = _told(sync=_outcome(total=0), previous=SYNCED.status)
+    assert "sync" not in told.status
+    assert told.condition(ConditionType.DEFINITIONS_SYNCED) == ("True", "NoSources")
+    failed = _told(sync=_outcome(failure="x"), previous=SYNCED.status)
+    assert failed.status["sync"] == SYNCED.status["sync"], "what it wrote is to be taken back still"
+    assert failed.condition(ConditionType.DEFINITIONS_SYNCED) == ("False", "SyncFailed")
+
+
+def test_errors_of_a_sync_are_told_once_and_without_the_passwords_of_the_stores() -> None:
+    long = f"It says \ud800 postgres-password and {POSTGRES_URL}." + "x" * 40_000
+    problem = Problem("ConfigMap defs", "a.yaml", 1, long)
+    bad = _told(scale=SYNCING, sync=_outcome(problems=(problem,)), previous=SYNCED.status)
+    (event,) = transition_events(SYNCED.status, bad.status)
+    assert (event.type, event.reason) == ("Warning", EventReason.NOT_SYNCED)
+    assert transition_events(bad.status, bad.status) == ()
+    assert "postgres-password" not in json.dumps(bad.status)
+    assert len(bad.status["sync"]["errors"][0]["message"]) <= MAX_SYNC_MESSAGE
+    assert len(bad.message(ConditionType.DEFINITIONS_SYNCED)) < 2 * MAX_SYNC_MESSAGE
+    assert "\\ud800" not in json.dumps(bad.status)
+
+
 # ---- the schema
 
 
@@ -520,8 +646,11 @@ def test_every_field_that_is_written_is_in_the_schema() -> None:
     """The API server would drop another one in silence, and the status would be written again and again."""
     version = crd(SCALE_RESOURCE)["spec"]["versions"][0]
     schema = _properties(_properties(version["schema"]["openAPIV3Schema"])["status"])
-    status = _told(**WORK).status
+    status = _told(scale=SYNCING, sync=_outcome(problems=(BAD,), asked="1"), **WORK).status
     assert status.keys() == schema.keys()
+    assert status["sync"].keys() == _properties(schema["sync"]).keys()
+    errors = _properties(_properties(schema["sync"])["errors"]["items"])
+    assert status["sync"]["errors"][0].keys() == errors.keys()
     assert status["workers"].keys() == _properties(schema["workers"]).keys()
     assert status["queue"].keys() == _properties(schema["queue"]).keys()
     assert status["conditions"][0].keys() == _properties(schema["conditions"]["items"]).keys()

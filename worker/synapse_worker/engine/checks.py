@@ -5,9 +5,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from synapse_worker.engine.errors import CodeLimit, CodeRefused, DefinitionError
 from synapse_worker.engine.model import Definition, StepType
 from synapse_worker.engine.sandbox import Sandbox
+
+PYTHON_TOOL = "python"
+"""The `tool_type` of a custom tool that is a script; such a script is given `_args` and prints its result."""
 
 
 async def check_code(definition: Definition, sandbox: Sandbox) -> None:
@@ -32,3 +37,26 @@ async def check_code(definition: Definition, sandbox: Sandbox) -> None:
         except (CodeRefused, CodeLimit) as refused:
             where = f"{definition.title[0].upper()}{definition.title[1:]}, {step.title}"
             raise DefinitionError(f"{where}: the {field} cannot run. {refused}") from None
+
+
+async def check_tool(document: Mapping[str, object], sandbox: Sandbox) -> None:
+    """Have the sandbox judge the script of a custom tool; a tool of another type passes.
+
+    Args:
+        document: the tool as users write it.
+        sandbox: the judge.
+
+    Raises:
+        DefinitionError: it is a Python tool without a script, or the sandbox refuses the script.
+        SandboxCrashed: the sandbox went away without a verdict.
+    """
+    if document.get("tool_type") != PYTHON_TOOL:
+        return
+    title = f"Tool {str(document.get('name') or document.get('id'))!r}"
+    code = document.get("code")
+    if not isinstance(code, str) or not code.strip():
+        raise DefinitionError(f"{title} is of type {PYTHON_TOOL} and needs code.")
+    try:
+        await sandbox.check_tool(code)
+    except (CodeRefused, CodeLimit) as refused:
+        raise DefinitionError(f"{title}: the code cannot run. {refused}") from None

@@ -139,12 +139,21 @@ def transform_needs(code: str) -> list[Need]:
 
     Imports inside `try` are left out: such code says itself what happens without the module.
     """
+    return _script_needs(code, {"state", "result", "json"})
+
+
+def tool_needs(code: str) -> list[Need]:
+    """Return the same of a custom tool's script, which is given `_args` and prints its result."""
+    return _script_needs(code, {"_args", "json"})
+
+
+def _script_needs(code: str, given: set[str]) -> list[Need]:
     tree = _parse_transform(code)
     if tree is None:
         return []
     needs = [Need(node.lineno, ast.unparse(node)) for node in _imports(tree)]
     if not any(isinstance(node, ast.ImportFrom) and node.names[0].name == "*" for node in ast.walk(tree)):
-        needs += _free_names(tree, {"state", "result", "json"})
+        needs += _free_names(tree, given)
     return needs
 
 

@@ -21,11 +21,6 @@ DEFAULT_MAX_TOTAL_TURNS = 100
 DEFAULT_MAX_ITERATIONS = 3
 DEFAULT_TIMEOUT_SECONDS = 300.0
 
-ORCHESTRATIONS = "orchestrations"
-AGENTS = "agents"
-MCP_SERVERS = "mcp_servers"
-TOOLS = "tools"
-
 
 class StepType(StrEnum):
     """Every step type that definitions may name."""
@@ -134,47 +129,6 @@ class Definition:
             if source:
                 raise DefinitionError(f"{source}: {error}") from None
             raise
-
-
-def definition_documents(document: Mapping[str, object], *, source: str = "") -> list[tuple[str, str, JsonObject]]:
-    """Split an export bundle, or take a single orchestration.
-
-    Returns:
-        (kind, id, document) in the order of the bundle; kind is ORCHESTRATIONS, AGENTS, MCP_SERVERS or TOOLS, and
-        the id of an MCP server is its name.
-
-    Raises:
-        DefinitionError: the document is neither, or one of its items has no id.
-    """
-    place = f"{source}: " if source else ""
-    if document.get("synapse_export") is True:
-        found: list[tuple[str, str, JsonObject]] = []
-        for kind, part, key in _BUNDLE:
-            items = document.get(part) or []
-            if not isinstance(items, list):
-                raise DefinitionError(f"{place}{part} of the export bundle is no list.")
-            for number, item in enumerate(items, 1):
-                identity = _text(item.get(key) or item.get("id")) if isinstance(item, Mapping) else None
-                if identity is None:
-                    raise DefinitionError(f"{place}item {number} of {part} in the export bundle has no {key}.")
-                found.append((kind, identity, cast(JsonObject, dict(item))))
-        return found
-    if isinstance(document.get("steps"), list):
-        identity = _text(document.get("id"))
-        if identity is None:
-            raise DefinitionError(f"{place}the orchestration has no id.")
-        return [(ORCHESTRATIONS, identity, cast(JsonObject, dict(document)))]
-    raise DefinitionError(
-        f"{place}the document is neither an export bundle (synapse_export: true) nor an orchestration (steps: [...])."
-    )
-
-
-_BUNDLE: tuple[tuple[str, str, str], ...] = (
-    (ORCHESTRATIONS, "orchestrations", "id"),
-    (AGENTS, "agents", "id"),
-    (MCP_SERVERS, "mcp_servers", "name"),
-    (TOOLS, "custom_tools", "id"),
-)
 
 
 def _definition(document: Mapping[str, object]) -> Definition:

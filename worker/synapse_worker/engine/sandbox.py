@@ -9,7 +9,8 @@ rewritten on the way in is in `dialect`.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum, auto
 from types import TracebackType
 from typing import Self
 
@@ -42,6 +43,21 @@ _RESULT = "import json as _json\n_json.dumps(result)"
 _STOP = "raise StopIteration('checked')\n"
 
 
+class _Script(Enum):
+    """What a piece of code is written for: what it is given, and how it answers."""
+
+    EXPRESSION = auto()
+    TRANSFORM = auto()
+    TOOL = auto()
+
+
+_JUDGED_BY: Mapping[_Script, tuple[Callable[[str], dialect.Prepared], Callable[[str], Sequence[dialect.Need]]]] = {
+    _Script.EXPRESSION: (dialect.prepare_expression, dialect.expression_needs),
+    _Script.TRANSFORM: (dialect.prepare_transform, dialect.transform_needs),
+    _Script.TOOL: (dialect.prepare_transform, dialect.tool_needs),
+}
+
+
 class Sandbox:
     """A pool of interpreter processes; an async context manager, used from one event loop.
 
@@ -59,7 +75,7 @@ class Sandbox:
             request_timeout=max_seconds + 2.0,
             max_checkouts_per_worker=_SESSIONS_PER_PROCESS,
         )
-        self._verdicts: OrderedDict[tuple[bool, str], str | None] = OrderedDict()
+        self._verdicts: OrderedDict[tuple[_Script, str], str | None] = OrderedDict()
 
     async def __aenter__(self) -> Self:
         await self._pool.__aenter__()
@@ -108,11 +124,15 @@ class Sandbox:
             CodeRefused: with the line; the same sentence each time.
             SandboxCrashed: the process went away without a verdict.
         """
-        await self._check(expression=True, text=text)
+        await self._check(_Script.EXPRESSION, text)
 
     async def check_transform(self, code: str) -> None:
         """Judge a script without running it, its imports apart; errors as `check_expression`."""
-        await self._check(expression=False, text=code)
+        await self._check(_Script.TRANSFORM, code)
+
+    async def check_tool(self, code: str) -> None:
+        """Judge the script of a custom tool, which is given `_args` and prints its result; as `check_transform`."""
+        await self._check(_Script.TOOL, code)
 
     async def _expression(
         self, expression: str, state: Mapping[str, object], seconds: float, *, truth: bool
@@ -124,11 +144,11 @@ class Sandbox:
             text = await session.feed(f"{_EXPRESSION}_json.dumps({value})", state=state_text)
         return _value(text)
 
-    async def _check(self, *, expression: bool, text: str) -> None:
-        key = (expression, text)
+    async def _check(self, script: _Script, text: str) -> None:
+        key = (script, text)
         if key not in self._verdicts:
             try:
-                await self._judge(expression=expression, text=text)
+                await self._judge(script, text)
                 verdict = None
             except CodeRefused as refused:
                 verdict = str(refused)
@@ -140,12 +160,13 @@ class Sandbox:
         if sentence is not None:
             raise CodeRefused(sentence)
 
-    async def _judge(self, *, expression: bool, text: str) -> None:
-        prepared = dialect.prepare_expression(text) if expression else dialect.prepare_transform(text)
-        needs = dialect.expression_needs(text) if expression else dialect.transform_needs(text)
+    async def _judge(self, script: _Script, text: str) -> None:
+        prepare, needs = _JUDGED_BY[script]
+        prepared = prepare(text)
+        needed = needs(text)
         async with _Session(self._pool, self._max_seconds) as session:
             await session.compile(prepared)
-            await session.probe(needs)
+            await session.probe(needed)
 
     def _bounded(self, seconds: float) -> float:
         return min(seconds, self._max_seconds)

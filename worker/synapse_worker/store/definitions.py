@@ -1,10 +1,18 @@
-"""Definitions and stored settings: what `sync` writes and what a run reads when it starts."""
+"""Definitions and stored settings: what `sync` writes and what a run reads when it starts.
+
+Writing goes in batches, one statement for many rows, and notes in `synced_definitions` who wrote what. With these
+notes `sync` finds out what is unchanged (and costs no write) and what has vanished from its sources; what it takes
+back is only what nobody else has written or listed since.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from synapse_worker.store.claims import State
 from synapse_worker.store.database import Database, from_jsonb, to_jsonb
@@ -13,17 +21,63 @@ ORCHESTRATIONS = "orchestrations"
 AGENTS = "agents"
 TOOLS = "tools"
 MCP_SERVERS = "mcp_servers"
+SETTINGS = "scale_settings"
+
+BATCH_ROWS = 1000
+BATCH_CHARACTERS = 4 * 1024 * 1024
+"""What one statement carries at most, so that it ends well within a call's timeout."""
+
+
+class Key(NamedTuple):
+    """Which row: `table` is one of the names above."""
+
+    table: str
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One definition to store; `table` is one of the names above."""
+    """One definition or setting to store.
+
+    Attributes:
+        table: one of the names above.
+        key: the row's id, name or key.
+        name: name of an orchestration, agent or tool, label of an MCP server; unused for a setting.
+        definition: JSON; of a setting its value.
+        source: the file or object that it was read from, for the notes.
+    """
 
     table: str
     key: str
     name: str
     description: str
-    definition: State
+    definition: object
+    source: str = ""
+
+    @property
+    def row(self) -> Key:
+        """Where it is stored."""
+        return Key(self.table, self.key)
+
+    def hash(self, tenant_id: str) -> str:
+        """Return a hash of all that is stored of it."""
+        content = to_jsonb([self.name, self.description, self.definition, tenant_id])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """What the notes say of one row of an owner.
+
+    Attributes:
+        source: where the owner had it from.
+        hash: the content that the owner last stored.
+        there: whether the row is still there and active, whatever its content.
+    """
+
+    source: str
+    hash: str
+    there: bool
 
 
 async def read_orchestrations(database: Database, ids: Sequence[str]) -> dict[str, State]:
@@ -41,16 +95,6 @@ async def read_orchestrations(database: Database, ids: Sequence[str]) -> dict[st
     return found
 
 
-async def upsert(database: Database, documents: Sequence[Document], *, tenant_id: str) -> int:
-    """Insert or replace definitions by id, in one transaction; returns how many rows were written or changed."""
-    written = 0
-    async with database.transaction() as transaction:
-        for document in documents:
-            rows = await transaction.fetch(_UPSERT[document.table], *_arguments(document, tenant_id))
-            written += len(rows)
-    return written
-
-
 async def stored_settings(database: Database) -> Mapping[str, object]:
     """Return `scale_settings`: key -> decoded value; a value that is not JSON is left out."""
     settings: dict[str, object] = {}
@@ -62,44 +106,167 @@ async def stored_settings(database: Database) -> Mapping[str, object]:
     return settings
 
 
-def _arguments(document: Document, tenant_id: str) -> tuple[object, ...]:
-    definition = to_jsonb(document.definition)
-    if document.table == ORCHESTRATIONS:
-        return (document.key, document.name, document.description, definition, tenant_id)
-    return (document.key, document.name, definition, tenant_id)
+async def upsert(database: Database, documents: Sequence[Document], *, tenant_id: str, owner: str = "") -> int:
+    """Insert or replace rows by key, many with one statement; a row that would not change is not written.
+
+    Args:
+        database: where.
+        documents: what; of a key that occurs twice the last one counts.
+        tenant_id: tenant of the definitions; settings have none.
+        owner: who is noted to have written them; "" = nobody.
+
+    Returns:
+        How many rows were written or changed.
+    """
+    written = 0
+    for table in _TABLES:
+        rows = {document.key: document for document in documents if document.table == table}
+        # In order of key, so that two syncs at once do not wait for each other in a circle; in a thread, since writing
+        # a thousand documents as JSON would hold up the loop.
+        for batch in await asyncio.to_thread(_batches, [rows[key] for key in sorted(rows)], tenant_id):
+            answer = await database.fetch(_UPSERT[table], f"[{','.join(batch)}]", tenant_id, owner)
+            written += int(answer[0]["written"])
+    return written
 
 
-# A row that would not change is not written, so that syncing again costs no write.
-_UPSERT = {
-    ORCHESTRATIONS: """
-        INSERT INTO orchestrations AS o
-            (id, name, description, definition, tenant_id, created_at, updated_at, is_active)
-        VALUES ($1, $2, $3, $4::jsonb, $5, now(), now(), true)
-        ON CONFLICT (id) DO UPDATE SET name = EXCLUDED.name, description = EXCLUDED.description,
-            definition = EXCLUDED.definition, tenant_id = EXCLUDED.tenant_id, updated_at = now(), is_active = true
-         WHERE (o.name, o.description, o.definition, o.tenant_id, o.is_active) IS DISTINCT FROM
-               (EXCLUDED.name, EXCLUDED.description, EXCLUDED.definition, EXCLUDED.tenant_id, true)
-        RETURNING o.id""",
-    AGENTS: """
-        INSERT INTO agents AS a (id, name, definition, tenant_id, updated_at) VALUES ($1, $2, $3::jsonb, $4, now())
-        ON CONFLICT (id) DO UPDATE SET name = EXCLUDED.name, definition = EXCLUDED.definition,
-            tenant_id = EXCLUDED.tenant_id, updated_at = now()
-         WHERE (a.name, a.definition, a.tenant_id)
-               IS DISTINCT FROM (EXCLUDED.name, EXCLUDED.definition, EXCLUDED.tenant_id)
-        RETURNING a.id""",
-    TOOLS: """
-        INSERT INTO tools AS t (id, name, definition, tenant_id, updated_at) VALUES ($1, $2, $3::jsonb, $4, now())
-        ON CONFLICT (id) DO UPDATE SET name = EXCLUDED.name, definition = EXCLUDED.definition,
-            tenant_id = EXCLUDED.tenant_id, updated_at = now()
-         WHERE (t.name, t.definition, t.tenant_id)
-               IS DISTINCT FROM (EXCLUDED.name, EXCLUDED.definition, EXCLUDED.tenant_id)
-        RETURNING t.id""",
-    MCP_SERVERS: """
-        INSERT INTO mcp_servers AS m (name, label, definition, tenant_id, updated_at)
-        VALUES ($1, $2, $3::jsonb, $4, now())
-        ON CONFLICT (name) DO UPDATE SET label = EXCLUDED.label, definition = EXCLUDED.definition,
-            tenant_id = EXCLUDED.tenant_id, updated_at = now()
-         WHERE (m.label, m.definition, m.tenant_id)
-               IS DISTINCT FROM (EXCLUDED.label, EXCLUDED.definition, EXCLUDED.tenant_id)
-        RETURNING m.name""",
+async def synced_by(database: Database, owner: str) -> dict[Key, Synced]:
+    """Return the notes on an owner's rows."""
+    rows = await database.fetch(
+        f"SELECT s.kind, s.key, s.source, s.hash, {_THERE} AS there FROM synced_definitions s WHERE s.owner = $1",  # noqa: S608
+        owner,
+    )
+    return {Key(row["kind"], row["key"]): Synced(row["source"], row["hash"], row["there"]) for row in rows}
+
+
+async def count_there(database: Database, owner: str) -> int:
+    """Return how many of an owner's rows are still there and active, whatever their content."""
+    rows = await database.fetch(
+        f"SELECT count(*) AS count FROM synced_definitions s WHERE s.owner = $1 AND {_THERE}",  # noqa: S608
+        owner,
+    )
+    return int(rows[0]["count"])
+
+
+async def retire(database: Database, owner: str, rows: Sequence[Key]) -> int:
+    """Take back rows that have vanished from an owner's sources, and the notes on them.
+
+    An orchestration becomes inactive, everything else is deleted. A row is left alone when somebody wrote it after
+    the owner did, or when another owner lists it too.
+
+    Returns:
+        How many rows were taken back.
+    """
+    taken = 0
+    for table in _TABLES:
+        keys = sorted(key for of, key in rows if of == table)
+        for start in range(0, len(keys), BATCH_ROWS):
+            answer = await database.fetch(_RETIRE[table], owner, keys[start : start + BATCH_ROWS])
+            taken += int(answer[0]["taken"])
+    return taken
+
+
+def _row(document: Document, tenant_id: str) -> str:
+    return to_jsonb(
+        {
+            "key": document.key,
+            "name": document.name,
+            "description": document.description,
+            "definition": document.definition,
+            "source": document.source,
+            "hash": document.hash(tenant_id),
+        }
+    )
+
+
+def _batches(documents: Sequence[Document], tenant_id: str) -> list[list[str]]:
+    batches: list[list[str]] = []
+    characters = 0
+    for row in (_row(document, tenant_id) for document in documents):
+        if not batches or len(batches[-1]) == BATCH_ROWS or characters + len(row) > BATCH_CHARACTERS:
+            batches.append([])
+            characters = 0
+        batches[-1].append(row)
+        characters += len(row)
+    return batches
+
+
+class _Table(NamedTuple):
+    """How a table is written: its key's column, and (column, value from the given row) of what is compared."""
+
+    key: str
+    columns: tuple[tuple[str, str], ...]
+    insert_only: tuple[tuple[str, str], ...] = ()
+
+
+_NAMED = (("name", "name"), ("definition", "definition"), ("tenant_id", "tenant_id"))
+_TABLES: Mapping[str, _Table] = {
+    ORCHESTRATIONS: _Table(
+        "id", (*_NAMED, ("description", "description"), ("is_active", "true")), (("created_at", "now()"),)
+    ),
+    AGENTS: _Table("id", _NAMED),
+    TOOLS: _Table("id", _NAMED),
+    MCP_SERVERS: _Table("name", (("label", "name"), ("definition", "definition"), ("tenant_id", "tenant_id"))),
+    SETTINGS: _Table("key", (("value", "definition::text"),)),
 }
+
+
+def _there(table: str) -> str:
+    active = " AND coalesce(t.is_active, true)" if table == ORCHESTRATIONS else ""
+    return f"EXISTS (SELECT FROM {table} t WHERE t.{_TABLES[table].key} = s.key{active})"
+
+
+def _upsert_statement(table: str) -> str:
+    """$1: the rows as JSON, $2: tenant, $3: owner."""
+    key, columns, insert_only = _TABLES[table]
+    names = ", ".join(name for name, _ in (*columns, *insert_only))
+    values = ", ".join(value for _, value in (*columns, *insert_only))
+    changes = ", ".join(f"{name} = EXCLUDED.{name}" for name, _ in columns)
+    old = ", ".join(f"t.{name}" for name, _ in columns)
+    new = ", ".join(f"EXCLUDED.{name}" for name, _ in columns)
+    return f"""
+        WITH given AS (
+            SELECT g.*, $2::text AS tenant_id
+              FROM jsonb_to_recordset($1::jsonb)
+                AS g(key text, name text, description text, definition jsonb, source text, hash text)
+        ), written AS (
+            INSERT INTO {table} AS t ({key}, {names}, updated_at) SELECT key, {values}, now() FROM given
+            ON CONFLICT ({key}) DO UPDATE SET {changes}, updated_at = now()
+             WHERE ({old}) IS DISTINCT FROM ({new})
+            RETURNING t.{key} AS key
+        ), noted AS (
+            INSERT INTO synced_definitions AS s (owner, kind, key, source, hash, synced_at)
+            SELECT $3::text, '{table}', key, source, hash, now() FROM given WHERE $3::text <> ''
+            ON CONFLICT (owner, kind, key) DO UPDATE SET source = EXCLUDED.source, hash = EXCLUDED.hash,
+                synced_at = CASE WHEN s.hash = EXCLUDED.hash AND s.key NOT IN (SELECT key FROM written)
+                                 THEN s.synced_at ELSE now() END
+             WHERE (s.source, s.hash) IS DISTINCT FROM (EXCLUDED.source, EXCLUDED.hash)
+                OR s.key IN (SELECT key FROM written)
+        )
+        SELECT count(*) AS written FROM written
+        """  # noqa: S608  # names of our own tables
+
+
+def _retire_statement(table: str) -> str:
+    """$1: owner, $2: keys."""
+    key = _TABLES[table].key
+    act = f"DELETE FROM {table} AS t USING gone"  # noqa: S608  # as above
+    if table == ORCHESTRATIONS:  # a run that has not started yet says that it is gone
+        act = f"UPDATE {table} AS t SET is_active = false, updated_at = now() FROM gone"  # noqa: S608  # as above
+    return f"""
+        WITH gone AS (
+            DELETE FROM synced_definitions WHERE owner = $1::text AND kind = '{table}' AND key = ANY($2::text[])
+            RETURNING key, synced_at
+        ), taken AS (
+            {act}
+             WHERE t.{key} = gone.key AND t.updated_at = gone.synced_at
+               AND NOT EXISTS (SELECT FROM synced_definitions o
+                                WHERE o.kind = '{table}' AND o.key = gone.key AND o.owner <> $1::text)
+            RETURNING 1
+        )
+        SELECT count(*) AS taken FROM taken
+        """  # noqa: S608  # as above
+
+
+_THERE = "CASE s.kind " + " ".join(f"WHEN '{table}' THEN {_there(table)}" for table in _TABLES) + " ELSE false END"
+_UPSERT = {table: _upsert_statement(table) for table in _TABLES}
+_RETIRE = {table: _retire_statement(table) for table in _TABLES}

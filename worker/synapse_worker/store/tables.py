@@ -292,6 +292,20 @@ scale_topology = Table(
 )
 """One row, id 1. `routes`: list of {shard, tenants, minPriority}; the first that matches a job wins."""
 
+synced_definitions = Table(
+    "synced_definitions",
+    metadata,
+    Column("owner", String(500), primary_key=True),
+    Column("kind", String(50), primary_key=True),
+    _id("key"),
+    Column("source", Text, nullable=False),
+    Column("hash", String(64), nullable=False),
+    Column("synced_at", DateTime(timezone=True), nullable=False),
+)
+"""What each syncing owner (a SynapseScale, a folder) has written: `kind` is the table, `key` the row, `source` the file
+or object that it came from, `hash` its content. `synced_at` is the `updated_at` that the row got, so that a row which
+somebody else wrote later is told apart."""
+
 schema_version = Table(
     "synapse_scale_schema",
     metadata,

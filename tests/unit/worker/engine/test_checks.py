@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from synapse_worker.engine.checks import check_code
+from synapse_worker.engine.checks import check_code, check_tool
 from synapse_worker.engine.errors import DefinitionError
 from synapse_worker.engine.sandbox import Sandbox
 from tests.unit.worker.engine.documents import a_definition, a_print
@@ -42,3 +42,26 @@ async def test_bad_code_is_named(sandbox: Sandbox, step: dict[str, object], word
         await check_code(a_definition(a_print("a"), step), sandbox)
     assert str(caught.value).startswith("Orchestration 'Triage' (orch_1), step ")
     assert words in str(caught.value)
+
+
+async def test_a_tools_script_may_use_its_arguments_and_print(sandbox: Sandbox) -> None:
+    code = "import re\nwords = re.findall('[a-z]+', _args['text'])\nprint(json.dumps({'words': len(words)}))\n"
+    await check_tool({"name": "count", "tool_type": "python", "code": code}, sandbox)
+    await check_tool({"name": "look_up", "tool_type": "http", "url": "https://example.com"}, sandbox)
+    await check_tool({"name": "nothing said"}, sandbox)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (None, "Tool 'count' is of type python and needs code."),
+        (" ", "Tool 'count' is of type python and needs code."),
+        ("import requests\nprint(1)", "Tool 'count': the code cannot run. The sandbox cannot do `import requests`"),
+        ("x = 1\nprint(state)", "Tool 'count': the code cannot run. The code uses the name 'state'"),
+        ("print(", "Tool 'count': the code cannot run. The code is not valid Python"),
+    ],
+)
+async def test_a_tools_script_that_cannot_run_is_named(sandbox: Sandbox, code: object, words: str) -> None:
+    with pytest.raises(DefinitionError) as caught:
+        await check_tool({"name": "count", "tool_type": "python", "code": code}, sandbox)
+    assert str(caught.value).startswith(words)

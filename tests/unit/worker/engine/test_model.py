@@ -10,15 +10,10 @@ from hypothesis import strategies as st
 
 from synapse_worker.engine.errors import DefinitionError
 from synapse_worker.engine.model import (
-    AGENTS,
-    MCP_SERVERS,
-    ORCHESTRATIONS,
     RUNNABLE,
-    TOOLS,
     Definition,
     Step,
     StepType,
-    definition_documents,
 )
 from synapse_worker.engine.steps import EXECUTORS
 from tests.unit.worker.engine.documents import Document, a_print, an_orchestration, searched
@@ -242,45 +237,3 @@ def test_any_document_is_read_or_refused(document: Document) -> None:
     except DefinitionError:
         return
     assert definition.entry_step_id in definition.steps
-
-
-def test_a_bundle_is_split() -> None:
-    bundle: Document = {
-        "synapse_export": True,
-        "version": "1.0",
-        "exported_at": "2026-04-11T12:09:30Z",
-        "has_python_tools": False,
-        "orchestrations": [an_orchestration(a_print("a"))],
-        "agents": [{"id": "agent_1", "name": "Writer", "tools": []}],
-        "mcp_servers": [{"name": "files", "server_type": "stdio"}],
-        "custom_tools": [{"id": "t1", "name": "lookup"}],
-    }
-    found = definition_documents(bundle)
-    assert [(kind, identity) for kind, identity, _ in found] == [
-        (ORCHESTRATIONS, "orch_1"),
-        (AGENTS, "agent_1"),
-        (MCP_SERVERS, "files"),
-        (TOOLS, "t1"),
-    ]
-    assert found[1][2] == {"id": "agent_1", "name": "Writer", "tools": []}
-    assert definition_documents({"synapse_export": True, "orchestrations": None}) == []
-
-
-def test_a_single_orchestration_is_taken() -> None:
-    document = an_orchestration(a_print("a"), avatar="fox")
-    assert definition_documents(document) == [(ORCHESTRATIONS, "orch_1", document)]
-
-
-@pytest.mark.parametrize(
-    ("document", "words"),
-    [
-        ({"hello": 1}, "neither an export bundle"),
-        ({"steps": []}, "has no id"),
-        ({"synapse_export": True, "agents": {"a": 1}}, "agents of the export bundle is no list"),
-        ({"synapse_export": True, "agents": [{"name": "x"}]}, "item 1 of agents in the export bundle has no id"),
-        ({"synapse_export": True, "mcp_servers": ["x"]}, "item 1 of mcp_servers in the export bundle has no name"),
-    ],
-)
-def test_other_documents_are_refused(document: Document, words: str) -> None:
-    with pytest.raises(DefinitionError, match=words):
-        definition_documents(document, source="x.json")

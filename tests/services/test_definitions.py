@@ -1,0 +1,135 @@
+"""Definitions in a real PostgreSQL: batches, notes on who wrote what, and what is taken back."""
+
+from __future__ import annotations
+
+import json
+
+from synapse_worker.store import definitions
+from synapse_worker.store.database import Database
+from synapse_worker.store.definitions import AGENTS, MCP_SERVERS, ORCHESTRATIONS, SETTINGS, TOOLS, Document, Key
+
+OWNER = "SynapseScale team-a/main"
+
+
+def an_agent(key: str, prompt: str = "Help.", source: str = "a.yaml") -> Document:
+    return Document(AGENTS, key, key, "", {"id": key, "system_prompt": prompt}, source)
+
+
+def one_of_each() -> list[Document]:
+    return [
+        Document(ORCHESTRATIONS, "o", "O", "what it does", {"id": "o", "steps": []}, "o.yaml"),
+        an_agent("a"),
+        Document(TOOLS, "t", "t", "", {"id": "t"}, "t.yaml"),
+        Document(MCP_SERVERS, "m", "M", "", {"name": "m"}, "m.yaml"),
+        Document(SETTINGS, "model", "", "", "gpt", "s.yaml"),
+    ]
+
+
+async def sync(database: Database, *documents: Document, owner: str = OWNER) -> int:
+    return await definitions.upsert(database, documents, tenant_id="default", owner=owner)
+
+
+async def keys(database: Database, table: str, column: str) -> list[str]:
+    rows = await database.fetch(f"SELECT {column} AS key FROM {table} ORDER BY 1")  # noqa: S608
+    return [row["key"] for row in rows]
+
+
+async def active(database: Database) -> list[str]:
+    return [row["id"] for row in await database.fetch("SELECT id FROM orchestrations WHERE is_active ORDER BY 1")]
+
+
+async def test_a_thousand_definitions_are_one_statement(database: Database) -> None:
+    documents = [an_agent(f"agent-{number:04}") for number in range(1000)]
+    assert await sync(database, *documents) == 1000
+    versions = await database.fetch("SELECT DISTINCT xmin::text FROM agents")
+    assert len(versions) == 1, "one statement is one transaction"
+    assert await sync(database, *documents[:-1], an_agent("agent-0999", "Help more.")) == 1
+    assert len(await database.fetch("SELECT DISTINCT xmin::text FROM agents")) == 2
+
+
+async def test_batches_are_bounded_by_their_size(database: Database) -> None:
+    large = "x" * (definitions.BATCH_CHARACTERS // 2)
+    assert await sync(database, an_agent("a", large), an_agent("b", large), an_agent("c", large)) == 3
+    assert len(await database.fetch("SELECT DISTINCT xmin::text FROM agents")) == 3
+
+
+async def test_what_is_stored_of_each_kind(database: Database) -> None:
+    assert await sync(database, *one_of_each()) == 5
+    row = await database.fetchrow("SELECT name, description, is_active, tenant_id, created_at FROM orchestrations")
+    assert row is not None
+    assert tuple(row)[:4] == ("O", "what it does", True, "default")
+    assert row["created_at"] is not None
+    label = await database.fetchrow("SELECT label, definition::text AS text FROM mcp_servers")
+    assert label is not None
+    assert (label["label"], json.loads(label["text"])) == ("M", {"name": "m"})
+    assert await definitions.stored_settings(database) == {"model": "gpt"}
+
+
+async def test_what_is_unchanged_is_not_written(database: Database) -> None:
+    await sync(database, *one_of_each())
+    tables = ("orchestrations", "agents", "tools", "mcp_servers", "scale_settings", "synced_definitions")
+    versions = " UNION ALL ".join(f"SELECT xmin::text AS version FROM {table}" for table in tables)  # noqa: S608
+    before = await database.fetch(versions)
+    assert await sync(database, *one_of_each()) == 0
+    assert await database.fetch(versions) == before
+
+
+async def test_the_notes_say_source_content_and_whether_the_row_is_there(database: Database) -> None:
+    documents = one_of_each()
+    await sync(database, *documents)
+    notes = await definitions.synced_by(database, OWNER)
+    assert set(notes) == {document.row for document in documents}
+    assert all(note.there for note in notes.values())
+    for document in documents:
+        assert (notes[document.row].source, notes[document.row].hash) == (document.source, document.hash("default"))
+        assert document.hash("default") != document.hash("other")
+    await database.execute("UPDATE orchestrations SET is_active = false")
+    await database.execute("DELETE FROM agents")
+    notes = await definitions.synced_by(database, OWNER)
+    assert {row for row, note in notes.items() if not note.there} == {Key(ORCHESTRATIONS, "o"), Key(AGENTS, "a")}
+    assert await definitions.synced_by(database, "SynapseScale team-a/other") == {}
+
+
+async def test_what_vanished_is_taken_back(database: Database) -> None:
+    documents = one_of_each()
+    await sync(database, *documents, an_agent("stays"))
+    assert await definitions.retire(database, OWNER, [document.row for document in documents]) == 5
+    assert await keys(database, "orchestrations", "id") == ["o"], "a run that goes on may still name it"
+    assert await active(database) == []
+    assert await keys(database, "agents", "id") == ["stays"]
+    for table, column in (("tools", "id"), ("mcp_servers", "name"), ("scale_settings", "key")):
+        assert await keys(database, table, column) == []
+    assert set(await definitions.synced_by(database, OWNER)) == {Key(AGENTS, "stays")}
+    assert await sync(database, *documents) == 5
+    assert await active(database) == ["o"]
+
+
+async def test_what_others_wrote_is_not_taken_back(database: Database) -> None:
+    await database.execute(
+        "INSERT INTO agents (id, name, definition, tenant_id, updated_at)"
+        """ VALUES ('equal', 'equal', '{"id": "equal", "system_prompt": "Help."}', 'default', now())"""
+    )
+    await sync(database, an_agent("equal"), an_agent("edited"), an_agent("moved"))
+    await database.execute(
+        """UPDATE agents SET definition = '{"by": "hand"}', updated_at = now() WHERE id = 'edited'"""
+    )
+    await sync(database, an_agent("moved", source="b.yaml"))
+    rows = [Key(AGENTS, "equal"), Key(AGENTS, "edited"), Key(AGENTS, "moved"), Key(AGENTS, "never-there")]
+    assert await definitions.retire(database, OWNER, rows) == 1
+    assert await keys(database, "agents", "id") == ["edited", "equal"]
+    assert await definitions.synced_by(database, OWNER) == {}
+
+
+async def test_what_another_owner_lists_stays_until_it_goes_there_too(database: Database) -> None:
+    await sync(database, an_agent("shared"))
+    await sync(database, an_agent("shared", "Help differently."), owner="SynapseScale team-b/main")
+    assert await definitions.retire(database, OWNER, [Key(AGENTS, "shared")]) == 0
+    assert await definitions.retire(database, "SynapseScale team-b/main", [Key(AGENTS, "shared")]) == 1
+    assert await keys(database, "agents", "id") == []
+
+
+async def test_text_that_jsonb_cannot_hold_is_stored_without_it(database: Database) -> None:
+    await sync(database, Document(AGENTS, "a", "name \ud800", "", {"id": "a", "text": "zero \x00"}, "a.yaml"))
+    row = await database.fetchrow("SELECT name, definition->>'text' AS text FROM agents")
+    assert row is not None
+    assert tuple(row) == ("name \ufffd", "zero \ufffd")
