@@ -29,7 +29,7 @@ metadata = MetaData()
 CLAIM_SEQUENCE = Sequence("claim_seq", metadata=metadata)
 """Source of all claim numbers; it outlives any Redis, so a number never comes twice."""
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 def _id(name: str) -> Column[str]:
@@ -210,6 +210,12 @@ tenants = Table(
     Column("max_queued_runs", Integer),
     Column("priority", Integer),
     _time("created_at"),
+    # Ours: UID of the SynapseTenant behind the row (NULL = nobody's, such as a settings page's), whether it has
+    # workers of its own, requests a second (NULL = as everybody), and whether it only finishes what it has.
+    _name("managed_by"),
+    Column("dedicated", Boolean, nullable=False, server_default="false"),
+    Column("rate_limit_rps", Integer),
+    Column("deleting", Boolean, nullable=False, server_default="false"),
 )
 
 job_ledger = Table(
