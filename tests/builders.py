@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from synapse_operator import naming
 from synapse_operator.api.common import JsonObject
 from synapse_operator.api.scale import SynapseScale, read_scale
+from synapse_operator.api.tenant import SynapseTenant, read_tenant
 from synapse_operator.desired import Blocked, Desired, desired_for_scale
 from synapse_operator.desired.manifest import Manifest
 from synapse_operator.naming import Kind
@@ -68,6 +69,32 @@ def a_scale(
     scale = read_scale(a_scale_body(name=name, namespace=namespace, spec=spec, **metadata))
     assert isinstance(scale, SynapseScale), scale
     return scale
+
+
+def a_tenant_body(
+    name: str, *, scale: str = "demo", metadata: Mapping[str, Any] | None = None, **spec: Any
+) -> JsonObject:
+    """Return a SynapseTenant as the API server would send it, without a status."""
+    return {
+        "apiVersion": naming.API_VERSION,
+        "kind": naming.TENANT_KIND,
+        "metadata": {
+            "name": name,
+            "namespace": "team-a",
+            "uid": f"uid-of-{name}",
+            "generation": 1,
+            "creationTimestamp": "2026-11-24T11:00:00Z",
+            **(metadata or {}),
+        },
+        "spec": {"scaleRef": {"name": scale}, **spec},
+    }
+
+
+def a_tenant(name: str, **arguments: Any) -> SynapseTenant:
+    """Return a SynapseTenant; arguments as for `a_tenant_body`."""
+    tenant = read_tenant(a_tenant_body(name, **arguments))
+    assert isinstance(tenant, SynapseTenant), tenant
+    return tenant
 
 
 def an_observed(**changes: Any) -> Observed:

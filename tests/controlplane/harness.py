@@ -84,7 +84,8 @@ class ControlPlane:
         self._kubectl = [str(Path(_localcluster("tools")) / "node"), "kubectl", "--kubeconfig", self.kubeconfig]
         self._audit_log = Path(self.kubeconfig).parent / "logs" / "audit.log"
         self.kubectl("apply", "--server-side", "-f", str(ROOT / "manifests" / "install.yaml"))
-        self.kubectl("wait", "--for=condition=Established", "crd", f"{naming.SCALE_PLURAL}.{naming.GROUP}")
+        for plural in (naming.SCALE_PLURAL, naming.TENANT_PLURAL):
+            self.kubectl("wait", "--for=condition=Established", "crd", f"{plural}.{naming.GROUP}")
 
     def remove(self) -> None:
         """End it and remove its data."""

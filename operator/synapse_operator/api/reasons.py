@@ -23,7 +23,7 @@ class _Documented(StrEnum):
 
 
 class ConditionType(_Documented):
-    """Types of conditions of a SynapseScale. All are always present."""
+    """Types of conditions of a SynapseScale. All are always present. A SynapseTenant has Ready alone."""
 
     READY = "Ready", "True: as many workers as wanted are ready, both stores answer, nothing needs attention"
     RECONCILING = "Reconciling", "True: the operator or Kubernetes is still carrying out the spec; waiting helps"
@@ -86,6 +86,15 @@ class Reason(_Documented):
     IMAGE_PULL_FAILED = "ImagePullFailed", "the image of the workers cannot be pulled"
     POD_CONFIG_ERROR = "PodConfigError", "a container cannot be created from its configuration"
     CRASH_LOOP = "CrashLoop", "workers end again and again"
+    # Ready of a SynapseTenant
+    TENANT_STORED = "TenantStored", "the tenant's row in PostgreSQL says what its spec says"
+    SCALE_NOT_FOUND = "ScaleNotFound", "the SynapseScale that spec.scaleRef names does not exist, or is being deleted"
+    DUPLICATE_TENANT_ID = "DuplicateTenantId", "an older SynapseTenant of the same scale has this tenant id"
+    NOT_MANAGED = (
+        "NotManaged",
+        "the tenant's row in PostgreSQL was made by somebody else, who keeps it: it is neither adopted nor deleted",
+    )
+    NOT_MIGRATED = "NotMigrated", "PostgreSQL lacks the tables of this release; the first worker that starts makes them"
 
 
 class EventReason(_Documented):
