@@ -34,6 +34,7 @@ from synapse_operator.observed import (
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 IMAGE = "registry.example/synapse-scale-worker:1"
+SCALE_UID = "11111111-1111-4111-8111-111111111111"
 HASH_KEY = SecretStr("the-key-of-this-installation")
 REDIS_URL = "redis://:redis-password@redis:6379/0"
 POSTGRES_URL = "postgresql://synapse:postgres-password@postgres:5432/synapse"
@@ -54,7 +55,7 @@ def a_scale_body(
         "metadata": {
             "name": name,
             "namespace": namespace,
-            "uid": "11111111-1111-4111-8111-111111111111",
+            "uid": SCALE_UID,
             "generation": 1,
             **metadata,
         },
@@ -106,6 +107,7 @@ def an_observed(**changes: Any) -> Observed:
         "postgres": PostgresAnswers(schema_version=1),
         "queues": {"default": QueueFigures(queued=0, active=0, oldest_seconds=None)},
         "overview": Overview(dead_letters=0, slots=10, active_jobs=0, open_jobs=0),
+        "redis_owner": SCALE_UID,
         "children": (),
         "pods": (),
     }

@@ -41,6 +41,7 @@ NOTHING_TO_DO = {
     Reason.REACHABLE,
     Reason.NOT_TRIED,
     Reason.NO_EVICTION,
+    Reason.EXCLUSIVE,
     Reason.APPLIED,
     Reason.TENANT_STORED,
 }

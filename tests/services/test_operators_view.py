@@ -9,11 +9,12 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from synapse_operator.backends import Backends, Stores, View
-from synapse_operator.observed import Found, QueueFigures, RedisAnswers, SecretMissing, Unreachable, Unusable
+from synapse_operator.observed import Found, QueueFigures, RedisAnswers, SecretMissing, Unknown, Unreachable, Unusable
 from synapse_worker.connections import open_redis
 from synapse_worker.contract import DEFAULT_QUEUE
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import put
+from synapse_worker.queueing.owner import OWNER_SECONDS
 from tests.support.servers import RedisCluster, RedisServer, free_port
 
 
@@ -25,9 +26,9 @@ async def backends() -> AsyncIterator[Backends]:
     await opened.close()
 
 
-async def _look(backends: Backends, url: str) -> View:
+async def _look(backends: Backends, url: str, scale: str = "scale") -> View:
     stores = Stores("team-a", Found(SecretStr(url)), SecretMissing("not asked for"), pgbouncer=False)
-    return await backends.look("scale", stores, [DEFAULT_QUEUE, "1"])
+    return await backends.look(scale, f"uid-of-{scale}", stores, [DEFAULT_QUEUE, "1"])
 
 
 async def test_a_cluster_answers_with_the_figures_of_all_queues(
@@ -79,3 +80,67 @@ async def test_nodes_that_are_away_are_unreachable(backends: Backends) -> None:
     seen = await _look(backends, f"redis+cluster://127.0.0.1:{free_port()},127.0.0.1:{free_port()}")
     assert isinstance(seen.redis, Unreachable)
     assert "none of the cluster's nodes answers (2 asked)" in seen.redis.sentence
+
+
+async def test_the_first_scale_owns_its_redis_and_another_is_told_so(
+    backends: Backends, redis_server: RedisServer, redis_client: Redis
+) -> None:
+    for _ in range(2):
+        assert (await _look(backends, redis_server.url, "first")).redis_owner == "uid-of-first"
+        assert (await _look(backends, redis_server.url, "second")).redis_owner == "uid-of-first"
+    assert 0 < await redis_client.ttl(keys.OWNER) <= OWNER_SECONDS
+
+
+async def test_each_look_renews_the_mark(backends: Backends, redis_server: RedisServer, redis_client: Redis) -> None:
+    await _look(backends, redis_server.url)
+    await redis_client.expire(keys.OWNER, 5)
+    await _look(backends, redis_server.url)
+    assert await redis_client.ttl(keys.OWNER) > 5
+
+
+async def test_a_scale_that_is_gone_leaves_its_redis_to_the_next(
+    backends: Backends, redis_server: RedisServer, redis_client: Redis
+) -> None:
+    await _look(backends, redis_server.url, "first")
+    await _look(backends, redis_server.url, "second")
+    backends.forget("second")
+    backends.forget("first")
+    await backends.close()
+    assert await redis_client.get(keys.OWNER) is None
+    assert (await _look(backends, redis_server.url, "second")).redis_owner == "uid-of-second"
+
+
+async def test_a_leader_that_ends_leaves_the_mark(redis_server: RedisServer, redis_client: Redis) -> None:
+    ending = Backends()
+    await _look(ending, redis_server.url)
+    await ending.close()
+    assert await redis_client.get(keys.OWNER) == b"uid-of-scale"
+
+
+async def test_a_redis_that_takes_no_mark_answers_all_the_same(
+    backends: Backends, redis_server: RedisServer, redis_client: Redis
+) -> None:
+    await redis_client.hset(keys.OWNER, "a", "b")  # type: ignore[misc]
+    seen = await _look(backends, redis_server.url)
+    assert isinstance(seen.redis, RedisAnswers)
+    assert seen.redis_owner == Unknown(
+        "Redis holds a key of ours with another type; another program uses this database"
+    )
+
+
+async def test_a_full_redis_is_still_its_owners(
+    backends: Backends, redis_server: RedisServer, redis_client: Redis
+) -> None:
+    await _look(backends, redis_server.url)
+    await redis_client.config_set("maxmemory", "1")
+    try:
+        assert (await _look(backends, redis_server.url)).redis_owner == "uid-of-scale"
+        await redis_client.delete(keys.OWNER)
+        assert isinstance((await _look(backends, redis_server.url)).redis_owner, Unknown)
+    finally:
+        await redis_client.config_set("maxmemory", "0")
+
+
+async def test_a_cluster_has_an_owner_too(backends: Backends, redis_cluster: RedisCluster) -> None:
+    assert (await _look(backends, redis_cluster.url, "first")).redis_owner == "uid-of-first"
+    assert (await _look(backends, redis_cluster.url, "second")).redis_owner == "uid-of-first"

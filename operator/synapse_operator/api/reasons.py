@@ -31,6 +31,7 @@ class ConditionType(_Documented):
     REDIS_REACHABLE = "RedisReachable", "True: the operator reaches Redis with the URL that the workers get"
     REDIS_SAFE = "RedisSafe", "True: Redis is recent enough and set to keep its keys when its memory is full"
     POSTGRES_REACHABLE = "PostgresReachable", "True: the operator reaches PostgreSQL with the URL that the workers get"
+    BACKEND_EXCLUSIVE = "BackendExclusive", "True: no other SynapseScale uses the same Redis"
     CHILDREN_APPLIED = "ChildrenApplied", "True: every object that belongs to the scale is as it should be"
 
 
@@ -73,6 +74,11 @@ class Reason(_Documented):
     EVICTION_POLICY = "EvictionPolicy", "maxmemory-policy lets Redis drop jobs when its memory is full"
     EVICTION_POLICY_UNKNOWN = "EvictionPolicyUnknown", "Redis does not tell its maxmemory-policy"
     REDIS_TOO_OLD = "RedisTooOld", "Redis is older than the workers need"
+    EXCLUSIVE = "Exclusive", "Redis is marked as this SynapseScale's"
+    BACKEND_SHARED = (
+        "BackendShared",
+        "Redis is marked as another SynapseScale's; rows of tenants that are gone are not deleted",
+    )
     # children
     APPLIED = "Applied", "every object is as it should be"
     FROZEN = "Frozen", "children are left as they are until the reason of Stalled is repaired"
@@ -107,3 +113,4 @@ class EventReason(_Documented):
     BECAME_READY = "BecameReady", "the scale became ready"
     NOT_READY = "NotReady", "the scale stopped being ready, or the reason changed"
     REDIS_UNSAFE = "RedisUnsafe", "Redis may drop jobs, or is too old"
+    BACKEND_SHARED = "BackendShared", "another SynapseScale uses the same Redis"

@@ -323,8 +323,8 @@ class SynapseScaleStatus(ApiModel):
         default=(),
         max_length=32,
         description=(
-            "Ready, Reconciling, Stalled (as kstatus reads them), RedisReachable, RedisSafe, PostgresReachable and "
-            "ChildrenApplied; reasons: docs/crd-reference.md."
+            "Ready, Reconciling, Stalled (as kstatus reads them), RedisReachable, RedisSafe, PostgresReachable, "
+            "BackendExclusive and ChildrenApplied; reasons: docs/crd-reference.md."
         ),
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )

@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 from synapse_operator.api.common import JsonObject, ObjectMeta
-from synapse_operator.api.reasons import EventReason, Reason
+from synapse_operator.api.reasons import ConditionType, EventReason, Reason
 from synapse_operator.cluster import apply
 from synapse_operator.cluster.client import Client, path
 from synapse_operator.cluster.report import Reporter
@@ -22,8 +22,8 @@ from synapse_operator.plan import Apply, ApplyReport, Cause, Delete, Event, Fail
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 STATUS: JsonObject = {
     "conditions": [
-        {"type": each, "status": "True", "reason": "Fine", "message": "", "lastTransitionTime": ""}
-        for each in ("Ready", "RedisSafe")
+        {"type": str(each), "status": "True", "reason": "Fine", "message": "", "lastTransitionTime": ""}
+        for each in ConditionType
     ]
 }
 SCALE = ObjectMeta(name="main", namespace="ns", uid="uid-1", generation=2)
