@@ -32,13 +32,16 @@ from synapse_operator.observed import (
     Unreachable,
     Unusable,
 )
+from synapse_operator.tenants import NotMigrated, TenantStore
 from synapse_worker.connections import open_database, open_redis, ping_redis
 from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import queue_figures
 from synapse_worker.queueing.owner import disown, own
 from synapse_worker.store.database import Database
+from synapse_worker.store.migrate import is_migrated
 from synapse_worker.store.overview import overview
+from synapse_worker.store.tenants import ManagedRow, RowChanges, bring_to, standing
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +78,21 @@ class View:
     overview: Overview | Unknown
 
 
+@dataclass(frozen=True, slots=True)
+class TenantsView:
+    """How the tenants of a scale stand in its stores.
+
+    Attributes:
+        exclusive: whether Redis is known to be this scale's alone.
+        store: what PostgreSQL says, once the rows are as wanted.
+        changes: the rows that were written.
+    """
+
+    exclusive: bool
+    store: TenantStore
+    changes: RowChanges
+
+
 class Backends:
     """Connections to the stores of all scales; a scale is whatever its caller knows it by."""
 
@@ -99,6 +117,29 @@ class Backends:
             _ask_redis(connections.redis, shards, uid), _ask_postgres(connections.database)
         )
         return View(redis, queues, owner, postgres, totals)
+
+    async def keep_tenants(
+        self, scale: Hashable, uid: str, rows: Sequence[ManagedRow], living: Sequence[str]
+    ) -> TenantsView | None:
+        """Bring the rows of a scale's tenants to what is wanted and ask how they stand.
+
+        Rows of tenants that are gone are taken only while Redis is marked as the scale's own, since to another scale
+        the tenants of this one are gone too.
+
+        Args:
+            scale, uid: whose stores they are.
+            rows: those that are wanted.
+            living: UIDs that a row may be managed by; others are gone.
+
+        Returns:
+            None while the scale's stores are not known yet; the first `look` makes them known.
+        """
+        connections = self._open.get(scale)
+        if connections is None or connections.uid != uid:
+            return None
+        exclusive = await _is_own(connections.redis, uid)
+        store, changes = await _keep_rows(connections.database, rows, living, exclusive=exclusive)
+        return TenantsView(exclusive, store, changes)
 
     def forget(self, scale: Hashable) -> None:
         """Take our mark from the Redis of a scale that is gone and close its connections, in the background."""
@@ -201,6 +242,32 @@ async def _mark(client: Redis, uid: str) -> str | Unknown:
         return await own(client, uid)
     except (StoreUnavailable, StoreRefused) as error:
         return Unknown(str(error))
+
+
+async def _is_own(client: Redis | Unusable | NotTried, uid: str) -> bool:
+    if not isinstance(client, Redis):
+        return False
+    try:
+        async with asyncio.timeout(QUESTION_SECONDS):
+            return await own(client, uid) == uid
+    except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError):
+        return False
+
+
+async def _keep_rows(
+    database: Database | Unusable | NotTried, rows: Sequence[ManagedRow], living: Sequence[str], *, exclusive: bool
+) -> tuple[TenantStore, RowChanges]:
+    nothing = RowChanges(frozenset(), frozenset(), frozenset())
+    if not isinstance(database, Database):
+        return database, nothing
+    try:
+        async with asyncio.timeout(QUESTION_SECONDS):
+            if not await is_migrated(database):
+                return NotMigrated(), nothing
+            changes = await bring_to(database, rows, living=living, exclusive=exclusive)
+            return await standing(database, [row.tenant_id for row in rows]), changes
+    except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError) as error:
+        return _failed("PostgreSQL", error), nothing
 
 
 async def _ask_postgres(database: Database | Unusable | NotTried) -> tuple[PostgresState, Overview | Unknown]:

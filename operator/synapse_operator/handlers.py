@@ -14,7 +14,7 @@ import kopf
 
 from synapse_operator import naming
 from synapse_operator.api.common import ObjectMeta
-from synapse_operator.cluster.observe import ScaleKey
+from synapse_operator.cluster.observe import Key, ScaleKey, TenantsKey, scale_of
 from synapse_operator.echo import Echo
 from synapse_operator.naming import Kind
 from synapse_operator.workqueue import WorkQueue
@@ -22,12 +22,15 @@ from synapse_operator.workqueue import WorkQueue
 CHILD_DELAY_SECONDS = 0.2
 """A rollout brings many events within a moment; one look at the scale answers them all."""
 
+TENANT_DELAY_SECONDS = 0.5
+"""A thousand tenants come within seconds; one look at all of them answers for those that came meanwhile."""
+
 
 @dataclass(frozen=True, slots=True)
 class Inbox:
     """Where the handlers put what they hear; kopf hands it to them as `memo`."""
 
-    queue: WorkQueue[ScaleKey]
+    queue: WorkQueue[Key]
     echo: Echo
 
 
@@ -36,11 +39,24 @@ async def scale_event(event: kopf.RawEvent, memo: Inbox, **_: object) -> None:
     """Wake the scale when it came, went or got another spec; our own status writes wake nobody."""
     metadata = ObjectMeta.model_validate(event["object"]["metadata"])
     key = ScaleKey(metadata.namespace, metadata.name)
+    if _is_news(event, memo):
+        memo.queue.add(key)
+        memo.queue.add(TenantsKey(key), TENANT_DELAY_SECONDS)
+
+
+@kopf.on.event(naming.GROUP, naming.VERSION, naming.TENANT_PLURAL)
+async def tenant_event(event: kopf.RawEvent, memo: Inbox, **_: object) -> None:
+    """Wake all tenants of the scale when one came, went or got another spec."""
+    if _is_news(event, memo):
+        memo.queue.add(TenantsKey(scale_of(dict(event["object"]))), TENANT_DELAY_SECONDS)
+
+
+def _is_news(event: kopf.RawEvent, memo: Inbox) -> bool:
+    metadata = ObjectMeta.model_validate(event["object"]["metadata"])
     if event["type"] == "DELETED":
         memo.echo.heard_gone(metadata.uid)
-        memo.queue.add(key)
-    elif memo.echo.heard(metadata.uid, metadata.generation):
-        memo.queue.add(key)
+        return True
+    return memo.echo.heard(metadata.uid, metadata.generation)
 
 
 async def child_event(event: kopf.RawEvent, memo: Inbox, **_: object) -> None:
