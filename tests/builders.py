@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from synapse_operator import naming
 from synapse_operator.api.common import JsonObject
-from synapse_operator.api.scale import SynapseScale, read_scale
+from synapse_operator.api.scale import InvalidScale, SynapseScale, read_scale
 from synapse_operator.api.tenant import SynapseTenant, read_tenant
 from synapse_operator.desired import Blocked, Desired, desired_for_scale
 from synapse_operator.desired.manifest import Manifest
@@ -72,8 +72,15 @@ def a_scale(
     return scale
 
 
+def an_invalid_scale() -> InvalidScale:
+    """Return a SynapseScale that breaks the present schema."""
+    invalid = read_scale(a_scale_body(spec={"workers": {"replicas": -1}}))
+    assert isinstance(invalid, InvalidScale), invalid
+    return invalid
+
+
 def a_tenant_body(
-    name: str, *, scale: str = "demo", metadata: Mapping[str, Any] | None = None, **spec: Any
+    name: str, /, *, scale: str = "demo", metadata: Mapping[str, Any] | None = None, **spec: Any
 ) -> JsonObject:
     """Return a SynapseTenant as the API server would send it, without a status."""
     return {
@@ -91,7 +98,7 @@ def a_tenant_body(
     }
 
 
-def a_tenant(name: str, **arguments: Any) -> SynapseTenant:
+def a_tenant(name: str, /, **arguments: Any) -> SynapseTenant:
     """Return a SynapseTenant; arguments as for `a_tenant_body`."""
     tenant = read_tenant(a_tenant_body(name, **arguments))
     assert isinstance(tenant, SynapseTenant), tenant

@@ -83,14 +83,15 @@ class Verdict:
         return self.reason is Reason.TENANT_STORED
 
 
+def scale_name(body: JsonObject) -> str:
+    """Return the scale that a stored SynapseTenant names; "" = none, in an object that breaks the schema."""
+    reference = (body.get("spec") or {}).get("scaleRef") or {}
+    return str(reference.get("name") or "")
+
+
 def of_scale(bodies: Iterable[JsonObject], scale: str) -> list[JsonObject]:
     """Return the SynapseTenants of one scale, of those of its namespace; what is being deleted is nobody's any more."""
-    return [
-        body
-        for body in bodies
-        if ((body.get("spec") or {}).get("scaleRef") or {}).get("name") == scale
-        and "deletionTimestamp" not in body["metadata"]
-    ]
+    return [body for body in bodies if scale_name(body) == scale and "deletionTimestamp" not in body["metadata"]]
 
 
 def living(bodies: Iterable[JsonObject]) -> list[str]:

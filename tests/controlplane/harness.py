@@ -137,9 +137,9 @@ class ControlPlane:
         assert len(found) < 2, [child["metadata"]["name"] for child in found]
         return found[0] if found else {}
 
-    def condition(self, namespace: str, type_: str, scale: str = "main") -> Json:
-        """Return a condition of a scale, {} = not there."""
-        status = self.get(namespace, "sscale", scale).get("status") or {}
+    def condition(self, namespace: str, type_: str, scale: str = "main", *, kind: str = "sscale") -> Json:
+        """Return a condition of a scale, or of another kind of ours; {} = not there."""
+        status = self.get(namespace, kind, scale).get("status") or {}
         return next((each for each in status.get("conditions", []) if each["type"] == type_), {})
 
     def await_condition(
@@ -153,6 +153,15 @@ class ControlPlane:
             return found if ok else {}
 
         return eventually(f"{type_}={status} {reason} of {namespace}/{scale}", holds, seconds=seconds)
+
+    def await_tenant(self, namespace: str, name: str, reason: str, *, seconds: float = 20.0) -> Json:
+        """Wait until a tenant's condition Ready has a reason, and return the tenant."""
+
+        def holds() -> bool:
+            return bool(self.condition(namespace, "Ready", name, kind="stenant").get("reason") == reason)
+
+        eventually(f"{reason} of tenant {namespace}/{name}", holds, seconds=seconds)
+        return self.get(namespace, "stenant", name)
 
     def await_children(self, namespace: str, scale: str = "main") -> list[Json]:
         """Wait for one child of each kind and return them."""
@@ -370,6 +379,16 @@ def scale(namespace: str, name: str = "main", **spec: object) -> Json:
             "postgres": {"urlSecretRef": {"name": "stores", "key": "postgres"}},
             **spec,
         },
+    }
+
+
+def tenant(namespace: str, name: str, scale: str = "main", **spec: object) -> Json:
+    """A SynapseTenant; `spec` adds fields."""
+    return {
+        "apiVersion": naming.API_VERSION,
+        "kind": naming.TENANT_KIND,
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"scaleRef": {"name": scale}, **spec},
     }
 
 

@@ -21,6 +21,7 @@ from synapse_operator.echo import Version
 from synapse_operator.errors import ApiNotFound, ApiRefused
 from synapse_operator.naming import Kind
 from synapse_operator.observed import Child, Found, Pod, Rollout, SecretLookup, Unknown, read_secret_key
+from synapse_operator.tenants import scale_name
 
 
 class ScaleKey(NamedTuple):
@@ -81,7 +82,7 @@ async def list_versions(client: Client, namespaces: Sequence[str]) -> list[Versi
 
 def scale_of(tenant: JsonObject) -> ScaleKey:
     """Return the scale that a stored SynapseTenant names."""
-    return ScaleKey(tenant["metadata"]["namespace"], tenant["spec"]["scaleRef"]["name"])
+    return ScaleKey(tenant["metadata"]["namespace"], scale_name(tenant))
 
 
 def _version(item: JsonObject, scale: str) -> Version:

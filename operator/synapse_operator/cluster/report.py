@@ -132,6 +132,7 @@ class TenantReporter:
         finally:
             for each in workers:
                 each.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
         if refused:
             raise refused[0]
 
