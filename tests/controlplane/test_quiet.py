@@ -11,7 +11,7 @@ from tests.controlplane.harness import ControlPlane, Operator, eventually
 @pytest.fixture(autouse=True)
 def _nothing_else_to_do(plane: ControlPlane) -> None:
     """What other tests left behind would be work."""
-    plane.kubectl("delete", "sscale", "--all", "--all-namespaces", "--timeout=60s")
+    plane.kubectl("delete", "sscale,stenant", "--all", "--all-namespaces", "--timeout=60s")
 
 
 def test_a_reconcile_without_a_change_sends_no_write_and_neither_does_a_restart(
@@ -22,6 +22,10 @@ def test_a_reconcile_without_a_change_sends_no_write_and_neither_does_a_restart(
     with Operator(plane) as operator:
         operator.lead()
         plane.apply(harness.scale(live_ns), harness.scale(other))
+        plane.apply(harness.tenant(live_ns, "acme"), harness.tenant(other, "acme"), harness.tenant(other, "lost", "no"))
+        plane.await_tenant(live_ns, "acme", "NotMigrated")
+        plane.await_tenant(other, "acme", "PostgresUnreachable")
+        plane.await_tenant(other, "lost", "ScaleNotFound")
         plane.await_children(live_ns)
         plane.await_children(other)
         plane.make_pods_ready(live_ns)
@@ -33,9 +37,10 @@ def test_a_reconcile_without_a_change_sends_no_write_and_neither_does_a_restart(
         mark, looks = plane.audit_mark(), operator.reconciles()
         eventually("ten looks at each scale", lambda: operator.reconciles() >= looks + 20, seconds=60)
         assert plane.writes(mark) == []
-        # What it does read is bounded too: the scale, its children, its Secret, and pods that are not ready.
+        # What it does read is bounded too: the scale, its children, its Secret, and pods that are not ready. Tenants have
+        # looks of their own, here three beside two of scales: the scale again, and the list of them.
         reads = [call for call in plane.audit(mark) if not call.is_write and call.namespace in (live_ns, other)]
-        assert len(reads) <= 9 * (operator.reconciles() - looks + 2)
+        assert len(reads) <= (9 + 3) * (operator.reconciles() - looks + 2)
         operator.terminate()
 
     mark = plane.audit_mark()
