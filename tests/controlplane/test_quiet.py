@@ -37,7 +37,7 @@ def test_a_reconcile_without_a_change_sends_no_write_and_neither_does_a_restart(
         mark, looks = plane.audit_mark(), operator.reconciles()
         eventually("ten looks at each scale", lambda: operator.reconciles() >= looks + 20, seconds=60)
         assert plane.writes(mark) == []
-        # What it does read is bounded too: the scale, its children, its Secret, and pods that are not ready. Tenants have
+        # What it reads is bounded too: the scale, its children, its Secret, and pods that are not ready. Tenants have
         # looks of their own, here three beside two of scales: the scale again, and the list of them.
         reads = [call for call in plane.audit(mark) if not call.is_write and call.namespace in (live_ns, other)]
         assert len(reads) <= (9 + 3) * (operator.reconciles() - looks + 2)
