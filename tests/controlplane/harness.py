@@ -382,7 +382,7 @@ def scale(namespace: str, name: str = "main", **spec: object) -> Json:
     }
 
 
-def tenant(namespace: str, name: str, scale: str = "main", **spec: object) -> Json:
+def tenant(namespace: str, name: str, scale: str = "main", /, **spec: object) -> Json:
     """A SynapseTenant; `spec` adds fields."""
     return {
         "apiVersion": naming.API_VERSION,
