@@ -20,7 +20,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import claim, inflight, parking, recovery, runs, start
+from benchmarks import claim, inflight, parking, recovery, runs, start, tenants
 from benchmarks.measure import ROUNDS, Figure, Row, middle, shown, spread
 from benchmarks.servers import Servers, machine
 from tests.support.servers import PostgresServer, RedisServer
@@ -32,6 +32,7 @@ FIGURES: Mapping[str, Figure] = {
     "start": start.FIGURE,
     "recovery": recovery.FIGURE,
     "parking": parking.FIGURE,
+    "tenants": tenants.FIGURE,
 }
 RESULTS = Path(__file__).with_name("RESULTS.md")
 _HEAD = """\

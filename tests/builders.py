@@ -16,7 +16,8 @@ from pydantic import SecretStr
 
 from synapse_operator import naming
 from synapse_operator.api.common import JsonObject
-from synapse_operator.api.scale import SynapseScale, read_scale
+from synapse_operator.api.scale import InvalidScale, SynapseScale, read_scale
+from synapse_operator.api.tenant import SynapseTenant, read_tenant
 from synapse_operator.desired import Blocked, Desired, desired_for_scale
 from synapse_operator.desired.manifest import Manifest
 from synapse_operator.naming import Kind
@@ -33,6 +34,7 @@ from synapse_operator.observed import (
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 IMAGE = "registry.example/synapse-scale-worker:1"
+SCALE_UID = "11111111-1111-4111-8111-111111111111"
 HASH_KEY = SecretStr("the-key-of-this-installation")
 REDIS_URL = "redis://:redis-password@redis:6379/0"
 POSTGRES_URL = "postgresql://synapse:postgres-password@postgres:5432/synapse"
@@ -53,7 +55,7 @@ def a_scale_body(
         "metadata": {
             "name": name,
             "namespace": namespace,
-            "uid": "11111111-1111-4111-8111-111111111111",
+            "uid": SCALE_UID,
             "generation": 1,
             **metadata,
         },
@@ -70,6 +72,39 @@ def a_scale(
     return scale
 
 
+def an_invalid_scale() -> InvalidScale:
+    """Return a SynapseScale that breaks the present schema."""
+    invalid = read_scale(a_scale_body(spec={"workers": {"replicas": -1}}))
+    assert isinstance(invalid, InvalidScale), invalid
+    return invalid
+
+
+def a_tenant_body(
+    name: str, /, *, scale: str = "demo", metadata: Mapping[str, Any] | None = None, **spec: Any
+) -> JsonObject:
+    """Return a SynapseTenant as the API server would send it, without a status."""
+    return {
+        "apiVersion": naming.API_VERSION,
+        "kind": naming.TENANT_KIND,
+        "metadata": {
+            "name": name,
+            "namespace": "team-a",
+            "uid": f"uid-of-{name}",
+            "generation": 1,
+            "creationTimestamp": "2026-11-24T11:00:00Z",
+            **(metadata or {}),
+        },
+        "spec": {"scaleRef": {"name": scale}, **spec},
+    }
+
+
+def a_tenant(name: str, /, **arguments: Any) -> SynapseTenant:
+    """Return a SynapseTenant; arguments as for `a_tenant_body`."""
+    tenant = read_tenant(a_tenant_body(name, **arguments))
+    assert isinstance(tenant, SynapseTenant), tenant
+    return tenant
+
+
 def an_observed(**changes: Any) -> Observed:
     """Return what is seen of a scale whose stores answer and that has neither work nor children."""
     ordinary: dict[str, Any] = {
@@ -79,6 +114,7 @@ def an_observed(**changes: Any) -> Observed:
         "postgres": PostgresAnswers(schema_version=1),
         "queues": {"default": QueueFigures(queued=0, active=0, oldest_seconds=None)},
         "overview": Overview(dead_letters=0, slots=10, active_jobs=0, open_jobs=0),
+        "redis_owner": SCALE_UID,
         "children": (),
         "pods": (),
     }

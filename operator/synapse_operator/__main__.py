@@ -22,24 +22,25 @@ from synapse_operator import probes, settings
 from synapse_operator.backends import Backends
 from synapse_operator.cluster import hashkey, observe
 from synapse_operator.cluster.client import Client, load_configuration
-from synapse_operator.cluster.observe import ScaleKey
+from synapse_operator.cluster.observe import Key, ScaleKey, TenantsKey
 from synapse_operator.echo import Echo, Version
 from synapse_operator.election import Elector
 from synapse_operator.errors import ApiNotFound, OperatorError
 from synapse_operator.handlers import Inbox
 from synapse_operator.reconcile import Reconciler
+from synapse_operator.reconcile_tenants import TenantReconciler
 from synapse_operator.settings import Settings, SettingsError
 from synapse_operator.syncer import Syncer
 from synapse_operator.telemetry import Metrics, configure_logging
 from synapse_operator.watch import watch
-from synapse_operator.workqueue import Pace, WorkQueue
+from synapse_operator.workqueue import Again, Pace, WorkQueue
 
 _log = logging.getLogger("synapse_operator")
 
 LEASE_NAME = "synapse-operator"
 
 SLOTS = 32
-"""Scales that are reconciled at once; a dead store holds one slot for some seconds, so they are many."""
+"""Keys that are reconciled at once; a dead store holds one slot for some seconds, so they are many."""
 
 STOP_SECONDS = 0.7
 """How long a stopping process waits for what it has in hand."""
@@ -140,7 +141,7 @@ class _Leader:
         await self._await_crds()
         backends = Backends()
         syncer = Syncer(self._client, backends, self._wake, resync_seconds=self._given.resync_seconds)
-        reconciler = Reconciler(
+        scales = Reconciler(
             self._client,
             backends,
             syncer,
@@ -149,7 +150,12 @@ class _Leader:
             hash_key=await hashkey.provide(self._client, self._given.pod_namespace),
             instance=self._given.pod_name,
         )
-        self._queue = WorkQueue[ScaleKey](reconciler, slots=SLOTS, pace=Pace(resync=self._given.resync_seconds))
+        tenants = TenantReconciler(self._client, backends, self._metrics)
+
+        async def reconcile(key: Key) -> Again | None:
+            return await (tenants(key) if isinstance(key, TenantsKey) else scales(key))
+
+        self._queue = WorkQueue[Key](reconcile, slots=SLOTS, pace=Pace(resync=self._given.resync_seconds))
         self._metrics.watch_queue(self._queue.__len__)
         inbox = Inbox(self._queue, self.echo, syncer.edited)
         watching = watch(inbox, self._configuration, self._given.watch_namespaces, self._take_signals)
@@ -166,17 +172,19 @@ class _Leader:
         self._queue.add(key, delay)
 
     def _missed(self, version: Version) -> None:
-        self._queue.add(ScaleKey(version.namespace, version.name))
+        key = ScaleKey(version.namespace, version.scale)
+        self._queue.add(key)
+        self._queue.add(TenantsKey(key))
 
     async def _await_crds(self) -> None:
-        """Return once the cluster knows our kind: an operator may be installed before its CRDs."""
+        """Return once the cluster knows our kinds: an operator may be installed before its CRDs."""
         while True:
             try:
                 await self._list()
             except ApiNotFound:
-                _log.warning("the cluster has no SynapseScales yet; install the CRDs (kubectl apply -k crds)")
+                _log.warning("the cluster does not know our kinds yet; install the CRDs (kubectl apply -k crds)")
             except OperatorError as error:
-                _log.warning("cannot list SynapseScales: %s", error)
+                _log.warning("cannot list our custom resources: %s", error)
             else:
                 return
             await asyncio.sleep(CRD_RETRY_SECONDS)

@@ -32,12 +32,16 @@ from synapse_operator.observed import (
     Unreachable,
     Unusable,
 )
+from synapse_operator.tenants import NotMigrated, TenantStore
 from synapse_worker.connections import open_database, open_redis, ping_redis
 from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import queue_figures
+from synapse_worker.queueing.owner import disown, own
 from synapse_worker.store.database import Database
+from synapse_worker.store.migrate import is_migrated
 from synapse_worker.store.overview import overview
+from synapse_worker.store.tenants import ManagedRow, RowChanges, bring_to, standing
 
 _log = logging.getLogger(__name__)
 
@@ -69,8 +73,24 @@ class View:
 
     redis: RedisState
     queues: Mapping[str, QueueFigures] | Unknown
+    redis_owner: str | Unknown
     postgres: PostgresState
     overview: Overview | Unknown
+
+
+@dataclass(frozen=True, slots=True)
+class TenantsView:
+    """How the tenants of a scale stand in its stores.
+
+    Attributes:
+        exclusive: whether Redis is known to be this scale's alone.
+        store: what PostgreSQL says, once the rows are as wanted.
+        changes: the rows that were written.
+    """
+
+    exclusive: bool
+    store: TenantStore
+    changes: RowChanges
 
 
 class Backends:
@@ -80,22 +100,46 @@ class Backends:
         self._open: dict[Hashable, _Connections] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
-    async def look(self, scale: Hashable, stores: Stores, shards: Sequence[str]) -> View:
-        """Ask both stores at the same time; returns within `QUESTION_SECONDS`.
+    async def look(self, scale: Hashable, uid: str, stores: Stores, shards: Sequence[str]) -> View:
+        """Ask both stores at the same time, and mark Redis as the scale's; returns within `QUESTION_SECONDS`.
 
         Args:
             scale: whose stores they are.
+            uid: its UID, which Redis is marked with unless another's mark is there.
             stores: its URLs; when they differ from the last time, the old connections are closed.
             shards: names of the queues whose figures are wanted.
         """
         connections = self._open.get(scale)
-        if connections is None or connections.stores != stores:
-            self.forget(scale)
-            connections = self._open[scale] = _Connections(stores)
-        (redis, queues), (postgres, totals) = await asyncio.gather(
-            _ask_redis(connections.redis, shards), _ask_postgres(connections.database)
+        if connections is None or (connections.uid, connections.stores) != (uid, stores):
+            self._close(scale)
+            connections = self._open[scale] = _Connections(uid, stores)
+        (redis, queues, owner), (postgres, totals) = await asyncio.gather(
+            _ask_redis(connections.redis, shards, uid), _ask_postgres(connections.database)
         )
-        return View(redis, queues, postgres, totals)
+        return View(redis, queues, owner, postgres, totals)
+
+    async def keep_tenants(
+        self, scale: Hashable, uid: str, rows: Sequence[ManagedRow], living: Sequence[str]
+    ) -> TenantsView | None:
+        """Bring the rows of a scale's tenants to what is wanted and ask how they stand.
+
+        Rows of tenants that are gone are taken only while Redis is marked as the scale's own, since to another scale
+        the tenants of this one are gone too.
+
+        Args:
+            scale, uid: whose stores they are.
+            rows: those that are wanted.
+            living: UIDs that a row may be managed by; others are gone.
+
+        Returns:
+            None while the scale's stores are not known yet; the first `look` makes them known.
+        """
+        connections = self._open.get(scale)
+        if connections is None or connections.uid != uid:
+            return None
+        exclusive = await _is_own(connections.redis, uid)
+        store, changes = await _keep_rows(connections.database, rows, living, exclusive=exclusive)
+        return TenantsView(exclusive, store, changes)
 
     def database(self, scale: Hashable) -> Database | None:
         """Return the PostgreSQL that `look` last asked for a scale; None = there is none to ask."""
@@ -103,24 +147,28 @@ class Backends:
         return connections.database if connections and isinstance(connections.database, Database) else None
 
     def forget(self, scale: Hashable) -> None:
-        """Close the connections of a scale that is gone, in the background."""
-        connections = self._open.pop(scale, None)
-        if connections is not None:
-            task = asyncio.create_task(connections.close())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+        """Take our mark from the Redis of a scale that is gone and close its connections, in the background."""
+        self._close(scale, gone=True)
 
     async def close(self) -> None:
-        """Close everything and wait for it."""
+        """Close everything and wait for it; the marks stay for the next leader."""
         for scale in list(self._open):
-            self.forget(scale)
+            self._close(scale)
         await asyncio.gather(*self._closing)
+
+    def _close(self, scale: Hashable, *, gone: bool = False) -> None:
+        connections = self._open.pop(scale, None)
+        if connections is not None:
+            task = asyncio.create_task(connections.close(gone=gone))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
 
 class _Connections:
     """One client of each store, or what the status says instead."""
 
-    def __init__(self, stores: Stores) -> None:
+    def __init__(self, uid: str, stores: Stores) -> None:
+        self.uid = uid
         self.stores = stores
         self.redis: Redis | Unusable | NotTried = NotTried(_NO_URL)
         self.database: Database | Unusable | NotTried = NotTried(_NO_URL)
@@ -138,8 +186,10 @@ class _Connections:
             except ConfigurationError as error:
                 self.database = Unusable(str(error))
 
-    async def close(self) -> None:
+    async def close(self, *, gone: bool) -> None:
         if isinstance(self.redis, Redis):
+            if gone:
+                await _quietly(disown(self.redis, self.uid))
             await _quietly(self.redis.aclose(close_connection_pool=True))
         if isinstance(self.database, Database):
             await _quietly(self.database.close())
@@ -170,22 +220,59 @@ def _seen_from_here(place: str, namespace: str) -> str:
 
 
 async def _ask_redis(
-    client: Redis | Unusable | NotTried, shards: Sequence[str]
-) -> tuple[RedisState, Mapping[str, QueueFigures] | Unknown]:
+    client: Redis | Unusable | NotTried, shards: Sequence[str], uid: str
+) -> tuple[RedisState, Mapping[str, QueueFigures] | Unknown, str | Unknown]:
     if not isinstance(client, Redis):
-        return client, Unknown(client.sentence)
+        unknown = Unknown(client.sentence)
+        return client, unknown, unknown
     try:
         async with asyncio.timeout(QUESTION_SECONDS):
             facts = await ping_redis(client)
             figures = await queue_figures(client, [keys.queue(shard) for shard in shards])
+            owner = await _mark(client, uid)
     except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError) as error:
         state = _failed("Redis", error)
-        return state, Unknown(state.sentence)
+        unknown = Unknown(state.sentence)
+        return state, unknown, unknown
     queues = {
         keys.shard_of(queue_key): QueueFigures(figure.queued, figure.active, figure.oldest_seconds)
         for queue_key, figure in figures.items()
     }
-    return RedisAnswers(facts.version, facts.maxmemory_policy, facts.clustered), queues
+    return RedisAnswers(facts.version, facts.maxmemory_policy, facts.clustered), queues, owner
+
+
+async def _mark(client: Redis, uid: str) -> str | Unknown:
+    """Mark a Redis that answers; one that takes no writes now (it is full, or fails over) is no unreachable one."""
+    try:
+        return await own(client, uid)
+    except (StoreUnavailable, StoreRefused) as error:
+        return Unknown(str(error))
+
+
+async def _is_own(client: Redis | Unusable | NotTried, uid: str) -> bool:
+    if not isinstance(client, Redis):
+        return False
+    try:
+        async with asyncio.timeout(QUESTION_SECONDS):
+            return await own(client, uid) == uid
+    except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError):
+        return False
+
+
+async def _keep_rows(
+    database: Database | Unusable | NotTried, rows: Sequence[ManagedRow], living: Sequence[str], *, exclusive: bool
+) -> tuple[TenantStore, RowChanges]:
+    nothing = RowChanges(frozenset(), frozenset(), frozenset())
+    if not isinstance(database, Database):
+        return database, nothing
+    try:
+        async with asyncio.timeout(QUESTION_SECONDS):
+            if not await is_migrated(database):
+                return NotMigrated(), nothing
+            changes = await bring_to(database, rows, living=living, exclusive=exclusive)
+            return await standing(database, [row.tenant_id for row in rows]), changes
+    except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError) as error:
+        return _failed("PostgreSQL", error), nothing
 
 
 async def _ask_postgres(database: Database | Unusable | NotTried) -> tuple[PostgresState, Overview | Unknown]:

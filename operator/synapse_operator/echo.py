@@ -1,7 +1,7 @@
 """Finds out that the watch has gone deaf, so that no silent zombie holds the Lease.
 
 A watch stream can end without an error and leave an operator that looks healthy and does nothing. Every
-minute our own client lists the SynapseScales; what the list shows and the watch did not bring within the
+minute our own client lists our custom resources; what the list shows and the watch did not bring within the
 patience is proof. `probes` then fails liveness, and the pod restarts. The list also puts every key
 into the queue that the watch has not brought, so nothing waits for the restart.
 """
@@ -23,12 +23,13 @@ PATIENCE_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One generation of one custom resource."""
+    """One generation of one custom resource; `scale` is the SynapseScale that it is, or belongs to."""
 
     namespace: str
     name: str
     uid: str
     generation: int
+    scale: str
 
 
 class Echo:

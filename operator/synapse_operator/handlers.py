@@ -15,13 +15,16 @@ import kopf
 from synapse_operator import naming
 from synapse_operator.api.common import ObjectMeta
 from synapse_operator.api.scale import sync_asked
-from synapse_operator.cluster.observe import ScaleKey
+from synapse_operator.cluster.observe import Key, ScaleKey, TenantsKey, scale_of
 from synapse_operator.echo import Echo
 from synapse_operator.naming import Kind
 from synapse_operator.workqueue import WorkQueue
 
 CHILD_DELAY_SECONDS = 0.2
 """A rollout brings many events within a moment; one look at the scale answers them all."""
+
+TENANT_DELAY_SECONDS = 0.5
+"""A thousand tenants come within seconds; one look at all of them answers for those that came meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class Inbox:
         edited: is told whose definitions were edited.
     """
 
-    queue: WorkQueue[ScaleKey]
+    queue: WorkQueue[Key]
     echo: Echo
     edited: Callable[[ScaleKey], None]
 
@@ -43,11 +46,26 @@ async def scale_event(event: kopf.RawEvent, memo: Inbox, **_: object) -> None:
     metadata = ObjectMeta.model_validate(event["object"]["metadata"])
     key = ScaleKey(metadata.namespace, metadata.name)
     status = event["object"].get("status") or {}
+    if _is_news(event, memo):
+        memo.queue.add(key)
+        memo.queue.add(TenantsKey(key), TENANT_DELAY_SECONDS)
+    elif sync_asked(metadata, status):
+        memo.queue.add(key)
+
+
+@kopf.on.event(naming.GROUP, naming.VERSION, naming.TENANT_PLURAL)
+async def tenant_event(event: kopf.RawEvent, memo: Inbox, **_: object) -> None:
+    """Wake all tenants of the scale when one came, went or got another spec."""
+    if _is_news(event, memo):
+        memo.queue.add(TenantsKey(scale_of(dict(event["object"]))), TENANT_DELAY_SECONDS)
+
+
+def _is_news(event: kopf.RawEvent, memo: Inbox) -> bool:
+    metadata = ObjectMeta.model_validate(event["object"]["metadata"])
     if event["type"] == "DELETED":
         memo.echo.heard_gone(metadata.uid)
-        memo.queue.add(key)
-    elif memo.echo.heard(metadata.uid, metadata.generation) or sync_asked(metadata, status):
-        memo.queue.add(key)
+        return True
+    return memo.echo.heard(metadata.uid, metadata.generation)
 
 
 async def child_event(event: kopf.RawEvent, memo: Inbox, **_: object) -> None:

@@ -26,6 +26,8 @@ VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 SCALE_KIND = "SynapseScale"
 SCALE_PLURAL = "synapsescales"
+TENANT_KIND = "SynapseTenant"
+TENANT_PLURAL = "synapsetenants"
 
 FIELD_MANAGER = "synapse-operator"
 """The one owner of all fields that we apply; its entry in managedFields is how drift is found."""

@@ -439,6 +439,7 @@ class Observed:
         redis_url: the URL, from the Secret or (as `Found`) from the spec.
         postgres_url: the same for PostgreSQL.
         queues: figures by shard name, for the names of `desired.environment.served_shards`.
+        redis_owner: UID of the SynapseScale that Redis is marked with, after our own try to mark it.
         children: found by label, and by name for those of `naming.expected_refs` that the list lacks.
         pods: all worker pods of the scale (`naming.worker_selector`).
         sync: the last sync of the sources that the spec names; None = this process has seen none.
@@ -450,6 +451,7 @@ class Observed:
     postgres: PostgresState
     queues: Mapping[str, QueueFigures] | Unknown
     overview: Overview | Unknown
+    redis_owner: str | Unknown
     children: tuple[Child, ...]
     pods: tuple[Pod, ...]
     sync: SyncOutcome | None = None

@@ -91,12 +91,22 @@ class Reconciler:
         namespace = scale.metadata.namespace
         stores = Stores(namespace, redis_url, postgres_url, pgbouncer=scale.spec.postgres.pgbouncer)
         view, children = await asyncio.gather(
-            self._backends.look(key, stores, served_shards(scale)), observe.read_children(self._client, scale)
+            self._backends.look(key, scale.metadata.uid, stores, served_shards(scale)),
+            observe.read_children(self._client, scale),
         )
         pods = await observe.read_pods(self._client, scale, children)
         sync = self._syncer.look(key, scale, view.postgres, previous)
         return Observed(
-            redis_url, postgres_url, view.redis, view.postgres, view.queues, view.overview, children, pods, sync
+            redis_url,
+            postgres_url,
+            view.redis,
+            view.postgres,
+            view.queues,
+            view.overview,
+            view.redis_owner,
+            children,
+            pods,
+            sync,
         )
 
     def _forget(self, key: ScaleKey) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
 from urllib.parse import unquote, urlsplit
 
 from pydantic import SecretStr
@@ -28,6 +27,8 @@ from synapse_operator.api.scale import (
     SynapseScale,
     SynapseScaleStatus,
 )
+from synapse_operator.conditions import ConditionStatus as _Status
+from synapse_operator.conditions import by_type, condition, unless_same, with_old_message
 from synapse_operator.desired.model import Blocked, Desired
 from synapse_operator.naming import Kind
 from synapse_operator.observed import (
@@ -55,12 +56,6 @@ SAFE_EVICTION_POLICY = "noeviction"
 
 _SHORTEST_SECRET = 4
 """Shorter ones are not taken out: each occurrence of such a text would be starred, and tell what it is."""
-
-
-class _Status(StrEnum):
-    TRUE = "True"
-    FALSE = "False"
-    UNKNOWN = "Unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +121,7 @@ def next_status(
         _redis_reachable(observed),
         _redis_safe(observed),
         _postgres_reachable(observed),
+        _backend_exclusive(scale, observed),
         applied,
         _definitions_synced(scale, observed, previous, redact),
     )
@@ -158,6 +154,7 @@ def invalid_status(invalid: InvalidScale, *, previous: JsonObject, now: datetime
                 ConditionType.REDIS_SAFE,
                 ConditionType.POSTGRES_REACHABLE,
                 ConditionType.DEFINITIONS_SYNCED,
+                ConditionType.BACKEND_EXCLUSIVE,
             )
         ),
         _Verdict(
@@ -176,7 +173,7 @@ def invalid_status(invalid: InvalidScale, *, previous: JsonObject, now: datetime
 def transition_events(previous: JsonObject, status: JsonObject) -> tuple[Event, ...]:
     """Return the Events that the step from one status to the next deserves, one for each transition."""
     events = []
-    before, after = _by_type(previous), _by_type(status)
+    before, after = by_type(previous), by_type(status)
     was, now = before.get(ConditionType.READY, {}), after[ConditionType.READY]
     if now["status"] == _Status.TRUE:
         if was.get("status") != _Status.TRUE:
@@ -189,6 +186,9 @@ def transition_events(previous: JsonObject, status: JsonObject) -> tuple[Event, 
     was, now = before.get(ConditionType.DEFINITIONS_SYNCED, {}), after[ConditionType.DEFINITIONS_SYNCED]
     if now["status"] == _Status.FALSE and was.get("reason") != now["reason"]:
         events.append(Event("Warning", EventReason.NOT_SYNCED, now["message"]))
+    was, now = before.get(ConditionType.BACKEND_EXCLUSIVE, {}), after[ConditionType.BACKEND_EXCLUSIVE]
+    if now["status"] == _Status.FALSE and was.get("status") != _Status.FALSE:
+        events.append(Event("Warning", EventReason.BACKEND_SHARED, now["message"]))
     return tuple(events)
 
 
@@ -328,6 +328,19 @@ def _postgres_reachable(observed: Observed) -> _Verdict:
     return _Verdict(type_, _Status.UNKNOWN, Reason.NOT_TRIED, f"PostgreSQL was not asked: {state.sentence}")
 
 
+def _backend_exclusive(scale: SynapseScale, observed: Observed) -> _Verdict:
+    type_, owner = ConditionType.BACKEND_EXCLUSIVE, observed.redis_owner
+    if isinstance(owner, Unknown):
+        return _Verdict(type_, _Status.UNKNOWN, Reason.NOT_TRIED, f"Redis could not be marked: {owner.sentence}")
+    if owner == scale.metadata.uid:
+        return _Verdict(type_, _Status.TRUE, Reason.EXCLUSIVE, "No other SynapseScale uses this Redis")
+    message = (
+        f"Redis is in use by another SynapseScale (UID {owner}), perhaps of another cluster; give each its own. "
+        "Where that one is gone, the mark ends within 10 minutes"
+    )
+    return _Verdict(type_, _Status.FALSE, Reason.BACKEND_SHARED, message)
+
+
 def _redis_safe(observed: Observed) -> _Verdict:
     type_, state = ConditionType.REDIS_SAFE, observed.redis
     if not isinstance(state, RedisAnswers):
@@ -359,7 +372,7 @@ def _definitions_synced(scale: SynapseScale, observed: Observed, previous: JsonO
         message = "spec.sync names no source: definitions come from a main instance or from `synapse-worker sync`"
         return _Verdict(type_, _Status.TRUE, Reason.NO_SOURCES, message)
     if outcome is None:
-        told = _by_type(previous).get(type_, {})
+        told = by_type(previous).get(type_, {})
         reason = next((each for each in Reason if each == told.get("reason")), None)
         if reason and told.get("observedGeneration") == scale.metadata.generation and "sync" in previous:
             # This process has just begun: what was told of the same sources holds until it knows better.
@@ -456,8 +469,8 @@ def _clip(text: str) -> str:
 
 def _with_figures_of(previous: JsonObject, status: JsonObject) -> JsonObject:
     """Return `status` with the figures and messages of `previous`, as far as nothing else changed."""
-    before = _by_type(previous)
-    merged = {**status, "conditions": [_with_message_of(before.get(c["type"], {}), c) for c in status["conditions"]]}
+    before = by_type(previous)
+    merged = {**status, "conditions": [with_old_message(before.get(c["type"], {}), c) for c in status["conditions"]]}
     old, new = previous.get("queue") or {}, status.get("queue") or {}
     if all((key in old) == (key in new) for key in ("queued", "deadLettered")) and old:
         merged["queue"] = old
@@ -465,11 +478,6 @@ def _with_figures_of(previous: JsonObject, status: JsonObject) -> JsonObject:
     if "capacity" in old and "capacity" in new:
         merged["workers"] = {**new, **{key: old[key] for key in ("capacity", "active") if key in old}}
     return merged
-
-
-def _with_message_of(old: JsonObject, condition: JsonObject) -> JsonObject:
-    same = all(old.get(key) == condition[key] for key in ("status", "reason", "observedGeneration"))
-    return {**condition, "message": old["message"]} if same else condition
 
 
 # ---- form
@@ -505,38 +513,20 @@ def _head(
     now: datetime,
     redact: _Redactor | None,
 ) -> JsonObject:
-    before = _by_type(previous)
-    conditions = []
-    for verdict in sorted(verdicts, key=lambda verdict: verdict.type):
-        old = before.get(verdict.type, {})
-        kept = old.get("lastTransitionTime") if old.get("status") == verdict.status else None
-        conditions.append(
-            {
-                "type": str(verdict.type),
-                "status": str(verdict.status),
-                "observedGeneration": metadata.generation,
-                "lastTransitionTime": kept or now.strftime("%Y-%m-%dT%H:%M:%SZ"),
-                "reason": str(verdict.reason),
-                "message": redact(verdict.message) if redact else verdict.message,
-            }
+    conditions = [
+        condition(
+            verdict.type,
+            verdict.status,
+            verdict.reason,
+            redact(verdict.message) if redact else verdict.message,
+            generation=metadata.generation,
+            previous=previous,
+            now=now,
         )
+        for verdict in sorted(verdicts, key=lambda verdict: verdict.type)
+    ]
     return {"observedGeneration": metadata.generation, "conditions": conditions}
 
 
-def _by_type(status: JsonObject) -> dict[str, JsonObject]:
-    return {condition["type"]: condition for condition in status.get("conditions") or ()}
-
-
-_FIELDS = frozenset(field.alias for field in SynapseScaleStatus.model_fields.values())
-
-
 def _unless_same(status: JsonObject, previous: JsonObject) -> JsonObject | None:
-    """Return `status`, or None when it differs from `previous` in nothing that is ours.
-
-    Conditions of other types may have been put there by others; we neither keep nor fight them.
-    """
-    ours = {key: value for key, value in previous.items() if key in _FIELDS}
-    if "conditions" in ours:
-        known = [condition for condition in ours["conditions"] if condition["type"] in set(ConditionType)]
-        ours["conditions"] = sorted(known, key=lambda condition: str(condition["type"]))
-    return None if status == ours else status
+    return unless_same(status, previous, model=SynapseScaleStatus, types=set(ConditionType))

@@ -12,13 +12,16 @@ from typing import Literal
 import pytest
 import yaml
 from pydantic import Field
+from sqlalchemy import Column, String
 
 from synapse_operator.api import crd, reference
 from synapse_operator.api.common import ApiModel, JsonObject, Resource
 from synapse_operator.api.generated import command_line, out_of_step
 from synapse_operator.api.scale import SCALE_RESOURCE
+from synapse_operator.api.tenant import TENANT_RESOURCE
 from synapse_worker.connections import MINIMUM_REDIS
 from synapse_worker.contract import BY_NAME, MAX_SHARDS
+from synapse_worker.store import tables
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -83,11 +86,15 @@ def _nodes(schema: JsonObject, path: str = "") -> Iterator[tuple[str, JsonObject
         yield from _nodes(schema["items"], f"{path}[]")
 
 
-def test_names_are_those_of_the_design(resource: Resource) -> None:
+@pytest.mark.parametrize(
+    ("resource", "plural", "short"),
+    [(SCALE_RESOURCE, "synapsescales", "sscale"), (TENANT_RESOURCE, "synapsetenants", "stenant")],
+)
+def test_names_are_those_of_the_design(resource: Resource, plural: str, short: str) -> None:
     document = crd.crd(resource)
-    assert document["metadata"]["name"] == "synapsescales.scale.synapseorch.com"
+    assert document["metadata"]["name"] == f"{plural}.scale.synapseorch.com"
     names = document["spec"]["names"]
-    assert (names["shortNames"], names["categories"]) == (["sscale"], ["synapse"])
+    assert (names["plural"], names["shortNames"], names["categories"]) == (plural, [short], ["synapse"])
     assert document["spec"]["scope"] == "Namespaced"
 
 
@@ -139,19 +146,28 @@ def _at(schema: JsonObject, path: str) -> JsonObject:
     return node
 
 
-def test_the_scale_subresource_points_at_fields(resource: Resource) -> None:
-    scale = _version(resource)["subresources"]["scale"]
-    assert _at(_schema(resource), scale["specReplicasPath"])["type"] == "integer"
-    assert _at(_schema(resource), scale["statusReplicasPath"])["type"] == "integer"
-    assert _at(_schema(resource), scale["labelSelectorPath"])["type"] == "string"
+def test_the_scale_subresource_points_at_fields() -> None:
+    scale, schema = _version(SCALE_RESOURCE)["subresources"]["scale"], _schema(SCALE_RESOURCE)
+    assert _at(schema, scale["specReplicasPath"])["type"] == "integer"
+    assert _at(schema, scale["statusReplicasPath"])["type"] == "integer"
+    assert _at(schema, scale["labelSelectorPath"])["type"] == "string"
 
 
-def test_columns_are_those_of_the_design(resource: Resource) -> None:
+def test_a_tenant_has_a_status_and_cannot_be_scaled() -> None:
+    assert _version(TENANT_RESOURCE)["subresources"] == {"status": {}}
+
+
+@pytest.mark.parametrize(
+    ("resource", "shown", "wide"),
+    [
+        (SCALE_RESOURCE, "READY SHARDS WORKERS QUEUED ACTIVE AGE", "REDIS POSTGRES IMAGE REASON"),
+        (TENANT_RESOURCE, "TENANT SCALE QUEUE SERVED-BY QUEUED ACTIVE MAX-QUEUED MAX-CONCURRENT READY AGE", ""),
+    ],
+)
+def test_columns_are_those_of_the_design(resource: Resource, shown: str, wide: str) -> None:
     columns = _version(resource)["additionalPrinterColumns"]
-    shown = [column["name"].upper() for column in columns if column["priority"] == 0]
-    wide = [column["name"].upper() for column in columns if column["priority"] == 1]
-    assert shown == ["READY", "SHARDS", "WORKERS", "QUEUED", "ACTIVE", "AGE"]
-    assert wide == ["REDIS", "POSTGRES", "IMAGE", "REASON"]
+    assert [column["name"].upper() for column in columns if column["priority"] == 0] == shown.split()
+    assert [column["name"].upper() for column in columns if column["priority"] == 1] == wide.split()
 
 
 def test_columns_point_at_fields(resource: Resource) -> None:
@@ -192,6 +208,19 @@ def test_ranges_are_those_of_the_worker(path: str, variable: str) -> None:
     field = _at(crd.structural_schema(SCALE_RESOURCE.spec), path)
     assert (field["minimum"], field["maximum"]) == (BY_NAME[variable].minimum, BY_NAME[variable].maximum)
     assert ("default" in field) == (BY_NAME[variable].stored is None)
+
+
+@pytest.mark.parametrize(
+    ("field", "column"),
+    [
+        ("tenantId", tables.tenants.c.tenant_id),
+        ("tenantId", tables.orchestration_runs.c.tenant_id),
+        ("name", tables.tenants.c.name),
+    ],
+)
+def test_texts_of_a_tenant_fit_into_their_columns(field: str, column: Column[str]) -> None:
+    assert isinstance(column.type, String)
+    assert _at(crd.structural_schema(TENANT_RESOURCE.spec), field)["maxLength"] == column.type.length
 
 
 def test_the_highest_shard_count_is_the_workers() -> None:

@@ -7,7 +7,7 @@ some mistakes the two say it in other words.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 JsonObject = dict[str, Any]
 
@@ -37,12 +37,23 @@ class BadSpec:
     changes: JsonObject
     sentence: str
     create_sentence: str = field(default="")
+    good: ClassVar[JsonObject] = GOOD
 
     @property
     def spec(self) -> JsonObject:
         """The whole spec."""
-        merged = {**GOOD, **self.changes}
+        merged = {**self.good, **self.changes}
         return {key: value for key, value in merged.items() if value is not None}
+
+
+GOOD_TENANT: JsonObject = {"scaleRef": {"name": "main"}, "tenantId": "acme"}
+"""The same for tenants."""
+
+
+class BadTenant(BadSpec):
+    """The same for a SynapseTenant; `changes` replace fields of `GOOD_TENANT`."""
+
+    good = GOOD_TENANT
 
 
 def _above(path: str, maximum: int) -> str:
@@ -161,6 +172,78 @@ BAD_SPECS: tuple[BadSpec, ...] = (
         "33-sources", {"sync": {"sources": [{"secretRef": {"name": "a"}}] * 33}}, "spec.sync.sources: Too many: 33"
     ),
 )
+
+_NOT_BUILT = {
+    "rateLimitRps": 10,
+    "drainTimeoutSeconds": 60,
+    "workers": {"replicas": 1},
+}
+"""Fields of a tenant that nobody reads yet."""
+
+BAD_TENANTS: tuple[BadTenant, ...] = (
+    BadTenant("no-scale", {"scaleRef": None}, "spec.scaleRef: Required value"),
+    BadTenant("scale-without-name", {"scaleRef": {}}, "spec.scaleRef.name: Required value"),
+    BadTenant(
+        "scale-with-impossible-name",
+        {"scaleRef": {"name": "A_b"}},
+        "spec.scaleRef.name in body should match",
+    ),
+    BadTenant("empty-id", {"tenantId": ""}, "spec.tenantId in body should be at least 1 chars long"),
+    BadTenant("long-id", {"tenantId": "ü" * 256}, "spec.tenantId: Too long: may not be more than 255 bytes"),
+    BadTenant(
+        "nul-in-id",
+        {"tenantId": "a\0b"},
+        "tenantId: the character NUL is not accepted, since PostgreSQL cannot store it",
+    ),
+    BadTenant(
+        "nul-in-name",
+        {"name": "a\0b"},
+        "name: the character NUL is not accepted, since PostgreSQL cannot store it",
+    ),
+    BadTenant("negative-queued", {"maxQueuedRuns": -1}, _below("spec.maxQueuedRuns", 0)),
+    BadTenant("too-many-queued", {"maxQueuedRuns": 100_000_001}, _above("spec.maxQueuedRuns", 100_000_000)),
+    BadTenant("negative-concurrent", {"maxConcurrentRuns": -1}, _below("spec.maxConcurrentRuns", 0)),
+    BadTenant("too-many-concurrent", {"maxConcurrentRuns": 100_000_001}, _above("spec.maxConcurrentRuns", 100_000_000)),
+    BadTenant("negative-priority", {"priority": -1}, _below("spec.priority", 0)),
+    BadTenant("priority-1001", {"priority": 1001}, _above("spec.priority", 1000)),
+    *(
+        BadTenant(
+            f"not-built-{name}",
+            {name: value},
+            f".spec.{name}: field not declared in schema",
+            f'unknown field "spec.{name}"',
+        )
+        for name, value in _NOT_BUILT.items()
+    ),
+)
+
+GOOD_TENANTS: tuple[JsonObject, ...] = (
+    {"tenantId": None},
+    {"tenantId": "Größe: $(X) {b} / 'q' \\ \"z\""},
+    {"tenantId": "default"},
+    {"tenantId": "0"},
+    {"tenantId": "ü" * 255},
+    {"name": "A name", "maxQueuedRuns": 0, "maxConcurrentRuns": 0, "priority": 1000},
+)
+"""Tenants that are accepted; fields that replace those of `GOOD_TENANT`."""
+
+CHANGED_TENANTS: tuple[BadTenant, ...] = (
+    BadTenant(
+        "other-scale",
+        {"scaleRef": {"name": "other"}},
+        "scaleRef.name cannot be changed, since the tenant's runs stay with their scale: create another SynapseTenant",
+    ),
+    *(
+        BadTenant(
+            f"{name}-id",
+            {"tenantId": value},
+            "tenantId cannot be set, changed or removed later, since the tenant's runs bear it: "
+            "create another SynapseTenant",
+        )
+        for name, value in (("other", "other"), ("no", None))
+    ),
+)
+"""What a tenant like `GOOD_TENANT` cannot become."""
 
 GOOD_URLS: tuple[JsonObject, ...] = (
     {"redis": {"url": "redis://redis"}},

@@ -89,7 +89,8 @@ class ControlPlane:
         self._kubectl = [str(Path(_localcluster("tools")) / "node"), "kubectl", "--kubeconfig", self.kubeconfig]
         self._audit_log = Path(self.kubeconfig).parent / "logs" / "audit.log"
         self.kubectl("apply", "--server-side", "-f", str(ROOT / "manifests" / "install.yaml"))
-        self.kubectl("wait", "--for=condition=Established", "crd", f"{naming.SCALE_PLURAL}.{naming.GROUP}")
+        for plural in (naming.SCALE_PLURAL, naming.TENANT_PLURAL):
+            self.kubectl("wait", "--for=condition=Established", "crd", f"{plural}.{naming.GROUP}")
 
     def remove(self) -> None:
         """End it and remove its data."""
@@ -141,9 +142,9 @@ class ControlPlane:
         assert len(found) < 2, [child["metadata"]["name"] for child in found]
         return found[0] if found else {}
 
-    def condition(self, namespace: str, type_: str, scale: str = "main") -> Json:
-        """Return a condition of a scale, {} = not there."""
-        status = self.get(namespace, "sscale", scale).get("status") or {}
+    def condition(self, namespace: str, type_: str, scale: str = "main", *, kind: str = "sscale") -> Json:
+        """Return a condition of a scale, or of another kind of ours; {} = not there."""
+        status = self.get(namespace, kind, scale).get("status") or {}
         return next((each for each in status.get("conditions", []) if each["type"] == type_), {})
 
     def await_condition(
@@ -157,6 +158,15 @@ class ControlPlane:
             return found if ok else {}
 
         return eventually(f"{type_}={status} {reason} of {namespace}/{scale}", holds, seconds=seconds)
+
+    def await_tenant(self, namespace: str, name: str, reason: str, *, seconds: float = 20.0) -> Json:
+        """Wait until a tenant's condition Ready has a reason, and return the tenant."""
+
+        def holds() -> bool:
+            return bool(self.condition(namespace, "Ready", name, kind="stenant").get("reason") == reason)
+
+        eventually(f"{reason} of tenant {namespace}/{name}", holds, seconds=seconds)
+        return self.get(namespace, "stenant", name)
 
     def await_children(self, namespace: str, scale: str = "main") -> list[Json]:
         """Wait for one child of each kind and return them."""
@@ -397,6 +407,16 @@ def scale(namespace: str, name: str = "main", **spec: object) -> Json:
             "postgres": {"urlSecretRef": {"name": "stores", "key": "postgres"}},
             **spec,
         },
+    }
+
+
+def tenant(namespace: str, name: str, scale: str = "main", /, **spec: object) -> Json:
+    """A SynapseTenant; `spec` adds fields."""
+    return {
+        "apiVersion": naming.API_VERSION,
+        "kind": naming.TENANT_KIND,
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"scaleRef": {"name": scale}, **spec},
     }
 
 

@@ -12,7 +12,7 @@ from tests.support.servers import PostgresServer, RedisServer
 @pytest.fixture(autouse=True)
 def _nothing_else_to_do(plane: ControlPlane) -> None:
     """What other tests left behind would be work."""
-    plane.kubectl("delete", "sscale", "--all", "--all-namespaces", "--timeout=60s")
+    plane.kubectl("delete", "sscale,stenant", "--all", "--all-namespaces", "--timeout=60s")
 
 
 def test_a_reconcile_without_a_change_sends_no_write_and_neither_does_a_restart(
@@ -27,6 +27,10 @@ def test_a_reconcile_without_a_change_sends_no_write_and_neither_does_a_restart(
         plane.apply(harness.definitions(live_ns, agent="id: helper\nsystem_prompt: Help.\n"), keys)
         sources = [{"configMapRef": {"name": "definitions"}}, {"secretRef": {"name": "keys"}}]
         plane.apply(harness.scale(live_ns, sync={"sources": sources}), harness.scale(other))
+        plane.apply(harness.tenant(live_ns, "acme"), harness.tenant(other, "acme"), harness.tenant(other, "lost", "no"))
+        plane.await_tenant(live_ns, "acme", "TenantStored")
+        plane.await_tenant(other, "acme", "PostgresUnreachable")
+        plane.await_tenant(other, "lost", "ScaleNotFound")
         plane.await_children(live_ns)
         plane.await_children(other)
         plane.make_pods_ready(live_ns)
@@ -41,8 +45,9 @@ def test_a_reconcile_without_a_change_sends_no_write_and_neither_does_a_restart(
         assert plane.writes(mark) == []
         # What it does read is bounded too: the scale, its children, its Secret, and pods that are not ready; of the
         # scale that syncs also its two sources, once a resync. Nine each, then, and two more for one of the two.
+        # Tenants have looks of their own, here three beside two of scales: the scale again, and the list of them.
         reads = [call for call in plane.audit(mark) if not call.is_write and call.namespace in (live_ns, other)]
-        assert len(reads) <= 10 * (operator.reconciles() - looks + 2)
+        assert len(reads) <= (10 + 3) * (operator.reconciles() - looks + 2)
         sources_read = [call for call in reads if call.name in ("definitions", "keys")]
         assert 4 <= len(sources_read) <= 2 * (operator.reconciles() - looks + 2)
         operator.terminate()

@@ -52,9 +52,11 @@ def test_the_rules_cover_the_calls_and_nothing_more(
     with Operator(plane) as operator:
         operator.lead()
         plane.apply(harness.definitions(live_ns, agent="id: helper\nsystem_prompt: Help.\n"))
-        plane.apply(harness.scale(live_ns, sync={"sources": [{"configMapRef": {"name": "definitions"}}]}))
+        sources = [{"configMapRef": {"name": "definitions"}}]
+        plane.apply(harness.scale(live_ns, sync={"sources": sources}), harness.tenant(live_ns, "acme"))
         plane.await_children(live_ns)
         plane.await_condition(live_ns, "DefinitionsSynced", "True", "Synced")
+        plane.await_tenant(live_ns, "acme", "TenantStored")
         # Two changes of the environment leave an old ConfigMap to delete.
         for concurrency in (5, 6, 7):
             plane.apply(harness.scale(live_ns, workers={"concurrency": concurrency}))
@@ -110,8 +112,8 @@ def test_users_get_what_their_role_in_the_namespace_says(plane: ControlPlane, ns
     for role in ("view", "edit", "admin"):
         plane.kubectl("create", "rolebinding", role, f"--clusterrole={role}", f"--user={role}", "-n", ns)
 
-    def may(user: str, verb: str, subresource: str = "") -> bool:
-        resource = f"{naming.SCALE_PLURAL}.{naming.GROUP}"
+    def may(user: str, verb: str, subresource: str = "", plural: str = naming.SCALE_PLURAL) -> bool:
+        resource = f"{plural}.{naming.GROUP}"
         who, what = f"--as={user}", f"--subresource={subresource}"
         return plane.try_kubectl("auth", "can-i", verb, resource, what, "-n", ns, who).stdout.strip() == "yes"
 
@@ -123,4 +125,8 @@ def test_users_get_what_their_role_in_the_namespace_says(plane: ControlPlane, ns
     for user in ("edit", "admin"):
         assert all(may(user, verb) for verb in ("get", "create", "update", "patch", "delete"))
         assert may(user, "patch", "scale")
-        assert not may(user, "patch", "status")
+        for plural in (naming.SCALE_PLURAL, naming.TENANT_PLURAL):
+            assert not may(user, "patch", "status", plural)
+            assert may(user, "create", plural=plural)
+    assert may("view", "list", plural=naming.TENANT_PLURAL)
+    assert not may("view", "create", plural=naming.TENANT_PLURAL)

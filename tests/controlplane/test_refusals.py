@@ -11,46 +11,78 @@ import pytest
 
 from synapse_operator import naming
 from tests.controlplane import harness
-from tests.controlplane.bad_specs import BAD_SPECS, GOOD, BadSpec
+from tests.controlplane.bad_specs import (
+    BAD_SPECS,
+    BAD_TENANTS,
+    CHANGED_TENANTS,
+    GOOD,
+    GOOD_TENANT,
+    GOOD_TENANTS,
+    GOOD_URLS,
+    BadSpec,
+    BadTenant,
+)
 from tests.controlplane.harness import ControlPlane, Json
 
 
-def named(spec: Json) -> str:
-    """A SynapseScale with this spec as text."""
-    scale = harness.scale("default", "bad")
-    scale["spec"] = spec
-    return json.dumps(scale)
+def named(spec: Json, kind: str = naming.SCALE_KIND) -> str:
+    """A SynapseScale, or another kind of ours, with this spec as text."""
+    return json.dumps({**harness.scale("default", "bad"), "kind": kind, "spec": spec})
 
 
-def test_the_spec_that_the_bad_ones_differ_from_is_accepted(plane: ControlPlane) -> None:
+@pytest.mark.parametrize(
+    ("kind", "good"),
+    [
+        *((naming.SCALE_KIND, {**GOOD, **stores}) for stores in ({}, *GOOD_URLS)),
+        *((naming.TENANT_KIND, BadTenant("", changes, "").spec) for changes in ({}, *GOOD_TENANTS)),
+    ],
+)
+def test_the_specs_that_the_bad_ones_differ_from_are_accepted(plane: ControlPlane, kind: str, good: Json) -> None:
     for command in (("apply", "--server-side"), ("create",)):
-        plane.kubectl(*command, "--dry-run=server", "-f", "-", stdin=named(GOOD))
+        plane.kubectl(*command, "--dry-run=server", "-f", "-", stdin=named(good, kind))
 
 
-@pytest.mark.parametrize("bad", BAD_SPECS, ids=lambda bad: bad.name)
+@pytest.mark.parametrize("bad", [*BAD_SPECS, *BAD_TENANTS], ids=lambda bad: bad.name)
 def test_a_bad_spec_is_refused_with_the_sentence_that_says_why(plane: ControlPlane, bad: BadSpec) -> None:
-    apply = plane.try_kubectl("apply", "--server-side", "--dry-run=server", "-f", "-", stdin=named(bad.spec))
+    given = named(bad.spec, naming.TENANT_KIND if isinstance(bad, BadTenant) else naming.SCALE_KIND)
+    apply = plane.try_kubectl("apply", "--server-side", "--dry-run=server", "-f", "-", stdin=given)
     assert apply.returncode != 0
     assert bad.sentence in apply.stderr
-    create = plane.try_kubectl("create", "--validate=strict", "--dry-run=server", "-f", "-", stdin=named(bad.spec))
+    create = plane.try_kubectl("create", "--validate=strict", "--dry-run=server", "-f", "-", stdin=given)
     assert create.returncode != 0
     assert (bad.create_sentence or bad.sentence) in create.stderr
+
+
+@pytest.mark.parametrize("change", CHANGED_TENANTS, ids=lambda change: change.name)
+def test_what_runs_depend_on_cannot_be_changed(plane: ControlPlane, change: BadTenant) -> None:
+    plane.kubectl("create", "-f", "-", stdin=named(GOOD_TENANT, naming.TENANT_KIND))
+    try:
+        replaced = plane.try_kubectl(
+            "replace", "--dry-run=server", "-f", "-", stdin=named(change.spec, naming.TENANT_KIND)
+        )
+        assert replaced.returncode != 0
+        assert change.sentence in replaced.stderr
+        limits = {**GOOD_TENANT, "maxConcurrentRuns": 7}
+        plane.kubectl("replace", "--dry-run=server", "-f", "-", stdin=named(limits, naming.TENANT_KIND))
+    finally:
+        plane.kubectl("delete", "stenant", "bad", "-n", "default")
 
 
 def test_every_field_is_documented_by_kubectl_explain(plane: ControlPlane) -> None:
     """kubectl explain prints what the server publishes; asked there at once, and by kubectl for the main paths."""
     published = json.loads(plane.kubectl("get", "--raw", f"/openapi/v3/apis/{naming.API_VERSION}"))
     schemas = published["components"]["schemas"]
-    (scale,) = (
-        schema
-        for schema in schemas.values()
-        if any(kind["kind"] == naming.SCALE_KIND for kind in schema.get("x-kubernetes-group-version-kind", []))
-    )
-    undocumented = [
-        path for part in ("spec", "status") for path, schema in fields(scale["properties"][part], part)
-        if not schema.get("description")
-    ]  # fmt: skip
-    assert undocumented == []
+    for ours in (naming.SCALE_KIND, naming.TENANT_KIND):
+        (found,) = (
+            schema
+            for schema in schemas.values()
+            if any(kind["kind"] == ours for kind in schema.get("x-kubernetes-group-version-kind", []))
+        )
+        undocumented = [
+            path for part in ("spec", "status") for path, schema in fields(found["properties"][part], part)
+            if not schema.get("description")
+        ]  # fmt: skip
+        assert undocumented == []
 
 
 def fields(schema: Json, path: str) -> list[tuple[str, Json]]:
@@ -72,6 +104,9 @@ def fields(schema: Json, path: str) -> list[tuple[str, Json]]:
         ("sscale.spec.workers.drainTimeoutSeconds", ["seconds", "0 to 86400", "300"]),
         ("sscale.spec.redis.urlSecretRef", ["Secret"]),
         ("sscale.status.conditions", ["Ready"]),
+        ("stenant.spec", ["scaleRef", "tenantId", "maxQueuedRuns", "maxConcurrentRuns", "priority"]),
+        ("stenant.spec.tenantId", ["1 to 255 characters", "metadata.name"]),
+        ("stenant.spec.maxConcurrentRuns", ["0 to 100000000", "100"]),
     ],
 )
 def test_kubectl_explain_says_unit_default_and_range(plane: ControlPlane, path: str, words: list[str]) -> None:
@@ -80,4 +115,4 @@ def test_kubectl_explain_says_unit_default_and_range(plane: ControlPlane, path: 
 
 
 def test_nothing_here_left_an_object(plane: ControlPlane) -> None:
-    assert plane.find("default", ["sscale"]) == []
+    assert plane.find("default", ["sscale", "stenant"]) == []

@@ -110,9 +110,9 @@ NOT_BUILT_YET: tuple[NotBuiltYet, ...] = (
     ),
     NotBuiltYet(
         "Adding a tenant",
-        "max_queued_runs, max_concurrent_runs; a tenant that is not created uses the global defaults",
-        "C",
-        field="tenancy",
+        "max_queued_runs: submissions above this return 429; a tenant that is not created uses the global defaults",
+        "E",
+        command="api",
     ),
     NotBuiltYet(
         "Environment variables reference",

@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 
 from synapse_operator.api.reasons import Reason
 from synapse_operator.api.scale import SynapseScale, read_scale
+from synapse_operator.api.tenant import SynapseTenant, read_tenant
 from synapse_operator.telemetry import Metrics as OperatorMetrics
 from synapse_worker.cli import cli
 from synapse_worker.connections import open_database, open_redis, ping_redis
@@ -40,9 +41,11 @@ NOTHING_TO_DO = {
     Reason.REACHABLE,
     Reason.NOT_TRIED,
     Reason.NO_EVICTION,
+    Reason.EXCLUSIVE,
     Reason.APPLIED,
     Reason.SYNCED,
     Reason.NO_SOURCES,
+    Reason.TENANT_STORED,
 }
 """Reasons that ask nothing of the reader."""
 
@@ -74,13 +77,16 @@ async def test_the_producer_of_the_readme(
     assert view.state["said"] == "Checkout is down Shop"
 
 
-def test_the_first_scale_of_the_readme() -> None:
+def test_the_first_scale_of_the_readme_and_its_tenant() -> None:
     """README, A first SynapseScale."""
-    (text,) = blocks(README, "yaml")
-    document = yaml.safe_load(text)
-    read = read_scale(a_scale_body(spec=document["spec"], **document["metadata"]))
-    assert isinstance(read, SynapseScale), read
-    assert (document["apiVersion"], document["kind"]) == ("scale.synapseorch.com/v1alpha1", "SynapseScale")
+    first, second = (yaml.safe_load(text) for text in blocks(README, "yaml"))
+    scale = read_scale(a_scale_body(spec=first["spec"], **first["metadata"]))
+    assert isinstance(scale, SynapseScale), scale
+    tenant = read_tenant({**second, "metadata": {**second["metadata"], "uid": "u"}})
+    assert isinstance(tenant, SynapseTenant), tenant
+    assert tenant.spec.scale_ref.name == scale.metadata.name
+    for document, kind in ((first, "SynapseScale"), (second, "SynapseTenant")):
+        assert (document["apiVersion"], document["kind"]) == ("scale.synapseorch.com/v1alpha1", kind)
 
 
 def test_every_reason_has_a_line_in_the_readme() -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from redis.asyncio import Redis
 
+from synapse_worker.queueing import keys
+from synapse_worker.store import tenants
 from synapse_worker.store.database import Database
+from synapse_worker.store.tenants import ManagedRow
 from tests.page.conftest import StartHere
 from tests.page.support import Q, completed, enqueue, enqueue_stock, eventually, printing, until
 from tests.support.runs import store
@@ -61,3 +66,23 @@ async def test_without_isolation_jobs_are_processed_in_fifo_order(
     views = await completed(database, run_ids)
     assert sorted(views, key=lambda view: str(view.started_at)) == views
     assert [view.tenant_id for view in views] == ["a", "b", "a", "c", "b"]
+
+
+@pytest.mark.usefixtures("greeted")
+async def test_an_added_tenant_runs_as_many_as_it_may(
+    database: Database, redis_client: Redis, start_here: StartHere
+) -> None:
+    """Adding a tenant: tenant_id, name, max_concurrent_runs (max. simultaneously-running jobs for this tenant)."""
+    row = ManagedRow("acme", "uid", "Acme", max_concurrent_runs=0, max_queued_runs=10, priority=0)
+    await tenants.bring_to(database, [row], living=["uid"], exclusive=True)
+    await start_here()
+    held = await enqueue(database, redis_client, "hello", tenant="acme")
+    await completed(database, [await enqueue(database, redis_client, "hello", tenant="not added")])
+    await eventually("it waits for its tenant", lambda: _is_parked(redis_client, held))
+    await until(database, held, "queued")
+    await tenants.bring_to(database, [replace(row, max_concurrent_runs=1)], living=["uid"], exclusive=True)
+    await completed(database, [held])
+
+
+async def _is_parked(redis_client: Redis, job_id: str) -> bool:
+    return await redis_client.zscore(keys.parked_of(Q, "acme"), job_id) is not None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 JsonObject = dict[str, Any]
@@ -20,6 +20,13 @@ JsonObject = dict[str, Any]
 def rule(expression: str, message: str) -> JsonObject:
     """Return a CEL rule for `x-kubernetes-validations`; `self` is the value that the rule stands at."""
     return {"rule": expression, "message": message}
+
+
+def first_problem(error: ValidationError) -> str:
+    """Return the first thing that is wrong with a spec, and where; never what was given, which might be a secret."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(["spec", *(str(part) for part in first["loc"])])
+    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
 class ApiModel(BaseModel):
@@ -35,18 +42,19 @@ class ObjectMeta(ApiModel):
     namespace: str
     uid: str
     generation: int = 1
+    creation_timestamp: str = ""
     deletion_timestamp: str | None = None
     annotations: dict[str, str] = Field(default_factory=dict)
 
 
-_OBJECT_NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+OBJECT_NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 
 
 class SecretKeySelector(ApiModel):
     """One key of a Secret in the namespace of the resource."""
 
     name: str = Field(
-        min_length=1, max_length=253, pattern=_OBJECT_NAME, description="Name of a Secret in the same namespace."
+        min_length=1, max_length=253, pattern=OBJECT_NAME, description="Name of a Secret in the same namespace."
     )
     key: str = Field(
         min_length=1,
@@ -60,7 +68,7 @@ class LocalObjectReference(ApiModel):
     """An object in the namespace of the resource, by name."""
 
     name: str = Field(
-        min_length=1, max_length=253, pattern=_OBJECT_NAME, description="Name of an object in the same namespace."
+        min_length=1, max_length=253, pattern=OBJECT_NAME, description="Name of an object in the same namespace."
     )
 
 
@@ -114,5 +122,5 @@ class Resource:
     description: str
     spec: type[ApiModel]
     status: type[ApiModel]
-    scale: ScaleSubresource
+    scale: ScaleSubresource | None
     columns: tuple[PrinterColumn, ...]

@@ -23,8 +23,9 @@ from synapse_operator import naming
 from synapse_operator.api.common import JsonObject, Resource
 from synapse_operator.api.generated import command_line
 from synapse_operator.api.scale import SCALE_RESOURCE
+from synapse_operator.api.tenant import TENANT_RESOURCE
 
-RESOURCES = (SCALE_RESOURCE,)
+RESOURCES = (SCALE_RESOURCE, TENANT_RESOURCE)
 
 _MODULE = "synapse_operator.api.crd"
 
@@ -65,6 +66,13 @@ def crd(resource: Resource) -> JsonObject:
             "status": structural_schema(resource.status),
         },
     }
+    subresources: JsonObject = {"status": {}}
+    if resource.scale is not None:
+        subresources["scale"] = {
+            "specReplicasPath": resource.scale.replicas,
+            "statusReplicasPath": resource.scale.status_replicas,
+            "labelSelectorPath": resource.scale.selector,
+        }
     version = {
         "name": naming.VERSION,
         "served": True,
@@ -79,14 +87,7 @@ def crd(resource: Resource) -> JsonObject:
             }
             for column in resource.columns
         ],
-        "subresources": {
-            "status": {},
-            "scale": {
-                "specReplicasPath": resource.scale.replicas,
-                "statusReplicasPath": resource.scale.status_replicas,
-                "labelSelectorPath": resource.scale.selector,
-            },
-        },
+        "subresources": subresources,
         "schema": {"openAPIV3Schema": schema},
     }
     return {

@@ -23,7 +23,7 @@ class _Documented(StrEnum):
 
 
 class ConditionType(_Documented):
-    """Types of conditions of a SynapseScale. All are always present."""
+    """Types of conditions of a SynapseScale. All are always present. A SynapseTenant has Ready alone."""
 
     READY = "Ready", "True: as many workers as wanted are ready, both stores answer, nothing needs attention"
     RECONCILING = "Reconciling", "True: the operator or Kubernetes is still carrying out the spec; waiting helps"
@@ -31,6 +31,7 @@ class ConditionType(_Documented):
     REDIS_REACHABLE = "RedisReachable", "True: the operator reaches Redis with the URL that the workers get"
     REDIS_SAFE = "RedisSafe", "True: Redis is recent enough and set to keep its keys when its memory is full"
     POSTGRES_REACHABLE = "PostgresReachable", "True: the operator reaches PostgreSQL with the URL that the workers get"
+    BACKEND_EXCLUSIVE = "BackendExclusive", "True: no other SynapseScale uses the same Redis"
     CHILDREN_APPLIED = "ChildrenApplied", "True: every object that belongs to the scale is as it should be"
     DEFINITIONS_SYNCED = "DefinitionsSynced", "True: PostgreSQL holds the definitions as the sources of spec.sync say"
 
@@ -74,6 +75,11 @@ class Reason(_Documented):
     EVICTION_POLICY = "EvictionPolicy", "maxmemory-policy lets Redis drop jobs when its memory is full"
     EVICTION_POLICY_UNKNOWN = "EvictionPolicyUnknown", "Redis does not tell its maxmemory-policy"
     REDIS_TOO_OLD = "RedisTooOld", "Redis is older than the workers need"
+    EXCLUSIVE = "Exclusive", "Redis is marked as this SynapseScale's"
+    BACKEND_SHARED = (
+        "BackendShared",
+        "Redis is marked as another SynapseScale's; rows of tenants that are gone are not deleted",
+    )
     # children
     APPLIED = "Applied", "every object is as it should be"
     FROZEN = "Frozen", "children are left as they are until the reason of Stalled is repaired"
@@ -96,6 +102,15 @@ class Reason(_Documented):
     SOURCE_UNREADABLE = "SourceUnreadable", "a source could not be read; what came from it stays as it was"
     DOCUMENTS_REFUSED = "DocumentsRefused", "some documents cannot be taken; all others are synced"
     SYNC_FAILED = "SyncFailed", "a sync ended early; it is tried again"
+    # Ready of a SynapseTenant
+    TENANT_STORED = "TenantStored", "the tenant's row in PostgreSQL says what its spec says"
+    SCALE_NOT_FOUND = "ScaleNotFound", "the SynapseScale that spec.scaleRef names does not exist, or is being deleted"
+    DUPLICATE_TENANT_ID = "DuplicateTenantId", "an older SynapseTenant of the same scale has this tenant id"
+    NOT_MANAGED = (
+        "NotManaged",
+        "the tenant's row in PostgreSQL was made by somebody else, who keeps it: it is neither adopted nor deleted",
+    )
+    NOT_MIGRATED = "NotMigrated", "PostgreSQL lacks the tables of this release; the first worker that starts makes them"
 
 
 class EventReason(_Documented):
@@ -109,3 +124,4 @@ class EventReason(_Documented):
     NOT_READY = "NotReady", "the scale stopped being ready, or the reason changed"
     REDIS_UNSAFE = "RedisUnsafe", "Redis may drop jobs, or is too old"
     NOT_SYNCED = "NotSynced", "definitions could not be synced, or not all of them"
+    BACKEND_SHARED = "BackendShared", "another SynapseScale uses the same Redis"

@@ -56,8 +56,9 @@ def _resource(resource: Resource) -> Iterator[str]:
     version = crd(resource)["spec"]["versions"][0]
     properties = version["schema"]["openAPIV3Schema"]["properties"]
     yield from ("", f"## {resource.kind}", "", resource.description, "")
-    yield f"Short name `{'`, `'.join(resource.short_names)}`, category `synapse`, namespaced. `kubectl scale` sets"
-    yield f"`{resource.scale.replicas.removeprefix('.')}`."
+    yield f"Short name `{'`, `'.join(resource.short_names)}`, category `synapse`, namespaced."
+    if resource.scale is not None:
+        yield f"`kubectl scale` sets `{resource.scale.replicas.removeprefix('.')}`."
     for part in ("spec", "status"):
         yield from ("", f"### {resource.kind}.{part}", "")
         yield from _table(("field", "type", "default", "accepted", "meaning"), _fields(part, properties[part]))

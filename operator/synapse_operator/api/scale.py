@@ -24,6 +24,7 @@ from synapse_operator.api.common import (
     Resource,
     ScaleSubresource,
     SecretKeySelector,
+    first_problem,
     rule,
 )
 from synapse_operator.api.reasons import ConditionType
@@ -419,7 +420,7 @@ class SynapseScaleStatus(ApiModel):
         max_length=32,
         description=(
             "Ready, Reconciling, Stalled (as kstatus reads them), RedisReachable, RedisSafe, PostgresReachable, "
-            "ChildrenApplied and DefinitionsSynced; reasons: docs/crd-reference.md."
+            "BackendExclusive, ChildrenApplied and DefinitionsSynced; reasons: docs/crd-reference.md."
         ),
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
@@ -475,10 +476,7 @@ def read_scale(body: Mapping[str, object]) -> SynapseScale | InvalidScale:
     try:
         return SynapseScale(metadata=metadata, spec=SynapseScaleSpec.model_validate(body.get("spec") or {}))
     except ValidationError as error:
-        # Without the input: it might be a URL that somebody put a password into.
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(["spec", *(str(part) for part in first["loc"])])
-        return InvalidScale(metadata, f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}")
+        return InvalidScale(metadata, first_problem(error))
 
 
 def sync_asked(metadata: ObjectMeta, status: JsonObject) -> str | None:

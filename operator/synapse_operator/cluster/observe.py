@@ -1,4 +1,4 @@
-"""Reads from the API server what `observed` describes: the scale, its children, its pods, its Secrets.
+"""Reads from the API server what `observed` describes: the scale, its children, its pods, its Secrets, its tenants.
 
 Everything is read afresh for each reconcile (level, not edge). What was read is interpreted by
 `observed`; what cannot be read raises, except where "not allowed" is something a user can repair.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from pydantic import SecretStr
@@ -30,6 +31,7 @@ from synapse_operator.observed import (
     Unknown,
     read_secret_key,
 )
+from synapse_operator.tenants import scale_name
 
 
 class ScaleKey(NamedTuple):
@@ -42,6 +44,20 @@ class ScaleKey(NamedTuple):
         return f"{naming.SCALE_KIND} {self.namespace}/{self.name}"
 
 
+@dataclass(frozen=True, slots=True)
+class TenantsKey:
+    """All SynapseTenants of one SynapseScale, whether or not it exists."""
+
+    scale: ScaleKey
+
+    def __str__(self) -> str:
+        return f"{naming.TENANT_KIND}s of {self.scale}"
+
+
+Key = ScaleKey | TenantsKey
+"""What the work queue holds."""
+
+
 async def read_stored(client: Client, key: ScaleKey) -> JsonObject | None:
     """Return a SynapseScale as it is stored; None = there is none."""
     try:
@@ -50,16 +66,38 @@ async def read_stored(client: Client, key: ScaleKey) -> JsonObject | None:
         return None
 
 
+async def list_tenants(client: Client, namespace: str) -> list[JsonObject]:
+    """Return all SynapseTenants of a namespace as they are stored.
+
+    Raises:
+        ApiNotFound: the cluster does not know the kind; not the same as none.
+    """
+    answer = await client.request("GET", path(naming.API_VERSION, namespace, naming.TENANT_PLURAL))
+    return list(answer.get("items") or ())
+
+
 async def list_versions(client: Client, namespaces: Sequence[str]) -> list[Version]:
-    """Return what exists in the given namespaces ("" = all): the question of `echo`."""
-    answers = await asyncio.gather(
-        *(client.request("GET", path(naming.API_VERSION, each, naming.SCALE_PLURAL)) for each in namespaces)
-    )
+    """Return what exists of our kinds in the given namespaces ("" = all): the question of `echo`."""
+    scales = [client.request("GET", path(naming.API_VERSION, each, naming.SCALE_PLURAL)) for each in namespaces]
+    tenants = [list_tenants(client, each) for each in namespaces]
     return [
-        Version(meta["namespace"], meta["name"], meta["uid"], meta.get("generation", 1))
-        for answer in answers
-        for meta in (item["metadata"] for item in answer.get("items") or ())
+        *(
+            _version(item, item["metadata"]["name"])
+            for answer in await asyncio.gather(*scales)
+            for item in answer.get("items") or ()
+        ),
+        *(_version(item, scale_of(item).name) for items in await asyncio.gather(*tenants) for item in items),
     ]
+
+
+def scale_of(tenant: JsonObject) -> ScaleKey:
+    """Return the scale that a stored SynapseTenant names."""
+    return ScaleKey(tenant["metadata"]["namespace"], scale_name(tenant))
+
+
+def _version(item: JsonObject, scale: str) -> Version:
+    meta = item["metadata"]
+    return Version(meta["namespace"], meta["name"], meta["uid"], meta.get("generation", 1), scale)
 
 
 async def read_children(client: Client, scale: SynapseScale) -> tuple[Child, ...]:

@@ -6,14 +6,16 @@ is only logged. What to say is decided in `status` and `plan`.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from synapse_operator import naming
 from synapse_operator.api.common import JsonObject, ObjectMeta
 from synapse_operator.cluster.apply import APPLY_OPTIONS
 from synapse_operator.cluster.client import APPLY_PATCH, Client, path
+from synapse_operator.cluster.rate import Rate
 from synapse_operator.errors import ApiNotFound, ApiRefused, ApiUnavailable
 from synapse_operator.plan import Event
 from synapse_operator.status import transition_events
@@ -23,6 +25,10 @@ _log = logging.getLogger(__name__)
 _API_VERSION = "events.k8s.io/v1"
 _SAME_SECONDS = 600
 """Two equal Events of one spec within such a stretch of the clock are one."""
+
+TENANT_WRITES_PER_SECOND = 100.0
+TENANT_WRITES_AT_ONCE = 8
+"""Half of what the client sends at once, so that scales are not kept waiting."""
 
 _NAME_LENGTH = 253
 _NOTE_LENGTH = 1024
@@ -55,7 +61,7 @@ class Reporter:
         for event in (*done, *(transition_events(previous, status) if status is not None else ())):
             await self._post(scale, event, now)
         if status is not None:
-            await self._write(scale, status)
+            await write_status(self._client, naming.SCALE_KIND, naming.SCALE_PLURAL, scale, status)
 
     async def _post(self, scale: ObjectMeta, event: Event, now: datetime) -> None:
         """Post one Event; its name is made from its content, so that one told twice is one."""
@@ -91,20 +97,60 @@ class Reporter:
         except ApiUnavailable as error:
             _log.info("an Event on %s/%s was lost: %s", scale.namespace, scale.name, error)
 
-    async def _write(self, scale: ObjectMeta, status: JsonObject) -> None:
-        """Write the whole status, unless the scale is gone or another one of its name has come."""
-        body: JsonObject = {
-            "apiVersion": naming.API_VERSION,
-            "kind": naming.SCALE_KIND,
-            # The UID is a precondition.
-            "metadata": {"name": scale.name, "namespace": scale.namespace, "uid": scale.uid},
-            "status": status,
-        }
-        target = path(naming.API_VERSION, scale.namespace, naming.SCALE_PLURAL, scale.name, "status")
+
+class TenantReporter:
+    """Writes the statuses of tenants, of which there may be thousands, under one rate for the whole process.
+
+    No Events: a thousand tenants that become ready at once would be a thousand more writes, and the condition says it.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._rate = Rate(TENANT_WRITES_PER_SECOND)
+
+    async def report(self, statuses: Iterable[tuple[ObjectMeta, JsonObject]]) -> None:
+        """Write statuses, each whole; one that is refused keeps no other from being written.
+
+        Raises:
+            ApiRefused: of those that were refused, the first.
+            ApiUnavailable: not all could be written.
+        """
+        left = iter(statuses)
+        refused: list[ApiRefused] = []
+
+        async def work() -> None:
+            for metadata, status in left:
+                await self._rate.turn()
+                try:
+                    await write_status(self._client, naming.TENANT_KIND, naming.TENANT_PLURAL, metadata, status)
+                except ApiRefused as error:
+                    refused.append(error)
+
+        workers = [asyncio.create_task(work()) for _ in range(TENANT_WRITES_AT_ONCE)]
         try:
-            await self._client.request("PATCH", target, query=APPLY_OPTIONS, body=body, content_type=APPLY_PATCH)
-        except ApiNotFound:
-            return
-        except ApiRefused as error:
-            if error.status != 409:
-                raise
+            await asyncio.gather(*workers)
+        finally:
+            for each in workers:
+                each.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+        if refused:
+            raise refused[0]
+
+
+async def write_status(client: Client, kind: str, plural: str, metadata: ObjectMeta, status: JsonObject) -> None:
+    """Write a whole status, unless the object is gone or another one of its name has come."""
+    body: JsonObject = {
+        "apiVersion": naming.API_VERSION,
+        "kind": kind,
+        # The UID is a precondition.
+        "metadata": {"name": metadata.name, "namespace": metadata.namespace, "uid": metadata.uid},
+        "status": status,
+    }
+    target = path(naming.API_VERSION, metadata.namespace, plural, metadata.name, "status")
+    try:
+        await client.request("PATCH", target, query=APPLY_OPTIONS, body=body, content_type=APPLY_PATCH)
+    except ApiNotFound:
+        return
+    except ApiRefused as error:
+        if error.status != 409:
+            raise

@@ -10,20 +10,26 @@ from typing import cast
 import pytest
 
 from synapse_operator.api.common import JsonObject, ObjectMeta
-from synapse_operator.api.reasons import EventReason, Reason
+from synapse_operator.api.reasons import ConditionType, EventReason, Reason
 from synapse_operator.cluster import apply
 from synapse_operator.cluster.client import Client, path
-from synapse_operator.cluster.report import Reporter
+from synapse_operator.cluster.report import (
+    TENANT_WRITES_AT_ONCE,
+    TENANT_WRITES_PER_SECOND,
+    Reporter,
+    TenantReporter,
+)
 from synapse_operator.desired.manifest import Manifest
 from synapse_operator.errors import ApiNotFound, ApiRefused, ApiUnavailable
 from synapse_operator.naming import Kind, Ref
 from synapse_operator.plan import Apply, ApplyReport, Cause, Delete, Event, Failure, Plan
+from tests.unit.operator import virtual_time
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 STATUS: JsonObject = {
     "conditions": [
-        {"type": each, "status": "True", "reason": "Fine", "message": "", "lastTransitionTime": ""}
-        for each in ("Ready", "RedisSafe", "DefinitionsSynced")
+        {"type": str(each), "status": "True", "reason": "Fine", "message": "", "lastTransitionTime": ""}
+        for each in ConditionType
     ]
 }
 SCALE = ObjectMeta(name="main", namespace="ns", uid="uid-1", generation=2)
@@ -204,3 +210,57 @@ def test_an_event_that_cannot_be_posted_is_no_error(error: Exception) -> None:
     server = Server(refuse("events", error=error))
     event = Event("Normal", EventReason.CREATED, "made")
     tell(server, None, (event,))
+
+
+# ---- statuses of tenants
+
+
+def tenants(count: int) -> list[tuple[ObjectMeta, JsonObject]]:
+    return [(ObjectMeta(name=f"t{number}", namespace="ns", uid=f"u{number}"), STATUS) for number in range(count)]
+
+
+def tell_tenants(server: Server, count: int) -> float:
+    """Report that many statuses and return the (virtual) seconds that it took."""
+
+    async def scene() -> float:
+        await TenantReporter(server.client).report(tenants(count))
+        return asyncio.get_running_loop().time()
+
+    return virtual_time.run(scene())
+
+
+def test_statuses_of_tenants_are_written_at_a_bounded_rate() -> None:
+    server = Server()
+    seconds = tell_tenants(server, 1000)
+    assert len({body["metadata"]["name"] for body in server.bodies}) == len(server.bodies) == 1000
+    assert all(body["kind"] == "SynapseTenant" and body["metadata"]["uid"] for body in server.bodies)
+    assert seconds == pytest.approx(1000 / TENANT_WRITES_PER_SECOND, rel=0.02)
+
+
+def test_the_rate_holds_over_all_scales() -> None:
+    server = Server()
+
+    async def scene() -> float:
+        reporter = TenantReporter(server.client)
+        await asyncio.gather(*(reporter.report(tenants(50)) for _ in range(4)))
+        return asyncio.get_running_loop().time()
+
+    assert virtual_time.run(scene()) == pytest.approx(200 / TENANT_WRITES_PER_SECOND, rel=0.02)
+
+
+def test_a_refused_status_keeps_no_other_from_being_written() -> None:
+    def answer(_: str, path: str) -> None:
+        if path.endswith("t3/status"):
+            raise ApiRefused(422, "Invalid", "t3 is not accepted")
+
+    server = Server(answer)
+    with pytest.raises(ApiRefused, match="t3 is not accepted"):
+        tell_tenants(server, 30)
+    assert len(server.bodies) == 30
+
+
+def test_an_api_server_that_is_away_is_not_asked_a_thousand_times() -> None:
+    server = Server(refuse("status", error=ApiUnavailable("away")))
+    with pytest.raises(ApiUnavailable):
+        tell_tenants(server, 1000)
+    assert len(server.bodies) <= TENANT_WRITES_AT_ONCE

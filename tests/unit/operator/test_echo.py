@@ -40,7 +40,7 @@ def play(script: Callable[[World, Echo], Coroutine[Any, Any, None]]) -> None:
 
 
 def version(generation: int = 1, uid: str = "u1") -> Version:
-    return Version("ns", "scale", uid, generation)
+    return Version("ns", "scale", uid, generation, "scale")
 
 
 def test_what_was_heard_is_no_problem() -> None:

@@ -10,22 +10,31 @@ import pytest
 
 from synapse_operator import naming
 from synapse_operator.api.common import JsonObject
-from synapse_operator.cluster.observe import ScaleKey
+from synapse_operator.cluster.observe import Key, ScaleKey, TenantsKey
 from synapse_operator.echo import Echo
-from synapse_operator.handlers import Inbox, child_event, config_map_event, owner, scale_event
+from synapse_operator.handlers import (
+    TENANT_DELAY_SECONDS,
+    Inbox,
+    child_event,
+    config_map_event,
+    owner,
+    scale_event,
+    tenant_event,
+)
 from synapse_operator.workqueue import WorkQueue
 
 KEY = ScaleKey("ns", "main")
+BOTH = [(KEY, 0.0), (TenantsKey(KEY), TENANT_DELAY_SECONDS)]
 
 
 class Queue:
     """Notes what is added."""
 
     def __init__(self) -> None:
-        self.added: list[tuple[ScaleKey, float]] = []
+        self.added: list[tuple[Key, float]] = []
         self.edited: list[ScaleKey] = []
 
-    def add(self, key: ScaleKey, delay: float = 0.0) -> None:
+    def add(self, key: Key, delay: float = 0.0) -> None:
         self.added.append((key, delay))
 
 
@@ -40,7 +49,7 @@ def queue() -> Queue:
 
 @pytest.fixture
 def inbox(queue: Queue) -> Inbox:
-    return Inbox(cast("WorkQueue[ScaleKey]", queue), Echo(_nothing, lambda version: None), queue.edited.append)
+    return Inbox(cast("WorkQueue[Key]", queue), Echo(_nothing, lambda version: None), queue.edited.append)
 
 
 def hear(handler: Any, event: kopf.RawEvent, inbox: Inbox) -> None:
@@ -60,10 +69,22 @@ def tell(
 def test_a_scale_wakes_when_it_comes_changes_or_goes_and_not_for_its_status(inbox: Inbox, queue: Queue) -> None:
     tell(inbox, None)
     tell(inbox, "MODIFIED")
-    assert queue.added == [(KEY, 0.0)]
+    assert queue.added == BOTH
     tell(inbox, "MODIFIED", 2)
     tell(inbox, "DELETED", 2)
-    assert queue.added == [(KEY, 0.0)] * 3
+    assert queue.added == BOTH * 3
+
+
+def test_a_tenant_wakes_all_of_its_scale_when_it_comes_changes_or_goes(inbox: Inbox, queue: Queue) -> None:
+    for type_, generation in ((None, 1), ("MODIFIED", 1), ("MODIFIED", 2), ("DELETED", 2)):
+        meta = {"namespace": "ns", "name": "acme", "uid": "t", "generation": generation}
+        body = {"metadata": meta, "spec": {"scaleRef": {"name": "main"}}}
+        hear(tenant_event, cast("kopf.RawEvent", {"type": type_, "object": body}), inbox)
+    assert queue.added == [(TenantsKey(KEY), TENANT_DELAY_SECONDS)] * 3
+
+
+def test_a_scale_and_its_tenants_are_two_keys() -> None:
+    assert len({KEY, TenantsKey(KEY)}) == 2
 
 
 def test_a_new_value_of_the_sync_now_annotation_wakes_until_the_status_says_that_it_was_done(
@@ -119,9 +140,9 @@ def test_a_child_belongs_to_its_owner_and_else_to_the_scale_of_its_label() -> No
 def test_each_kind_of_child_is_watched_and_nothing_but_events_is_handled() -> None:
     registry = kopf.get_default_registry()
     watched = {handler.id.split("/")[0] for handler in registry._watching.get_all_handlers()}
-    assert watched == {"scale_event", "child_event"}
+    assert watched == {"scale_event", "tenant_event", "child_event"}
     (config_maps,) = [each for each in registry._watching.get_all_handlers() if each.id == "child_event/configmaps"]
     assert config_maps.fn is config_map_event
-    assert len(registry._watching.get_all_handlers()) == 1 + len(naming.Kind)
+    assert len(registry._watching.get_all_handlers()) == 2 + len(naming.Kind)
     assert registry._changing.get_all_handlers() == []
     assert registry._spawning.get_all_handlers() == []

@@ -134,6 +134,7 @@ def test_a_scale_with_all_its_workers_is_ready() -> None:
     assert READY.condition(ConditionType.REDIS_REACHABLE) == ("True", "Reachable")
     assert READY.condition(ConditionType.REDIS_SAFE) == ("True", "NoEviction")
     assert READY.condition(ConditionType.POSTGRES_REACHABLE) == ("True", "Reachable")
+    assert READY.condition(ConditionType.BACKEND_EXCLUSIVE) == ("True", "Exclusive")
     assert READY.condition(ConditionType.CHILDREN_APPLIED) == ("True", "Applied")
 
 
@@ -344,6 +345,22 @@ def test_an_unsafe_redis_is_a_warning_and_no_more() -> None:
 def test_the_bounds_of_redis_are_those_of_the_worker() -> None:
     assert MINIMUM_REDIS == connections.MINIMUM_REDIS
     assert SAFE_EVICTION_POLICY == connections.SAFE_EVICTION_POLICY
+
+
+def test_a_redis_of_another_scale_is_a_warning_and_an_event() -> None:
+    told = _told(redis_owner="another-uid")
+    assert told.condition(ConditionType.BACKEND_EXCLUSIVE) == ("False", "BackendShared")
+    assert "UID another-uid" in told.message(ConditionType.BACKEND_EXCLUSIVE)
+    assert told.condition(ConditionType.READY) == ("True", "WorkersReady")
+    (event,) = transition_events(READY.status, told.status)
+    assert (event.type, event.reason) == ("Warning", EventReason.BACKEND_SHARED)
+    assert transition_events(told.status, told.status) == ()
+
+
+def test_whose_a_silent_redis_is_is_unknown() -> None:
+    told = _told(redis_owner=Unknown("Redis is out of memory"))
+    assert told.condition(ConditionType.BACKEND_EXCLUSIVE) == ("Unknown", "NotTried")
+    assert transition_events(READY.status, told.status) == ()
 
 
 def test_a_database_without_tables_is_reachable() -> None:

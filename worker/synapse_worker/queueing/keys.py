@@ -18,6 +18,8 @@ from arq.constants import (
 
 QUEUE_PREFIX = "synapse:orchestrations:"
 HEARTBEAT_CHANNEL = "synapse:workers:heartbeat"
+OWNER = "synapse:owner"
+"""string: UID of the SynapseScale that uses this Redis."""
 ABORT = abort_jobs_ss
 """zset: ids of the jobs that arq's `Job.abort()` wants ended, with the time in ms."""
 ACTIVE_TENANTS = "synapse:tenants:active"

@@ -213,8 +213,12 @@ tenants = Table(
     Column("max_queued_runs", Integer),
     Column("priority", Integer),
     _time("created_at"),
-    # Ours: workers of its own serve the tenant's queue, so the tenant pool does not.
+    # Ours: UID of the SynapseTenant behind the row (NULL = nobody's, such as a settings page's), whether it has
+    # workers of its own, requests a second (NULL = as everybody), and whether it only finishes what it has.
+    _name("managed_by"),
     Column("dedicated", Boolean, nullable=False, server_default="false"),
+    Column("rate_limit_rps", Integer),
+    Column("deleting", Boolean, nullable=False, server_default="false"),
 )
 
 job_ledger = Table(

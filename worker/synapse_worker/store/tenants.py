@@ -1,7 +1,12 @@
-"""What a tenant may use, as the workers go by it; who writes the rows (upstream, the operator) is not ours."""
+"""The table of tenants: what a tenant may use, as the workers go by it, and the rows that an operator keeps there.
+
+Rows without a manager (a settings page makes such) are only read. Which rows are wanted, and what becomes of a
+tenant whose row belongs to somebody else, is the operator's business.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from synapse_worker.store.database import Database
@@ -27,3 +32,123 @@ async def read_all(database: Database) -> dict[str, Tenant]:
         )
         for row in rows
     }
+
+
+@dataclass(frozen=True, slots=True)
+class ManagedRow:
+    """A row as its manager wants it; `managed_by` is the UID of the resource that it stands for."""
+
+    tenant_id: str
+    managed_by: str
+    name: str | None
+    max_concurrent_runs: int
+    max_queued_runs: int
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class RowChanges:
+    """Ids of the tenants whose rows were written."""
+
+    created: frozenset[str]
+    updated: frozenset[str]
+    deleted: frozenset[str]
+
+
+async def bring_to(
+    database: Database, wanted: Sequence[ManagedRow], *, living: Collection[str], exclusive: bool
+) -> RowChanges:
+    """Create, correct and delete managed rows in one statement; what is as wanted is not written.
+
+    A row that nobody manages, or that another living manager does, is left alone, also when its id is wanted.
+
+    Args:
+        wanted: at most one for each tenant id.
+        living: UIDs of all resources that may manage a row here, wanted or not.
+        exclusive: whether a UID that is not among `living` is known to be gone. If so, its rows are deleted, or given
+            to who wants their ids now; if not, they are left alone.
+    """
+    rows = await database.fetch(
+        """
+        WITH wanted AS (
+            SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::int[], $6::int[])
+                AS wanted (tenant_id, managed_by, name, max_concurrent_runs, max_queued_runs, priority)
+        ), gone AS (
+            SELECT tenant_id FROM tenants t
+             WHERE $8 AND managed_by IS NOT NULL
+               AND NOT EXISTS (SELECT 1 FROM unnest($7::text[]) AS living (uid) WHERE uid = t.managed_by)
+        ), due AS (
+            SELECT w.* FROM wanted w LEFT JOIN tenants t USING (tenant_id)
+             WHERE t.tenant_id IS NULL
+                OR ((t.managed_by = w.managed_by OR t.tenant_id IN (SELECT tenant_id FROM gone))
+                    AND (t.managed_by, t.name, t.max_concurrent_runs, t.max_queued_runs, t.priority)
+                        IS DISTINCT FROM (w.managed_by, w.name, w.max_concurrent_runs, w.max_queued_runs, w.priority))
+        ), written AS (
+            INSERT INTO tenants AS t
+                   (tenant_id, managed_by, name, max_concurrent_runs, max_queued_runs, priority, created_at)
+            SELECT tenant_id, managed_by, name, max_concurrent_runs, max_queued_runs, priority, now() FROM due
+            -- Somebody may have made the row meanwhile.
+            ON CONFLICT (tenant_id) DO UPDATE
+               SET managed_by = EXCLUDED.managed_by, name = EXCLUDED.name,
+                   max_concurrent_runs = EXCLUDED.max_concurrent_runs, max_queued_runs = EXCLUDED.max_queued_runs,
+                   priority = EXCLUDED.priority
+             WHERE t.managed_by = EXCLUDED.managed_by OR t.tenant_id IN (SELECT tenant_id FROM gone)
+            RETURNING t.tenant_id
+        ), deleted AS (
+            DELETE FROM tenants
+             WHERE tenant_id IN (SELECT tenant_id FROM gone) AND tenant_id NOT IN (SELECT tenant_id FROM wanted)
+            RETURNING tenant_id
+        )
+        SELECT tenant_id, CASE WHEN before.tenant_id IS NULL THEN 'created' ELSE 'updated' END AS change
+          FROM written LEFT JOIN tenants before USING (tenant_id)
+         UNION ALL SELECT tenant_id, 'deleted' FROM deleted
+        """,
+        [row.tenant_id for row in wanted],
+        [row.managed_by for row in wanted],
+        [row.name for row in wanted],
+        [row.max_concurrent_runs for row in wanted],
+        [row.max_queued_runs for row in wanted],
+        [row.priority for row in wanted],
+        list(living),
+        exclusive,
+    )
+    created, updated, deleted = (
+        frozenset(row["tenant_id"] for row in rows if row["change"] == change)
+        for change in ("created", "updated", "deleted")
+    )
+    return RowChanges(created, updated, deleted)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How one tenant stands.
+
+    Attributes:
+        has_row: whether the table has it.
+        managed_by: UID of the resource that its row stands for; None = nobody's, or there is no row.
+        queued, active: its runs that wait for a worker, and that one runs.
+    """
+
+    has_row: bool
+    managed_by: str | None
+    queued: int
+    active: int
+
+
+async def standing(database: Database, tenant_ids: Collection[str]) -> dict[str, Standing]:
+    """Return how the given tenants stand, each of them, in one statement."""
+    rows = await database.fetch(
+        """
+        SELECT asked.tenant_id, t.tenant_id IS NOT NULL AS has_row, t.managed_by,
+               coalesce(runs.queued, 0) AS queued, coalesce(runs.active, 0) AS active
+          FROM unnest($1::text[]) AS asked (tenant_id)
+          LEFT JOIN tenants t ON t.tenant_id = asked.tenant_id
+          LEFT JOIN (SELECT tenant_id, count(*) FILTER (WHERE status = 'queued') AS queued,
+                            count(*) FILTER (WHERE status = 'running') AS active
+                       FROM orchestration_runs
+                      WHERE tenant_id = ANY($1::text[]) AND status IN ('queued', 'running')
+                      GROUP BY tenant_id) AS runs ON runs.tenant_id = asked.tenant_id
+        """,
+        list(tenant_ids),
+    )
+    return {row["tenant_id"]: Standing(row["has_row"], row["managed_by"], row["queued"], row["active"]) for row in rows}
