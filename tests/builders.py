@@ -75,6 +75,8 @@ def an_observed(**changes: Any) -> Observed:
     ordinary: dict[str, Any] = {
         "redis_url": Found(SecretStr(REDIS_URL)),
         "postgres_url": Found(SecretStr(POSTGRES_URL)),
+        "redis_ca": None,
+        "postgres_ca": None,
         "redis": RedisAnswers("7.2.4", "noeviction"),
         "postgres": PostgresAnswers(schema_version=1),
         "queues": {"default": QueueFigures(queued=0, active=0, oldest_seconds=None)},
@@ -201,7 +203,7 @@ _LIST_KEYS = {
     "topologySpreadConstraints": ("topologyKey", "whenUnsatisfiable"),
 }
 _REFERENCE_KEYS = {"ownerReferences": ("uid",), "imagePullSecrets": ("name",)}
-_ATOMIC = ("selector", "labelSelector", "secretKeyRef")
+_ATOMIC = ("selector", "labelSelector", "podSelector", "secretKeyRef")
 
 
 def fields_of(body: JsonObject) -> JsonObject:

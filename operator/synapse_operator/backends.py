@@ -60,6 +60,8 @@ class Stores:
     namespace: str
     redis_url: SecretLookup
     postgres_url: SecretLookup
+    redis_ca: SecretLookup | None
+    postgres_ca: SecretLookup | None
     pgbouncer: bool
 
 
@@ -122,14 +124,20 @@ class _Connections:
         if isinstance(stores.redis_url, Found):
             try:
                 url = seen_from_here(stores.redis_url.value, stores.namespace)
-                self.redis = open_redis(url, timeout=CALL_SECONDS)
+                self.redis = open_redis(url, ca_text=_text(stores.redis_ca), timeout=CALL_SECONDS)
             except ConfigurationError as error:
                 self.redis = Unusable(str(error))
         if isinstance(stores.postgres_url, Found):
             try:
                 url = seen_from_here(stores.postgres_url.value, stores.namespace)
                 # One connection: a hundred scales may share one server.
-                self.database = open_database(url, pgbouncer=stores.pgbouncer, pool_size=1, timeout=CALL_SECONDS)
+                self.database = open_database(
+                    url,
+                    pgbouncer=stores.pgbouncer,
+                    pool_size=1,
+                    ca_text=_text(stores.postgres_ca),
+                    timeout=CALL_SECONDS,
+                )
             except ConfigurationError as error:
                 self.database = Unusable(str(error))
 
@@ -138,6 +146,11 @@ class _Connections:
             await _quietly(self.redis.aclose(close_connection_pool=True))
         if isinstance(self.database, Database):
             await _quietly(self.database.close())
+
+
+def _text(lookup: SecretLookup | None) -> str:
+    """Return certificates; while they cannot be read, those of the system are asked with, and the status says why."""
+    return lookup.value.get_secret_value() if isinstance(lookup, Found) else ""
 
 
 def seen_from_here(url: SecretStr, namespace: str) -> SecretStr:

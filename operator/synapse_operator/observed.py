@@ -58,12 +58,13 @@ class KeyMissing:
 SecretLookup = Found | SecretMissing | KeyMissing | Unknown
 
 
-def read_secret_key(secret: JsonObject | None, selector: SecretKeySelector) -> SecretLookup:
+def read_secret_key(secret: JsonObject | None, selector: SecretKeySelector, content: str) -> SecretLookup:
     """Look up one key.
 
     Args:
         secret: the Secret as the API server sent it; None = it said 404.
         selector: which key of it.
+        content: what should be there, for the sentence: `the URL`.
     """
     if secret is None:
         return SecretMissing(
@@ -75,9 +76,9 @@ def read_secret_key(secret: JsonObject | None, selector: SecretKeySelector) -> S
     try:
         text = base64.b64decode(encoded, validate=True).decode()
     except (binascii.Error, UnicodeDecodeError, ValueError):
-        return KeyMissing(f"key {selector.key} of Secret {selector.name} is not text; put the URL there")
+        return KeyMissing(f"key {selector.key} of Secret {selector.name} is not text; put {content} there")
     if not text.strip():
-        return KeyMissing(f"key {selector.key} of Secret {selector.name} is empty; put the URL there")
+        return KeyMissing(f"key {selector.key} of Secret {selector.name} is empty; put {content} there")
     return Found(SecretStr(text))
 
 
@@ -364,6 +365,8 @@ class Observed:
     Attributes:
         redis_url: the URL, from the Secret or (as `Found`) from the spec.
         postgres_url: the same for PostgreSQL.
+        redis_ca: the certificates (PEM) that Redis is checked with; None = the system's.
+        postgres_ca: the same for PostgreSQL.
         queues: figures by shard name, for the names of `desired.environment.served_shards`.
         children: found by label, and by name for those of `naming.expected_refs` that the list lacks.
         pods: all worker pods of the scale (`naming.worker_selector`).
@@ -371,6 +374,8 @@ class Observed:
 
     redis_url: SecretLookup
     postgres_url: SecretLookup
+    redis_ca: SecretLookup | None
+    postgres_ca: SecretLookup | None
     redis: RedisState
     postgres: PostgresState
     queues: Mapping[str, QueueFigures] | Unknown

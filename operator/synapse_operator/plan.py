@@ -127,16 +127,17 @@ def plan(scale: SynapseScale, desired: Desired | Blocked, observed: Observed, no
     """Return what brings `observed` to `desired`.
 
     Args:
-        scale: the scale; one that terminates gets an empty plan, since owner references do the work.
+        scale: the scale; one that terminates gets an empty plan, since owner references do the work, and so does one
+            that is paused.
         desired: what is wanted; `Blocked` leaves the children as they are.
         observed: what is there.
         now: the present time, UTC.
     """
     if scale.terminating:
         return Plan()
-    if isinstance(desired, Blocked):
+    if isinstance(desired, Blocked) or scale.metadata.paused:
         return Plan(wake_at=now + LOOK_AGAIN)
-    deletions = list(_superseded_config_maps(scale, desired, observed))
+    deletions = [*_superseded_config_maps(scale, desired, observed), *_unwanted(scale, desired, observed)]
     applies: list[Apply] = []
     failures: list[Failure] = []
     leaving = False
@@ -243,6 +244,15 @@ def _superseded_config_maps(scale: SynapseScale, desired: Desired, observed: Obs
     newest_first = sorted(old, key=lambda child: (child.created, child.ref.name), reverse=True)
     for child in newest_first[1:]:
         yield Delete(child.ref, child.uid)
+
+
+def _unwanted(scale: SynapseScale, desired: Desired, observed: Observed) -> Iterator[Delete]:
+    """Yield what a switch of the spec took away: it can go at once, nobody depends on it."""
+    wanted = {manifest.ref for manifest in desired.manifests}
+    for kind in (Kind.POD_DISRUPTION_BUDGET, Kind.NETWORK_POLICY):
+        for child in observed.of_kind(kind):
+            if child.ref not in wanted and not child.terminating and child.owner_uid == scale.metadata.uid:
+                yield Delete(child.ref, child.uid)
 
 
 def _creation(manifest: Manifest) -> Event | None:

@@ -84,14 +84,13 @@ class Reconciler:
         return Again(after=(todo.wake_at - now).total_seconds() if todo.wake_at else None)
 
     async def _observe(self, key: ScaleKey, scale: SynapseScale) -> Observed:
-        redis_url, postgres_url = await observe.read_urls(self._client, scale)
-        namespace = scale.metadata.namespace
-        stores = Stores(namespace, redis_url, postgres_url, pgbouncer=scale.spec.postgres.pgbouncer)
+        secrets = await observe.read_store_secrets(self._client, scale)
+        stores = Stores(scale.metadata.namespace, *secrets, pgbouncer=scale.spec.postgres.pgbouncer)
         view, children = await asyncio.gather(
             self._backends.look(key, stores, served_shards(scale)), observe.read_children(self._client, scale)
         )
         pods = await observe.read_pods(self._client, scale, children)
-        return Observed(redis_url, postgres_url, view.redis, view.postgres, view.queues, view.overview, children, pods)
+        return Observed(*secrets, view.redis, view.postgres, view.queues, view.overview, children, pods)
 
     def _forget(self, key: ScaleKey) -> None:
         self._backends.forget(key)

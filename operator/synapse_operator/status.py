@@ -107,9 +107,9 @@ def next_status(
     rollouts = [Rollout.of(child) for child in observed.of_kind(Kind.DEPLOYMENT) if not child.terminating]
     ready = sum(rollout.ready for rollout in rollouts)
     wanted = desired.workers if isinstance(desired, Desired) else sum(rollout.wanted for rollout in rollouts)
-    applied = _children_applied(desired, report, rollouts)
+    applied = _children_applied(scale, desired, report, rollouts)
     problem = _problem(desired, observed, applied, ready, wanted)
-    moving = _moving(desired, report, rollouts)
+    moving = not scale.metadata.paused and _moving(desired, report, rollouts)
     verdicts = (
         _ready(scale, desired, observed, problem, ready, wanted),
         _reconciling(problem, moving, ready, wanted, applied),
@@ -118,6 +118,7 @@ def next_status(
         _redis_safe(observed),
         _postgres_reachable(observed),
         applied,
+        _paused(scale.metadata),
     )
     status: JsonObject = {
         **_head(scale.metadata, verdicts, previous, now, _Redactor(observed)),
@@ -149,6 +150,7 @@ def invalid_status(invalid: InvalidScale, *, previous: JsonObject, now: datetime
             Reason.FROZEN,
             "Children are left as they are until the spec is repaired",
         ),
+        _paused(invalid.metadata),
     )
     kept: JsonObject = {key: previous[key] for key in ("replicas", "selector", "workers", "image") if key in previous}
     return _unless_same({**_head(invalid.metadata, verdicts, previous, now, None), **kept}, previous)
@@ -173,11 +175,24 @@ def transition_events(previous: JsonObject, status: JsonObject) -> tuple[Event, 
 # ---- conditions
 
 
-def _children_applied(desired: Desired | Blocked, report: ApplyReport, rollouts: list[Rollout]) -> _Verdict:
+def _paused(metadata: ObjectMeta) -> _Verdict:
+    type_ = ConditionType.PAUSED
+    if metadata.paused:
+        message = f"Children are left alone while the annotation {naming.PAUSED_ANNOTATION} is there"
+        return _Verdict(type_, _Status.TRUE, Reason.PAUSED_BY_ANNOTATION, message)
+    return _Verdict(type_, _Status.FALSE, Reason.NOT_PAUSED, "Children are kept as they should be")
+
+
+def _children_applied(
+    scale: SynapseScale, desired: Desired | Blocked, report: ApplyReport, rollouts: list[Rollout]
+) -> _Verdict:
     type_ = ConditionType.CHILDREN_APPLIED
     if isinstance(desired, Blocked):
         message = f"Children are left as they are: {desired.sentence}"
         return _Verdict(type_, _Status.UNKNOWN, Reason.FROZEN, message)
+    if scale.metadata.paused:
+        message = "Children are not compared with the spec while it is paused"
+        return _Verdict(type_, _Status.UNKNOWN, Reason.PAUSED_BY_ANNOTATION, message)
     if report.failures:
         first = report.failures[0]
         return _Verdict(type_, _Status.FALSE, first.reason, f"{first.ref}: {first.sentence}")

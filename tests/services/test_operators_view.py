@@ -26,7 +26,7 @@ async def backends() -> AsyncIterator[Backends]:
 
 
 async def _look(backends: Backends, url: str) -> View:
-    stores = Stores("team-a", Found(SecretStr(url)), SecretMissing("not asked for"), pgbouncer=False)
+    stores = Stores("team-a", Found(SecretStr(url)), SecretMissing("not asked for"), None, None, pgbouncer=False)
     return await backends.look("scale", stores, [DEFAULT_QUEUE, "1"])
 
 

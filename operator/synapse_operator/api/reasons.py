@@ -32,6 +32,7 @@ class ConditionType(_Documented):
     REDIS_SAFE = "RedisSafe", "True: Redis is recent enough and set to keep its keys when its memory is full"
     POSTGRES_REACHABLE = "PostgresReachable", "True: the operator reaches PostgreSQL with the URL that the workers get"
     CHILDREN_APPLIED = "ChildrenApplied", "True: every object that belongs to the scale is as it should be"
+    PAUSED = "Paused", "True: the annotation scale.synapseorch.com/paused is there, and the operator changes nothing"
 
 
 class Reason(_Documented):
@@ -81,6 +82,11 @@ class Reason(_Documented):
     KIND_ABSENT = "KindAbsent", "the cluster does not know a kind that is needed"
     NAME_TAKEN = "NameTaken", "an object with the name of a child exists and belongs to somebody else"
     CLUSTER_UNAVAILABLE = "ClusterUnavailable", "the API server did not answer; it is tried again"
+    PAUSED_BY_ANNOTATION = (
+        "PausedByAnnotation",
+        "the annotation scale.synapseorch.com/paused is there; remove it to go on",
+    )
+    NOT_PAUSED = "NotPaused", "the operator keeps the children as they should be"
     # pods
     UNSCHEDULABLE = "Unschedulable", "no node has room for a pod, or none fits"
     IMAGE_PULL_FAILED = "ImagePullFailed", "the image of the workers cannot be pulled"

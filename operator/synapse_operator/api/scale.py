@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from synapse_operator.api.common import (
     ApiModel,
     Condition,
+    FreeForm,
     JsonObject,
     LocalObjectReference,
     ObjectMeta,
@@ -27,15 +28,11 @@ from synapse_operator.api.common import (
     rule,
 )
 from synapse_operator.api.reasons import ConditionType
+from synapse_operator.api.workers import WorkersSpec
 from synapse_operator.naming import SCALE_KIND, SCALE_PLURAL
-from synapse_worker.contract import BY_NAME, MAX_SHARDS, PROCESS_MARGIN_SECONDS, Variable
+from synapse_worker.contract import BY_NAME, MAX_SHARDS, TENANT_ID_MAX_LENGTH
 
 URL_MAX_LENGTH = 2048
-
-MAX_REPLICAS = 1000
-
-DEFAULT_DRAIN_SECONDS = 300
-"""Longer than the image's own default, which has to fit Docker: a model's answer may take minutes."""
 
 # A colon and later an @: a password. Without the second pattern, a URL with host and port and an @ in its
 # query would count too. A password with an unencoded / or ? in it makes the URL invalid, but it would be
@@ -60,16 +57,6 @@ def _exactly_one_url(store: str) -> ConfigDict:
 
 def _scheme(store: str, pattern: str, accepted: str) -> JsonObject:
     return rule(f"self.matches('{pattern}')", f"{store}: url must start with {accepted}")
-
-
-def _accepted(variable: Variable) -> str:
-    return f"Range: {variable.minimum} to {variable.maximum}."
-
-
-_CONCURRENCY = BY_NAME["WORKER_CONCURRENCY"]
-_JOB_TIMEOUT = BY_NAME["WORKER_JOB_TIMEOUT"]
-_MAX_RETRIES = BY_NAME["WORKER_MAX_RETRIES"]
-_DRAIN = BY_NAME["WORKER_DRAIN_SECONDS"]
 
 
 class RedisSpec(ApiModel):
@@ -106,6 +93,13 @@ class RedisSpec(ApiModel):
             ]
         },
     )
+    ca_secret_ref: SecretKeySelector | None = Field(
+        default=None,
+        description=(
+            "Key of a Secret that holds the certificates (PEM) that the server's certificate is checked with, when "
+            "it is not signed by a public authority. Unset: those of the system."
+        ),
+    )
 
 
 class PostgresSpec(ApiModel):
@@ -135,6 +129,13 @@ class PostgresSpec(ApiModel):
                 _NO_CREDENTIALS,
             ]
         },
+    )
+    ca_secret_ref: SecretKeySelector | None = Field(
+        default=None,
+        description=(
+            "Key of a Secret that holds the certificates (PEM) that the server's certificate is checked with, when "
+            "it is not signed by a public authority. Unset: those of the system."
+        ),
     )
     pgbouncer: bool = Field(
         default=False,
@@ -168,55 +169,49 @@ class QueueSpec(ApiModel):
     )
 
 
-class WorkersSpec(ApiModel):
-    """The workers of each shard."""
+class TenancySpec(ApiModel):
+    """Whose runs these are."""
 
-    replicas: int = Field(
-        default=1,
-        ge=0,
-        le=MAX_REPLICAS,
-        description=(
-            "Worker pods for each shard; `kubectl scale` changes this field. 0 = no worker, jobs wait. "
-            f"Range: 0 to {MAX_REPLICAS}. Default: 1."
-        ),
-    )
-    concurrency: int | None = Field(
+    default_tenant_id: str | None = Field(
         default=None,
-        ge=_CONCURRENCY.minimum,
-        le=_CONCURRENCY.maximum,
+        min_length=1,
+        max_length=TENANT_ID_MAX_LENGTH,
         description=(
-            f"Jobs that one worker runs at once. {_accepted(_CONCURRENCY)} Unset: the setting stored in Postgres "
-            f"(`{_CONCURRENCY.stored}`), else {_CONCURRENCY.default}."
+            f"Tenant of a run that names none; 1 to {TENANT_ID_MAX_LENGTH} characters. "
+            f"Unset: `{BY_NAME['DEFAULT_TENANT_ID'].default}`."
         ),
     )
-    job_timeout_seconds: int | None = Field(
-        default=None,
-        ge=_JOB_TIMEOUT.minimum,
-        le=_JOB_TIMEOUT.maximum,
+
+
+class NetworkPolicySpec(ApiModel):
+    """Who may talk to the workers, and to whom they may talk."""
+
+    enabled: bool = Field(
+        default=False,
         description=(
-            "Seconds of work, over all workers that had the job and without waiting time, until a job is cancelled "
-            f"and its run is marked failed. {_accepted(_JOB_TIMEOUT)} Unset: the setting stored in Postgres "
-            f"(`{_JOB_TIMEOUT.stored}`), else {_JOB_TIMEOUT.default}."
+            "Whether workers get a NetworkPolicy: in, only the port of probes and metrics; out, only DNS, the hosts' "
+            "ports of both stores, cloud credentials (169.254.169.254, 169.254.170.2, 169.254.170.23) and port 443. It "
+            "needs a network plugin that enforces policies. Default: false."
         ),
     )
-    max_retries: int | None = Field(
-        default=None,
-        ge=_MAX_RETRIES.minimum,
-        le=_MAX_RETRIES.maximum,
+    extra_egress: tuple[FreeForm, ...] = Field(
+        default=(),
+        max_length=64,
         description=(
-            "Retries after a failed execution before the job goes to the dead-letter queue (3 = up to 4 executions); "
-            f"stopped or lost workers cost none. {_accepted(_MAX_RETRIES)} Unset: the setting stored in Postgres "
-            f"(`{_MAX_RETRIES.stored}`), else {_MAX_RETRIES.default}."
+            "More that workers may reach, as in `egress` of a NetworkPolicy, for example a model server in the "
+            "cluster; checked when applied. Default: none."
         ),
     )
-    drain_timeout_seconds: int = Field(
-        default=DEFAULT_DRAIN_SECONDS,
-        ge=_DRAIN.minimum,
-        le=_DRAIN.maximum,
+
+
+class PodDisruptionBudgetSpec(ApiModel):
+    """How many workers an eviction may take at once."""
+
+    enabled: bool = Field(
+        default=True,
         description=(
-            "Longest time in seconds that a worker which is told to stop may stay inside one step; its jobs go to "
-            "other workers at the next step anyway. The pod's grace period is "
-            f"{PROCESS_MARGIN_SECONDS} seconds more. {_accepted(_DRAIN)} Default: {DEFAULT_DRAIN_SECONDS}."
+            "Whether each shard has a PodDisruptionBudget that lets one worker go at a time, and any that is not "
+            "ready. Default: true."
         ),
     )
 
@@ -271,6 +266,21 @@ class SynapseScaleSpec(ApiModel):
         description="The workers of each shard. Default: one worker.",
         json_schema_extra={"default": {}},
     )
+    tenancy: TenancySpec = Field(
+        default_factory=TenancySpec,
+        description="Whose runs these are. Default: those of the tenant `default`.",
+        json_schema_extra={"default": {}},
+    )
+    network_policy: NetworkPolicySpec = Field(
+        default_factory=NetworkPolicySpec,
+        description="Who may talk to the workers, and to whom they may talk. Default: no NetworkPolicy.",
+        json_schema_extra={"default": {}},
+    )
+    pod_disruption_budget: PodDisruptionBudgetSpec = Field(
+        default_factory=PodDisruptionBudgetSpec,
+        description="How many workers of a shard an eviction may take at once. Default: one.",
+        json_schema_extra={"default": {}},
+    )
 
 
 class WorkersStatus(ApiModel):
@@ -322,8 +332,8 @@ class SynapseScaleStatus(ApiModel):
         default=(),
         max_length=32,
         description=(
-            "Ready, Reconciling, Stalled (as kstatus reads them), RedisReachable, RedisSafe, PostgresReachable and "
-            "ChildrenApplied; reasons: docs/crd-reference.md."
+            "Ready, Reconciling, Stalled (as kstatus reads them), RedisReachable, RedisSafe, PostgresReachable, "
+            "ChildrenApplied and Paused; reasons: docs/crd-reference.md."
         ),
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from synapse_operator.api.common import JsonObject, SecretKeySelector
 from synapse_operator.api.scale import SynapseScale
+from synapse_operator.api.workers import DEFAULT_HEALTH_PORT
+from synapse_operator.naming import POSTGRES_CA_PATH, REDIS_CA_PATH
 from synapse_worker.contract import BY_NAME, DEFAULT_QUEUE
 
 REDIS_URL = BY_NAME["REDIS_URL"].name
 POSTGRES_URL = BY_NAME["SCALE_POSTGRES_URL"].name
-HEALTH_PORT = int(BY_NAME["WORKER_HEALTH_PORT"].default or 0)
-DATA_DIR = BY_NAME["SYNAPSE_DATA_DIR"].default or ""
+REDIS_CA = BY_NAME["REDIS_CA_FILE"].name
+POSTGRES_CA = BY_NAME["POSTGRES_CA_FILE"].name
+
+CA_FILE = "ca.crt"
+"""Name of the file with a store's certificates, in its folder."""
 
 _K8S_MODE = BY_NAME["K8S_MODE"].name
 _SHARDS_TO_SERVE = BY_NAME["WORKER_QUEUE_SHARD"].name
@@ -22,6 +27,8 @@ _JOB_TIMEOUT = BY_NAME["WORKER_JOB_TIMEOUT"].name
 _MAX_RETRIES = BY_NAME["WORKER_MAX_RETRIES"].name
 _DRAIN_SECONDS = BY_NAME["WORKER_DRAIN_SECONDS"].name
 _PGBOUNCER = BY_NAME["PGBOUNCER_MODE"].name
+_HEALTH_PORT = BY_NAME["WORKER_HEALTH_PORT"].name
+_DEFAULT_TENANT = BY_NAME["DEFAULT_TENANT_ID"].name
 
 
 def served_shards(scale: SynapseScale) -> tuple[str, ...]:
@@ -43,8 +50,16 @@ def worker_environment(scale: SynapseScale, shard: int) -> dict[str, str]:
         _MAX_RETRIES: workers.max_retries,
     }
     environment |= {name: str(value) for name, value in settings.items() if value is not None}
+    if workers.health_port != DEFAULT_HEALTH_PORT:
+        environment[_HEALTH_PORT] = str(workers.health_port)
     if scale.spec.postgres.pgbouncer:
         environment[_PGBOUNCER] = "1"
+    if scale.spec.tenancy.default_tenant_id is not None:
+        environment[_DEFAULT_TENANT] = scale.spec.tenancy.default_tenant_id
+    if scale.spec.redis.ca_secret_ref is not None:
+        environment[REDIS_CA] = f"{REDIS_CA_PATH}/{CA_FILE}"
+    if scale.spec.postgres.ca_secret_ref is not None:
+        environment[POSTGRES_CA] = f"{POSTGRES_CA_PATH}/{CA_FILE}"
     return environment
 
 

@@ -41,14 +41,14 @@ DEPLOYMENT = manifest_of(what_is_desired(a_scale(spec={"workers": {"replicas": 3
 
 
 def test_a_key_is_found() -> None:
-    found = read_secret_key(a_secret(redis="redis://r\n"), SELECTOR)
+    found = read_secret_key(a_secret(redis="redis://r\n"), SELECTOR, "the URL")
     assert isinstance(found, Found)
     assert found.value.get_secret_value() == "redis://r\n"
     assert "redis://r" not in repr(found)
 
 
 def test_a_missing_secret_says_what_to_create() -> None:
-    assert read_secret_key(None, SELECTOR) == SecretMissing(
+    assert read_secret_key(None, SELECTOR, "the URL") == SecretMissing(
         "Secret stores does not exist in this namespace; create it with the key redis"
     )
 
@@ -66,7 +66,7 @@ def test_a_missing_secret_says_what_to_create() -> None:
     ids=["no data", "null", "other key", "empty", "blank", "not text"],
 )
 def test_a_secret_without_the_key_says_so(secret: dict[str, Any]) -> None:
-    missing = read_secret_key(secret, SELECTOR)
+    missing = read_secret_key(secret, SELECTOR, "the URL")
     assert isinstance(missing, KeyMissing)
     assert "redis" in missing.sentence
     assert "stores" in missing.sentence

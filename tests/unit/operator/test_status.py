@@ -18,7 +18,7 @@ from synapse_operator.api.crd import crd
 from synapse_operator.api.reasons import ConditionType, EventReason, Reason
 from synapse_operator.api.scale import SCALE_RESOURCE, InvalidScale, SynapseScale, read_scale
 from synapse_operator.desired import Blocked, Desired, desired_for_scale
-from synapse_operator.naming import Kind
+from synapse_operator.naming import PAUSED_ANNOTATION, Kind
 from synapse_operator.observed import (
     Found,
     KeyMissing,
@@ -190,6 +190,16 @@ def test_a_disabled_scale_says_whether_work_is_left(queued: int, message: str) -
     told = _told(scale=scale, queues={"default": QueueFigures(queued, 0, None)})
     assert told.condition(ConditionType.READY) == ("True", "Disabled")
     assert told.message(ConditionType.READY) == message
+
+
+def test_a_paused_scale_says_so_and_compares_nothing() -> None:
+    paused = a_scale(spec={"workers": {"replicas": 5}}, annotations={PAUSED_ANNOTATION: "true"})
+    told = _told(scale=paused)
+    assert told.condition(ConditionType.PAUSED) == ("True", "PausedByAnnotation")
+    assert told.condition(ConditionType.CHILDREN_APPLIED) == ("Unknown", "PausedByAnnotation")
+    assert told.condition(ConditionType.RECONCILING) == ("False", "Settled")
+    assert told.status["workers"]["summary"] == "2/5"
+    assert READY.condition(ConditionType.PAUSED) == ("False", "NotPaused")
 
 
 # ---- troubles
