@@ -57,13 +57,6 @@ NOT_BUILT_YET: tuple[NotBuiltYet, ...] = (
     ),
     NotBuiltYet(
         "Queue shards",
-        "With multiple shards, jobs are distributed across synapse:orchestrations:0, synapse:orchestrations:1, ...",
-        "C",
-        environment={"NUM_QUEUE_SHARDS": "2"},
-        sentence="NUM_QUEUE_SHARDS is above 1; this release accepts 1 only",
-    ),
-    NotBuiltYet(
-        "Queue shards",
         "This allows you to dedicate certain worker capacity to specific tenants or job priorities",
         "C",
         environment={"WORKER_QUEUE_SHARD": "tenants"},
@@ -132,8 +125,6 @@ NOT_BUILT_YET: tuple[NotBuiltYet, ...] = (
         "Tenant isolation",
         "Enabled: a Redis queue shard for each tenant, a backlogged tenant cannot delay jobs from other tenants",
         "C",
-        environment={"ENABLE_TENANT_ISOLATION": "1"},
-        sentence="ENABLE_TENANT_ISOLATION is 1; this release accepts 0 only",
         field="tenancy",
     ),
     NotBuiltYet(

@@ -1,6 +1,8 @@
-"""The page's section Queue shards, with one shard; more than one is in not_built_yet.py."""
+"""The page's section Queue shards; what a SynapseScale says of them is in not_built_yet.py."""
 
 from __future__ import annotations
+
+import asyncio
 
 import pytest
 from redis.asyncio import Redis
@@ -14,9 +16,10 @@ from synapse_worker.queueing import keys
 from synapse_worker.store import runs
 from synapse_worker.store.database import Database
 from tests.page.conftest import StartHere
-from tests.page.support import enqueue, enqueue_stock, printing, until
+from tests.page.support import completed, enqueue, enqueue_stock, printing, until
 from tests.support.runs import store
 from tests.support.servers import RedisServer
+from tests.support.workers import command
 
 
 def test_default_and_range() -> None:
@@ -37,6 +40,23 @@ async def test_a_single_shard_is_one_sorted_set(database: Database, redis_client
     assert await redis_client.type("synapse:orchestrations:default") == b"zset"
     members = await redis_client.zrange("synapse:orchestrations:default", 0, -1)
     assert {member.decode() for member in members} == run_ids
+
+
+async def test_many_shards_are_a_sorted_set_each(
+    database: Database, redis_client: Redis, redis_server: RedisServer, postgres_url: str, start_here: StartHere
+) -> None:
+    """With multiple shards, jobs are distributed across synapse:orchestrations:0, synapse:orchestrations:1, etc."""
+    await store(database, printing("hello"))
+    words = ("enqueue", "hello", "--count", "40")
+    done = await asyncio.to_thread(command, redis_server.url, postgres_url, *words, NUM_QUEUE_SHARDS="4")
+    assert done.returncode == 0, done.stderr
+    run_ids = done.stdout.split()
+    depths = [await redis_client.zcard(f"synapse:orchestrations:{shard}") for shard in range(4)]
+    assert sum(depths) == len(run_ids) == 40
+    assert min(depths) > 0
+    for shards in ("0,1", "2,3"):
+        await start_here(WORKER_QUEUE_SHARD=shards)
+    await completed(database, run_ids)
 
 
 async def test_a_worker_can_be_pinned_to_a_shard(

@@ -7,11 +7,13 @@ Commands print for people, or JSON with `-o json`; an error is one sentence on s
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -22,18 +24,22 @@ from redis.asyncio import Redis
 from synapse_worker import __version__
 from synapse_worker import settings as settings_module
 from synapse_worker.connections import open_database, open_redis
-from synapse_worker.errors import ConfigurationError, SynapseError
-from synapse_worker.queueing.client import NewRun, cancel_run, enqueue_run, new_run_id, resume_run, retry_letter
+from synapse_worker.errors import ConfigurationError, StoreUnavailable, SynapseError
+from synapse_worker.queueing.client import NewRun, cancel_run, new_run_id, resume_run, retry_letter
+from synapse_worker.queueing.producer import Producer
+from synapse_worker.routing import HIGHEST_PRIORITY
 from synapse_worker.settings import Settings
 from synapse_worker.store import dead_letters
 from synapse_worker.store import runs as run_store
 from synapse_worker.store.database import Database
 from synapse_worker.store.dead_letters import Letter
 from synapse_worker.store.runs import RunStatus, RunView
+from synapse_worker.store.topology import Role
 from synapse_worker.telemetry import set_up_logging
 
 _ENDED = {RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.PAUSED}
 _POLL_SECONDS = 0.3
+_AWAY_SECONDS = 1.0
 
 OUTPUT = click.option(
     "-o",
@@ -120,7 +126,23 @@ def sync(folder: Path | None, tenant: str | None, output: str) -> None:
 )
 @click.option("--tenant", default=None, help="Tenant of the run [default: DEFAULT_TENANT_ID].")
 @click.option("--session", default=None, help="Session id of the run.")
-@click.option("-n", "--count", default=1, show_default=True, type=click.IntRange(1, 1_000_000), help="How many runs.")
+@click.option(
+    "--priority",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, HIGHEST_PRIORITY),
+    help="Routes of the topology may send runs of a priority to a shard of their own.",
+)
+@click.option(
+    "-n", "--count", default=None, type=click.IntRange(1), help="How many runs [default: 1; with --rate: no end]."
+)
+@click.option(
+    "--rate",
+    default=None,
+    metavar="RUNS",
+    type=click.FloatRange(0, min_open=True),
+    help="So many runs a second, until --count or SIGTERM; a store that is away is waited for.",
+)
 @click.option("--wait", "wait_seconds", default=0.0, metavar="SECONDS", help="Wait until the runs have ended.")
 @OUTPUT
 def enqueue(
@@ -129,7 +151,9 @@ def enqueue(
     assignments: Sequence[str],
     tenant: str | None,
     session: str | None,
-    count: int,
+    priority: int,
+    count: int | None,
+    rate: float | None,
     wait_seconds: float,
     output: str,
 ) -> None:
@@ -137,14 +161,18 @@ def enqueue(
     state = dict(_assignment(text) for text in assignments)
 
     async def work(settings: Settings) -> None:
+        tenant_id = tenant or settings.default_tenant_id
+        new = NewRun(orchestration_id, message, tenant_id, session, state or None, priority)
+        most = count or (1 if rate is None else None)
+        at_once = wait_seconds <= 0 and output == "table"
+        ids: list[str] = []
         async with _database(settings) as database, _redis(settings) as client:
-            ids: list[str] = []
-            for _ in range(count):
-                now_ms = int(time.time() * 1000)
-                new = NewRun(orchestration_id, message, tenant or settings.default_tenant_id, session, state or None)
-                ids.append(await enqueue_run(database, client, new, run_id=new_run_id(now_ms), now_ms=now_ms))
-                if wait_seconds <= 0 and output == "table":
-                    click.echo(ids[-1])
+            async with Producer(database, client, settings.topology, role=Role.PRODUCER) as producer:
+                async for run_id in _enqueued(producer, new, most, rate):
+                    if at_once:
+                        click.echo(run_id)
+                    else:
+                        ids.append(run_id)
             views = await _wait_for(database, ids, wait_seconds) if wait_seconds > 0 else []
         if output == "json":
             _print_json([_as_json(view) for view in views] if wait_seconds > 0 else ids)
@@ -238,7 +266,8 @@ def resume(run_id: str, output: str) -> None:
 
     async def work(settings: Settings) -> None:
         async with _database(settings) as database, _redis(settings) as client:
-            was, job_id = await resume_run(database, client, run_id, now_ms=int(time.time() * 1000))
+            now_ms = int(time.time() * 1000)
+            was, job_id = await resume_run(database, client, run_id, now_ms=now_ms, without_row=settings.topology)
         if not was:
             raise _no_run(run_id)
         if not job_id:
@@ -318,7 +347,8 @@ def retry(letter_ids: Sequence[str], output: str) -> None:
         async with _database(settings) as database, _redis(settings) as client:
 
             async def one(letter: Letter) -> tuple[dict[str, object], str] | None:
-                job_id = await retry_letter(database, client, letter, now_ms=int(time.time() * 1000))
+                now_ms = int(time.time() * 1000)
+                job_id = await retry_letter(database, client, letter, now_ms=now_ms, without_row=settings.topology)
                 if job_id is None:
                     return None
                 done: dict[str, object] = {"id": letter.id, "run_id": letter.run_id, "job_id": job_id}
@@ -381,6 +411,55 @@ async def _redis(settings: Settings) -> AsyncIterator[Redis]:
         yield client
     finally:
         await client.aclose()
+
+
+async def _enqueued(producer: Producer, run: NewRun, most: int | None, rate: float | None) -> AsyncIterator[str]:
+    """Enqueue runs, yielding the ids; with a rate evenly over the time, until SIGTERM, whatever stores do meanwhile."""
+    if rate is None:
+        for _ in range(most or 0):
+            yield await _enqueue_one(producer, run)
+        return
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    began = time.monotonic()
+    for done in itertools.count() if most is None else range(most):
+        await _wait_until(began + done / rate, stop)
+        if stop.is_set():
+            return
+        try:
+            yield await _enqueue_one(producer, run, until=stop)
+        except StoreUnavailable:
+            return  # SIGTERM came first
+
+
+async def _enqueue_one(producer: Producer, run: NewRun, *, until: asyncio.Event | None = None) -> str:
+    """Enqueue one run; with `until`, a store that is away is waited for until that is set.
+
+    Raises:
+        StoreUnavailable: a store is away.
+    """
+    now_ms = int(time.time() * 1000)
+    run_id = new_run_id(now_ms)
+    said = ""
+    while True:
+        try:
+            return await producer.enqueue(run, run_id=run_id, now_ms=now_ms)  # the same id again: queued once
+        except StoreUnavailable as error:
+            if until is None:
+                raise
+            if str(error) != said:
+                said = str(error)
+                click.echo(f"waiting: {said}", err=True)
+            await _wait_until(time.monotonic() + _AWAY_SECONDS, until)
+            if until.is_set():
+                raise
+
+
+async def _wait_until(moment: float, or_until: asyncio.Event) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(max(0.0, moment - time.monotonic())):
+            await or_until.wait()
 
 
 async def _wait_for(database: Database, ids: Sequence[str], seconds: float) -> list[RunView]:

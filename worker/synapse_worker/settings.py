@@ -18,6 +18,7 @@ from pydantic import SecretStr
 from synapse_worker import contract
 from synapse_worker.contract import BY_NAME, Kind, Variable
 from synapse_worker.errors import ConfigurationError
+from synapse_worker.routing import Topology
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
@@ -37,6 +38,8 @@ class Settings:
     job_timeout: int
     max_retries: int
     shards: tuple[str, ...]
+    topology: Topology
+    """NUM_QUEUE_SHARDS and ENABLE_TENANT_ISOLATION: what holds where no row of `scale_topology` says otherwise."""
     default_tenant_id: str
     health_port: int
     metrics_token: SecretStr
@@ -120,12 +123,6 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
             switch(variable.name)
         elif variable.kind is Kind.CHOICE:
             choice(variable.name)
-    if switch("ENABLE_TENANT_ISOLATION"):
-        raise ConfigurationError(
-            "ENABLE_TENANT_ISOLATION is 1; this release accepts 0 only: all tenants share one queue."
-        )
-    if integer("NUM_QUEUE_SHARDS") != 1:
-        raise ConfigurationError("NUM_QUEUE_SHARDS is above 1; this release accepts 1 only: one queue, `default`.")
     return Settings(
         redis_url=SecretStr(text("REDIS_URL")),
         postgres_url=SecretStr(text("SCALE_POSTGRES_URL")),
@@ -136,6 +133,7 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         job_timeout=integer("WORKER_JOB_TIMEOUT"),
         max_retries=integer("WORKER_MAX_RETRIES"),
         shards=parse_shards(text("WORKER_QUEUE_SHARD")),
+        topology=Topology(integer("NUM_QUEUE_SHARDS"), switch("ENABLE_TENANT_ISOLATION")),
         default_tenant_id=text("DEFAULT_TENANT_ID"),
         health_port=integer("WORKER_HEALTH_PORT"),
         metrics_token=SecretStr(text("METRICS_TOKEN")),

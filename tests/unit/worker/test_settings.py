@@ -6,6 +6,7 @@ import pytest
 
 from synapse_worker import settings
 from synapse_worker.errors import ConfigurationError
+from synapse_worker.routing import Topology
 
 REQUIRED = {"REDIS_URL": "redis://:hush@r:6379/0", "SCALE_POSTGRES_URL": "postgresql://u:hush@p/db"}
 
@@ -36,9 +37,8 @@ def test_the_defaults_are_those_of_the_page() -> None:
             {"MAX_GLOBAL_QUEUE_DEPTH": "-1"},
             "MAX_GLOBAL_QUEUE_DEPTH is -1; accepted: a whole number from 1 to 100000000.",
         ),
-        ({"NUM_QUEUE_SHARDS": "2"}, "this release accepts 1 only"),
         ({"NUM_QUEUE_SHARDS": "65"}, "NUM_QUEUE_SHARDS is 65; accepted: a whole number from 1 to 64."),
-        ({"ENABLE_TENANT_ISOLATION": "1"}, "this release accepts 0 only"),
+        ({"ENABLE_TENANT_ISOLATION": "2"}, "ENABLE_TENANT_ISOLATION is '2'; accepted: 0 or 1."),
         ({"WORKER_QUEUE_SHARD": "64"}, "WORKER_QUEUE_SHARD names shard 64; accepted indexes: 0 to 63."),
         ({"WORKER_QUEUE_SHARD": "a{b"}, "braces"),
         ({"WORKER_QUEUE_SHARD": " , "}, "WORKER_QUEUE_SHARD names no shard"),
@@ -54,6 +54,12 @@ def test_a_value_that_cannot_be_used_is_named_with_what_is_accepted(change: dict
 
 def test_shards_are_a_list_without_doubles() -> None:
     assert settings.load({**REQUIRED, "WORKER_QUEUE_SHARD": "default, 0,default"}).shards == ("default", "0")
+
+
+def test_the_topology_where_no_row_says_otherwise() -> None:
+    assert settings.load(REQUIRED).topology == Topology(1, False)
+    loaded = settings.load({**REQUIRED, "NUM_QUEUE_SHARDS": "64", "ENABLE_TENANT_ISOLATION": "1"})
+    assert loaded.topology == Topology(64, True)
 
 
 def test_secrets_are_not_in_the_representation() -> None:

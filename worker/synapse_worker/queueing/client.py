@@ -2,24 +2,30 @@
 
 A run is durable before it is queued: run row and ledger row in one transaction, then the job key, then the
 queue entry. What a crash in between leaves is repaired by the sweep (`housekeeping`) from the ledger's envelope.
+Where it goes `routing` says, by the topology that holds when the rows are committed.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from redis.asyncio import Redis
 
 from synapse_worker.connections import redis_errors_as_ours
-from synapse_worker.contract import DEFAULT_QUEUE
+from synapse_worker.contract import DEFAULT_QUEUE, MAX_SHARDS
+from synapse_worker.errors import PayloadError, SynapseError
 from synapse_worker.queueing import keys
-from synapse_worker.queueing.lease import load_script
-from synapse_worker.queueing.payload import JobPayload, encode
-from synapse_worker.store import dead_letters, runs
+from synapse_worker.queueing.lease import load_script, script_text
+from synapse_worker.queueing.payload import JobPayload, decode, encode
+from synapse_worker.routing import HIGHEST_PRIORITY, ONE_QUEUE, Topology, is_tenants_own, shard_of_job, why_no_queue
+from synapse_worker.store import claims, dead_letters, runs, topology
 from synapse_worker.store.database import Database
 from synapse_worker.store.dead_letters import Letter
+
+T = TypeVar("T")
 
 RUN_FUNCTION = "run_orchestration_job"
 RESUME_FUNCTION = "resume_failed_job"
@@ -29,25 +35,34 @@ RESUME_FUNCTION = "resume_failed_job"
 class QueueFigures:
     """How full one queue is: `queued` waits (given-back jobs, suspects and parked ones included), `active` is leased.
 
-    `parked` of the waiting ones are over their tenants' max_concurrent_runs.
+    `again` of the waiting ones were given back, `parked` are over their tenants' max_concurrent_runs. `expired` of the
+    leases have run out: their owners are gone, and only a worker of this queue takes them up again.
     `oldest_seconds` is how long the oldest due job has waited, None when none waits.
     """
 
     queued: int
     active: int
     parked: int
+    again: int
+    expired: int
     oldest_seconds: float | None
+
+    @property
+    def empty(self) -> bool:
+        """Whether no job is anywhere in the queue."""
+        return self.queued == self.active == 0
 
 
 @dataclass(frozen=True, slots=True)
 class NewRun:
-    """A run to enqueue; `initial_state` is merged over the schema's defaults."""
+    """A run to enqueue; `initial_state` is merged over the schema's defaults, `priority` (0 to 9) is for routes."""
 
     orchestration_id: str
     message: str
     tenant_id: str
     session_id: str | None = None
     initial_state: Mapping[str, object] | None = None
+    priority: int = 0
 
 
 def new_run_id(now_ms: int) -> str:
@@ -55,13 +70,20 @@ def new_run_id(now_ms: int) -> str:
     return f"run_{secrets.token_hex(6)}_{now_ms}"
 
 
-async def enqueue_run(database: Database, client: Redis, run: NewRun, *, run_id: str, now_ms: int) -> str:
+async def enqueue_run(
+    database: Database, client: Redis, run: NewRun, *, run_id: str, now_ms: int, without_row: Topology = ONE_QUEUE
+) -> str:
     """Make a run durable and queue it; returns the run's id (which is its job's id too).
+
+    Calling it again with the same id, after an error, queues the run once.
+
+    Args:
+        without_row: the topology where no row of `scale_topology` says otherwise.
 
     Raises:
         StoreUnavailable: a store does not answer; a run row may exist and be queued later, never twice.
+        SynapseError: under isolation, the tenant cannot have a queue.
     """
-    queue_key = keys.queue(DEFAULT_QUEUE)
     arguments: dict[str, object] = {
         "run_id": run_id,
         "orch_id": run.orchestration_id,
@@ -73,33 +95,55 @@ async def enqueue_run(database: Database, client: Redis, run: NewRun, *, run_id:
         "tenant_id": run.tenant_id,
         "api_key_id": None,
     }
-    envelope = encode(JobPayload(RUN_FUNCTION, arguments, enqueued_ms=now_ms))
-    await runs.create_queued(
-        database,
-        runs.QueuedRun(
+
+    async def write(epoch: int, now: Topology) -> tuple[str, bytes] | None:
+        if now.isolation and (reason := why_no_queue(run.tenant_id)):
+            raise SynapseError(f"tenant {run.tenant_id[:60]!r} cannot have a queue of its own: {reason}")
+        shard = shard_of_job(now, key=run_id, tenant_id=run.tenant_id, priority=run.priority)
+        envelope = encode(JobPayload(RUN_FUNCTION, arguments, enqueued_ms=now_ms, extras=_extras(epoch, run.priority)))
+        queued = runs.QueuedRun(
             run_id=run_id,
             orchestration_id=run.orchestration_id,
             session_id=run.session_id,
             tenant_id=run.tenant_id,
             job_id=run_id,
-            queue=queue_key,
+            queue=keys.queue(shard),
             envelope=envelope,
-        ),
-    )
+        )
+        queue_key = await runs.create_queued(database, queued, epoch=epoch)
+        return None if queue_key is None else (queue_key, envelope)
+
+    queue_key, envelope = await _by_the_topology(database, without_row, write)
     await put(client, queue_key, run_id, envelope)
     return run_id
 
 
-async def retry_letter(database: Database, client: Redis, letter: Letter, *, now_ms: int) -> str | None:
+async def retry_letter(
+    database: Database, client: Redis, letter: Letter, *, now_ms: int, without_row: Topology = ONE_QUEUE
+) -> str | None:
     """Queue a dead letter's job again, as a new job of the same run.
+
+    Args:
+        without_row: as for `enqueue_run`.
 
     Returns:
         The new job's id; None when somebody has dealt with the letter already.
     """
-    queue_key = keys.queue(DEFAULT_QUEUE)
     job_id = f"retry_{secrets.token_hex(6)}_{now_ms}"
-    envelope = encode(JobPayload(letter.function, letter.payload, enqueued_ms=now_ms))
-    if not await dead_letters.requeue(database, letter, job_id=job_id, queue=queue_key, envelope=envelope):
+    tenant_id, priority = await _origin(database, letter.run_id) if letter.run_id is not None else ("", 0)
+
+    async def write(epoch: int, now: Topology) -> tuple[str, bytes, bool] | None:
+        shard = shard_of_job(now, key=letter.run_id or job_id, tenant_id=tenant_id, priority=priority)
+        queue_key = keys.queue(shard)
+        extras = _extras(epoch, priority)
+        envelope = encode(JobPayload(letter.function, letter.payload, enqueued_ms=now_ms, extras=extras))
+        done = await dead_letters.requeue(
+            database, letter, job_id=job_id, queue=queue_key, envelope=envelope, epoch=epoch
+        )
+        return None if done is None else (queue_key, envelope, done)
+
+    queue_key, envelope, done = await _by_the_topology(database, without_row, write)
+    if not done:
         return None
     if letter.run_id is not None:
         await _forget_cancel(client, letter.run_id)
@@ -107,22 +151,60 @@ async def retry_letter(database: Database, client: Redis, letter: Letter, *, now
     return job_id
 
 
-async def resume_run(database: Database, client: Redis, run_id: str, *, now_ms: int) -> tuple[str, str]:
+async def resume_run(
+    database: Database, client: Redis, run_id: str, *, now_ms: int, without_row: Topology = ONE_QUEUE
+) -> tuple[str, str]:
     """Queue a failed or cancelled run again, as a new job; it goes on at the step that did not finish.
+
+    Args:
+        without_row: as for `enqueue_run`.
 
     Returns:
         The status that the run had and the new job's id; the id is "" when the run had another status than failed
         or cancelled and nothing was written, and the status is "" when there is no such run.
     """
-    queue_key = keys.queue(DEFAULT_QUEUE)
     job_id = f"resume_{now_ms}_{secrets.token_hex(6)}"
-    envelope = encode(JobPayload(RESUME_FUNCTION, {"run_id": run_id}, enqueued_ms=now_ms))
-    was = await runs.requeue_ended(database, run_id, job_id=job_id, queue=queue_key, envelope=envelope)
+    tenant_id, priority = await _origin(database, run_id)
+
+    async def write(epoch: int, now: Topology) -> tuple[str, bytes, str] | None:
+        queue_key = keys.queue(shard_of_job(now, key=run_id, tenant_id=tenant_id, priority=priority))
+        extras = _extras(epoch, priority)
+        envelope = encode(JobPayload(RESUME_FUNCTION, {"run_id": run_id}, enqueued_ms=now_ms, extras=extras))
+        was = await runs.requeue_ended(database, run_id, job_id=job_id, queue=queue_key, envelope=envelope, epoch=epoch)
+        return None if was is None else (queue_key, envelope, was)
+
+    queue_key, envelope, was = await _by_the_topology(database, without_row, write)
     if was not in (runs.RunStatus.FAILED, runs.RunStatus.CANCELLED):
         return was, ""
     await _forget_cancel(client, run_id)
     await put(client, queue_key, job_id, envelope)
     return was, job_id
+
+
+async def _by_the_topology(
+    database: Database, without_row: Topology, write: Callable[[int, Topology], Awaitable[T | None]]
+) -> T:
+    """Let `write` write a job by the epoch and topology of now; it returns None when these have changed meanwhile."""
+    while True:
+        row = await topology.read(database)
+        done = await (write(0, without_row) if row is None else write(row.epoch, row.topology))
+        if done is not None:
+            return done
+
+
+async def _origin(database: Database, run_id: str) -> tuple[str, int]:
+    """Return a run's tenant ("" for no such run) and the priority that its first job was enqueued with."""
+    tenant_id = (await claims.tenants_of(database, [run_id])).get(run_id, "")
+    envelope = await claims.envelope_of(database, run_id)
+    try:
+        priority = decode(envelope).extras.get("priority") if envelope is not None else 0
+    except PayloadError:  # another producer's; whoever claims the job will say so
+        priority = 0
+    return tenant_id, priority if isinstance(priority, int) and 0 <= priority <= HIGHEST_PRIORITY else 0
+
+
+def _extras(epoch: int, priority: int) -> dict[str, object]:
+    return {"epoch": epoch, **({"priority": priority} if priority else {})}
 
 
 async def cancel_run(database: Database, client: Redis, run_id: str) -> str:
@@ -157,35 +239,42 @@ async def put(client: Redis, queue_key: str, job_id: str, envelope: bytes, tenan
     with redis_errors_as_ours():
         await client.set(keys.job(job_id), envelope, px=keys.JOB_TTL_MS)
         added = await enqueue(keys=places, args=[job_id])
+        if added and is_tenants_own(keys.shard_of(queue_key)):
+            await load_script(client, "note_active")(keys=[keys.ACTIVE_TENANTS], args=[0, keys.shard_of(queue_key)])
     return bool(added)
 
 
 async def queue_figures(client: Redis, queue_keys: Sequence[str]) -> dict[str, QueueFigures]:
     """Read how full the queues are, in one round trip."""
+    # As text, not by its hash: a pipeline cannot load a script that a server lacks and go on.
+    count = script_text("figures")
     pipeline = client.pipeline(transaction=False)
-    pipeline.time()
     for queue_key in queue_keys:
-        again = keys.again(queue_key)
-        for name in (queue_key, again, keys.suspects(queue_key), keys.leases(queue_key)):
-            pipeline.zcard(name)
-        pipeline.hvals(keys.parked(queue_key))
-        for name in (queue_key, again):
-            pipeline.zrange(name, 0, 0, withscores=True)
+        names = (queue_key, *(of(queue_key) for of in (keys.again, keys.suspects, keys.leases, keys.parked)))
+        pipeline.eval(count, len(names), *names)
     with redis_errors_as_ours():
-        (seconds, micros), *answers = await pipeline.execute()
-    now_ms = seconds * 1000 + micros / 1000
+        answers = await pipeline.execute()
     figures: dict[str, QueueFigures] = {}
-    for position, queue_key in enumerate(queue_keys):
-        fresh, returned, suspects, active, by_tenant, *first = answers[position * 7 : position * 7 + 7]
-        parked = sum(int(count) for count in by_tenant)
-        waits = [(now_ms - entry[0][1]) / 1000 for entry in first if entry]
+    for queue_key, (fresh, again, suspects, leased, expired, parked, oldest) in zip(queue_keys, answers, strict=True):
         figures[queue_key] = QueueFigures(
-            queued=fresh + returned + suspects + parked,
-            active=active,
+            queued=fresh + again + suspects + parked,
+            active=leased,
             parked=parked,
-            oldest_seconds=max(0.0, *waits) if waits else None,
+            again=again,
+            expired=expired,
+            oldest_seconds=float(oldest) / 1000 if oldest else None,
         )
     return figures
+
+
+async def known_queues(database: Database) -> list[str]:
+    """Return the keys of all queues that may hold jobs: `default`, every shard, every known tenant's own.
+
+    What holds jobs must be served, whatever the topology says now: jobs stay in the queue that they were put into.
+    """
+    tenants = [tenant for tenant in await topology.known_tenants(database) if not why_no_queue(tenant)]
+    shards = [DEFAULT_QUEUE, *(str(shard) for shard in range(MAX_SHARDS)), *tenants]
+    return [keys.queue(shard) for shard in dict.fromkeys(shards)]
 
 
 async def nowhere(client: Redis, queue_keys: Sequence[str], job_ids: Sequence[str]) -> set[str]:

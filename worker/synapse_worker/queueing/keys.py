@@ -20,6 +20,10 @@ QUEUE_PREFIX = "synapse:orchestrations:"
 HEARTBEAT_CHANNEL = "synapse:workers:heartbeat"
 ABORT = abort_jobs_ss
 """zset: ids of the jobs that arq's `Job.abort()` wants ended, with the time in ms."""
+ACTIVE_TENANTS = "synapse:tenants:active"
+"""zset: tenant whose own queue holds jobs -> when that was last seen, in us of Redis time. Old ones are dropped."""
+ACTIVE_TENANTS_TICK = ACTIVE_TENANTS + ":tick"
+"""string: present = a worker of the tenant pool has looked through all tenants' queues within the last second."""
 RUN_STREAM_MAX_LENGTH = 10_000
 JOB_TTL_MS = 8 * 86_400_000
 """How long we keep an envelope in Redis: arq's own 24 h is shorter than a full queue may take."""

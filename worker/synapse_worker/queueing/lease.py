@@ -15,6 +15,7 @@ import secrets
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import resources
 
 from redis.asyncio import Redis
@@ -67,8 +68,13 @@ class Release:
 
 def load_script(client: Redis, name: str) -> AsyncScript:
     """Return the script `name` of the scripts folder, ready to be called on `client`."""
-    text = (resources.files(__package__) / "scripts" / f"{name}.lua").read_text(encoding="ascii")
-    return client.register_script(text)
+    return client.register_script(script_text(name))
+
+
+@cache
+def script_text(name: str) -> str:
+    """Return the text of the script `name` of the scripts folder."""
+    return (resources.files(__package__) / "scripts" / f"{name}.lua").read_text(encoding="ascii")
 
 
 class LeaseQueue:

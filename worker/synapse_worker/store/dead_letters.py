@@ -14,6 +14,7 @@ from datetime import datetime
 import asyncpg
 
 from synapse_worker.store.database import Database, from_jsonb
+from synapse_worker.store.topology import EPOCH_NOW
 
 REDACTED = "(hidden)"
 _SECRET_ARGUMENTS = ("webhook_secret",)
@@ -72,16 +73,23 @@ async def discard(database: Database, letter_id: str) -> bool:
     return touched == 1
 
 
-async def requeue(database: Database, letter: Letter, *, job_id: str, queue: str, envelope: bytes) -> bool:
+async def requeue(
+    database: Database, letter: Letter, *, job_id: str, queue: str, envelope: bytes, epoch: int
+) -> bool | None:
     """Turn a letter into an open job and its run into a queued one, all or nothing; the queue entry comes after.
 
+    Args:
+        epoch: of the topology by which `queue` was chosen.
+
     Returns:
-        False when somebody has dealt with the letter already: nothing was written.
+        False when somebody has dealt with the letter already, None when the topology has another epoch now: nothing
+        was written.
     """
     row = await database.fetchrow(
-        """
+        f"""
         WITH letter AS (
-          UPDATE dead_letter_queue SET resolved = true WHERE id = $1 AND resolved IS NOT TRUE RETURNING run_id),
+          UPDATE dead_letter_queue SET resolved = true
+           WHERE id = $1 AND resolved IS NOT TRUE AND {EPOCH_NOW} = $5 RETURNING run_id),
         run AS (
           UPDATE orchestration_runs
              SET status = 'queued', job_id = $2::text, ended_at = NULL, error = NULL, deadline = NULL
@@ -89,14 +97,15 @@ async def requeue(database: Database, letter: Letter, *, job_id: str, queue: str
         job AS (
           INSERT INTO job_ledger (job_id, run_id, queue, envelope, enqueued_at)
           SELECT $2::text, run_id, $3, $4, now() FROM letter)
-        SELECT EXISTS (SELECT 1 FROM letter) AS done
-        """,
+        SELECT EXISTS (SELECT 1 FROM letter) AS done, {EPOCH_NOW} = $5 AS by_this_epoch
+        """,  # noqa: S608 - no value in it
         uuid.UUID(letter.id),
         job_id,
         queue,
         envelope,
+        epoch,
     )
-    return bool(row and row["done"])
+    return bool(row["done"]) if row and row["by_this_epoch"] else None
 
 
 def _letter(row: asyncpg.Record) -> Letter:

@@ -32,7 +32,7 @@ async def overview(database: Database) -> Overview:
                (SELECT count(*) FROM job_ledger WHERE outcome IS NULL) AS open_jobs,
                count(*) AS online, coalesce(sum(max_jobs), 0) AS slots, coalesce(sum(active_jobs), 0) AS active
           FROM workers
-         WHERE status = 'online' AND last_heartbeat > now() - make_interval(secs => $1)
+         WHERE role IS NULL AND status = 'online' AND last_heartbeat > now() - make_interval(secs => $1)
         """,
         float(SILENT_SECONDS),
     )

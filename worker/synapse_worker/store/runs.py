@@ -19,6 +19,7 @@ from synapse_worker.errors import StoreRefused, StoreUnavailable
 from synapse_worker.store.claims import OwnedRun, State
 from synapse_worker.store.database import Database, from_jsonb, to_jsonb
 from synapse_worker.store.outbox import ENDED, outbox
+from synapse_worker.store.topology import EPOCH_NOW
 
 _MOST_TOGETHER = 100
 _MOST_CHARACTERS_TOGETHER = 4_000_000
@@ -82,18 +83,29 @@ class DeadLetter:
     attempts: int
 
 
-async def create_queued(database: Database, run: QueuedRun) -> None:
-    """Write run row and ledger row of a new run; writing them again changes nothing."""
-    await database.execute(
-        """
+async def create_queued(database: Database, run: QueuedRun, *, epoch: int) -> str | None:
+    """Write run row and ledger row of a new run; writing them again changes nothing.
+
+    Args:
+        epoch: of the topology by which `run.queue` was chosen.
+
+    Returns:
+        The queue that the ledger names, the one of the first writing; None when the topology has another epoch now
+        and nothing was written.
+    """
+    row = await database.fetchrow(
+        f"""
         WITH run AS (
           INSERT INTO orchestration_runs (run_id, orchestration_id, session_id, tenant_id, status, shared_state,
               step_history, waiting_for_human, total_tokens_used, total_cost_usd, created_at, job_id)
-          VALUES ($1, $2, $3, $4, 'queued', '{}', '[]', false, 0, 0, now(), $5)
-          ON CONFLICT (run_id) DO NOTHING)
-        INSERT INTO job_ledger (job_id, run_id, queue, envelope, enqueued_at) VALUES ($5, $1, $6, $7, now())
-        ON CONFLICT (job_id) DO NOTHING
-        """,
+          SELECT $1::text, $2, $3, $4, 'queued', '{{}}', '[]', false, 0, 0, now(), $5::text WHERE {EPOCH_NOW} = $8
+          ON CONFLICT (run_id) DO NOTHING),
+        job AS (
+          INSERT INTO job_ledger (job_id, run_id, queue, envelope, enqueued_at)
+          SELECT $5::text, $1::text, $6, $7, now() WHERE {EPOCH_NOW} = $8
+          ON CONFLICT (job_id) DO NOTHING RETURNING queue)
+        SELECT coalesce((SELECT queue FROM job), (SELECT queue FROM job_ledger WHERE job_id = $5::text)) AS queue
+        """,  # noqa: S608 - no value in it
         run.run_id,
         run.orchestration_id,
         run.session_id,
@@ -101,7 +113,9 @@ async def create_queued(database: Database, run: QueuedRun) -> None:
         run.job_id,
         run.queue,
         run.envelope,
+        epoch,
     )
+    return None if row is None else row["queue"]
 
 
 _CHECKPOINT = """
@@ -377,35 +391,46 @@ async def cancel_queued(database: Database, run_id: str) -> str:
     return "" if row is None or row["status"] is None else str(row["status"])
 
 
-async def requeue_ended(database: Database, run_id: str, *, job_id: str, queue: str, envelope: bytes) -> str:
+async def requeue_ended(
+    database: Database, run_id: str, *, job_id: str, queue: str, envelope: bytes, epoch: int
+) -> str | None:
     """Make a failed or cancelled run a queued one under a new job, and its dead letters dealt with.
 
     All or nothing; the queue entry comes after.
 
+    Args:
+        epoch: of the topology by which `queue` was chosen.
+
     Returns:
         The status that the run had: failed or cancelled; another one when nothing was written; "" = no such run.
+        None when the topology has another epoch now and nothing was written.
     """
     row = await database.fetchrow(
-        """
+        f"""
         WITH was AS (SELECT run_id, status FROM orchestration_runs WHERE run_id = $1 FOR UPDATE),
         run AS (
           UPDATE orchestration_runs r
              SET status = 'queued', job_id = $2::text, ended_at = NULL, error = NULL, deadline = NULL
-            FROM was WHERE r.run_id = was.run_id AND was.status IN ('failed', 'cancelled') RETURNING r.run_id),
+            FROM was
+           WHERE r.run_id = was.run_id AND was.status IN ('failed', 'cancelled') AND {EPOCH_NOW} = $5
+          RETURNING r.run_id),
         letters AS (
           UPDATE dead_letter_queue SET resolved = true
            WHERE run_id IN (SELECT run_id FROM run) AND resolved IS NOT TRUE),
         job AS (
           INSERT INTO job_ledger (job_id, run_id, queue, envelope, enqueued_at)
           SELECT $2::text, run_id, $3, $4, now() FROM run)
-        SELECT (SELECT status FROM was) AS status
-        """,
+        SELECT (SELECT status FROM was) AS status, {EPOCH_NOW} = $5 AS by_this_epoch
+        """,  # noqa: S608 - no value in it
         run_id,
         job_id,
         queue,
         envelope,
+        epoch,
     )
-    return "" if row is None or row["status"] is None else str(row["status"])
+    if row is None or not row["by_this_epoch"]:
+        return None
+    return "" if row["status"] is None else str(row["status"])
 
 
 async def start_clock(database: Database, run: OwnedRun, seconds: float) -> float | None:

@@ -29,7 +29,7 @@ metadata = MetaData()
 CLAIM_SEQUENCE = Sequence("claim_seq", metadata=metadata)
 """Source of all claim numbers; it outlives any Redis, so a number never comes twice."""
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 def _id(name: str) -> Column[str]:
@@ -182,6 +182,9 @@ workers = Table(
     _time("last_heartbeat"),
     _time("registered_at"),
     Column("mcp_disabled", JSONB),
+    # Ours: what a process that enqueues is (NULL = a worker), and the epoch of the topology that it goes by.
+    Column("role", String(50)),
+    Column("topology_epoch", BigInteger),
 )
 
 dead_letter_queue = Table(
@@ -210,6 +213,8 @@ tenants = Table(
     Column("max_queued_runs", Integer),
     Column("priority", Integer),
     _time("created_at"),
+    # Ours: workers of its own serve the tenant's queue, so the tenant pool does not.
+    Column("dedicated", Boolean),
 )
 
 job_ledger = Table(
@@ -285,6 +290,7 @@ scale_topology = Table(
     Column("routes", JSONB, nullable=False),
     _name("owner_uid"),
 )
+"""One row, id 1. `routes`: list of {shard, tenants, minPriority}; the first that matches a job wins."""
 
 schema_version = Table(
     "synapse_scale_schema",

@@ -1,4 +1,7 @@
-"""The registry of workers: a row at start, a heartbeat, `offline` at exit."""
+"""The registry of workers: a row at start, a heartbeat, `offline` at exit.
+
+Producers have rows there too (`topology.report`); they have a role, workers have none.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,7 @@ async def count_online(database: Database) -> int:
     """Return how many workers serve this database now."""
     row = await database.fetchrow(
         "SELECT count(*) AS online FROM workers"
-        " WHERE status = 'online' AND last_heartbeat > now() - make_interval(secs => $1)",
+        " WHERE role IS NULL AND status = 'online' AND last_heartbeat > now() - make_interval(secs => $1)",
         float(SILENT_SECONDS),
     )
     return 0 if row is None else int(row["online"])

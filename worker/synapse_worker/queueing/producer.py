@@ -1,0 +1,103 @@
+"""A process that enqueues, as the operator sees it: it says by which epoch of the topology its jobs go.
+
+A queue that the topology does not name any more is drained for good only once nobody can enqueue to it: every live
+producer has reported the new epoch (`store.topology.producers_behind`). What one job costs and where it goes is
+`client`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+from types import TracebackType
+from typing import Self
+
+from redis.asyncio import Redis
+
+from synapse_worker.errors import StoreRefused, StoreUnavailable
+from synapse_worker.queueing.client import NewRun, enqueue_run
+from synapse_worker.routing import Topology
+from synapse_worker.store import topology
+from synapse_worker.store.database import Database
+from synapse_worker.store.topology import Role
+
+log = logging.getLogger(__name__)
+
+REPORT_SECONDS = 3.0
+"""How often the epoch is looked at and reported; a producer that is silent for 90 s counts as gone."""
+
+
+class Producer:
+    """Enqueues runs while its `async with` block lasts. Safe to share between tasks of one loop."""
+
+    def __init__(self, database: Database, client: Redis, without_row: Topology, *, role: Role) -> None:
+        """Make a producer.
+
+        Args:
+            without_row: the topology where no row of `scale_topology` says otherwise.
+        """
+        self._database = database
+        self._client = client
+        self._without_row = without_row
+        self._role = role
+        self.id = f"{role}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._epoch = 0
+        self._under_way: set[asyncio.Future[None]] = set()
+        self._keeping: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Report for the first time: nothing is enqueued before the operator can know.
+
+        Raises:
+            StoreUnavailable, StoreRefused: PostgreSQL does not take it.
+        """
+        await self.report()
+        self._keeping = asyncio.create_task(self._keep())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.wait({self._keeping})
+        try:
+            await topology.leave(self._database, self.id)
+        except (StoreUnavailable, StoreRefused) as away:
+            log.warning("producer %s counts as alive for a while: %s", self.id, away)
+
+    async def enqueue(self, run: NewRun, *, run_id: str, now_ms: int) -> str:
+        """As `client.enqueue_run`."""
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._under_way.add(ended)
+        try:
+            return await enqueue_run(
+                self._database, self._client, run, run_id=run_id, now_ms=now_ms, without_row=self._without_row
+            )
+        finally:
+            self._under_way.discard(ended)
+            ended.set_result(None)
+
+    async def report(self) -> None:
+        """Report the epoch of now, or the one before while calls go on that may have begun by it."""
+        row = await topology.read(self._database)
+        epoch = 0 if row is None else row.epoch
+        if epoch != self._epoch and self._under_way:
+            # What began before the row was read may go by the row before; what begins from here on cannot.
+            _, older = await asyncio.wait(set(self._under_way), timeout=REPORT_SECONDS)
+            epoch = self._epoch if older else epoch
+        self._epoch = epoch
+        await topology.report(
+            self._database, self.id, hostname=socket.gethostname(), role=self._role, epoch=self._epoch
+        )
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(REPORT_SECONDS)
+            try:
+                await self.report()
+            except (StoreUnavailable, StoreRefused) as error:
+                log.warning("the epoch was not reported: %s", error)
