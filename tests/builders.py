@@ -29,9 +29,12 @@ from synapse_operator.observed import (
     PostgresAnswers,
     QueueFigures,
     RedisAnswers,
+    TopologyRecord,
 )
+from synapse_worker.routing import ONE_QUEUE
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
+SCALE_UID = "11111111-1111-4111-8111-111111111111"
 IMAGE = "registry.example/synapse-scale-worker:1"
 HASH_KEY = SecretStr("the-key-of-this-installation")
 REDIS_URL = "redis://:redis-password@redis:6379/0"
@@ -53,7 +56,7 @@ def a_scale_body(
         "metadata": {
             "name": name,
             "namespace": namespace,
-            "uid": "11111111-1111-4111-8111-111111111111",
+            "uid": SCALE_UID,
             "generation": 1,
             **metadata,
         },
@@ -80,6 +83,9 @@ def an_observed(**changes: Any) -> Observed:
         "redis": RedisAnswers("7.2.4", "noeviction"),
         "postgres": PostgresAnswers(schema_version=1),
         "queues": {"default": QueueFigures(queued=0, active=0, oldest_seconds=None)},
+        "topology": TopologyRecord(1, ONE_QUEUE, enabled=True, owner_uid=SCALE_UID),
+        "behind": (),
+        "drained": frozenset(),
         "overview": Overview(dead_letters=0, slots=10, active_jobs=0, open_jobs=0),
         "children": (),
         "pods": (),
@@ -151,11 +157,13 @@ def a_deployment_status(replicas: int, *, ready: int | None = None, updated: int
 
 
 def children_of(desired: Desired, *, ready: int | None = None) -> tuple[Child, ...]:
-    """Return all children as they are once a plan was carried out, with `ready` workers (default: all)."""
+    """Return all children as they are once a plan was carried out, each shard with `ready` workers (default: all)."""
     return tuple(
         a_child(
             manifest,
-            status=a_deployment_status(desired.replicas, ready=ready) if manifest.ref.kind is Kind.DEPLOYMENT else None,
+            status=a_deployment_status(manifest.body["spec"]["replicas"], ready=ready)
+            if manifest.ref.kind is Kind.DEPLOYMENT
+            else None,
         )
         for manifest in desired.manifests
     )

@@ -12,12 +12,13 @@ import asyncio
 import logging
 from collections.abc import Coroutine, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
+from synapse_operator.desired.shards import Flip
 from synapse_operator.observed import (
     Found,
     NotTried,
@@ -28,14 +29,17 @@ from synapse_operator.observed import (
     RedisAnswers,
     RedisState,
     SecretLookup,
+    TopologyRecord,
     Unknown,
     Unreachable,
     Unusable,
 )
 from synapse_worker.connections import open_database, open_redis, ping_redis
+from synapse_worker.contract import DEFAULT_QUEUE, MAX_SHARDS
 from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
 from synapse_worker.queueing import keys
-from synapse_worker.queueing.client import queue_figures
+from synapse_worker.queueing.client import known_queues, queue_figures
+from synapse_worker.store import topology
 from synapse_worker.store.database import Database
 from synapse_worker.store.overview import overview
 
@@ -73,6 +77,8 @@ class View:
     queues: Mapping[str, QueueFigures] | Unknown
     postgres: PostgresState
     overview: Overview | Unknown
+    topology: TopologyRecord | Unknown | None
+    behind: tuple[str, ...] | Unknown
 
 
 class Backends:
@@ -82,22 +88,45 @@ class Backends:
         self._open: dict[Hashable, _Connections] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
-    async def look(self, scale: Hashable, stores: Stores, shards: Sequence[str]) -> View:
+    async def look(self, scale: Hashable, stores: Stores) -> View:
         """Ask both stores at the same time; returns within `QUESTION_SECONDS`.
 
         Args:
             scale: whose stores they are.
             stores: its URLs; when they differ from the last time, the old connections are closed.
-            shards: names of the queues whose figures are wanted.
         """
         connections = self._open.get(scale)
         if connections is None or connections.stores != stores:
             self.forget(scale)
             connections = self._open[scale] = _Connections(stores)
-        (redis, queues), (postgres, totals) = await asyncio.gather(
-            _ask_redis(connections.redis, shards), _ask_postgres(connections.database)
+        (redis, queues), (postgres, totals, row, behind, known) = await asyncio.gather(
+            _ask_redis(connections.redis, connections.queues), _ask_postgres(connections.database)
         )
-        return View(redis, queues, postgres, totals)
+        if known is not None:
+            connections.queues = known
+        return View(redis, queues, postgres, totals, row, behind)
+
+    async def flip(self, scale: Hashable, flip: Flip, owner_uid: str) -> str:
+        """Change the row of the topology, unless somebody else has done so meanwhile: the next look tells.
+
+        Args:
+            scale: whose stores they are, after a `look`.
+            flip: the change.
+            owner_uid: UID of the scale, for the row.
+
+        Returns:
+            Why it could not be done, as a sentence; "" = it was done, or is out of date.
+        """
+        database = self._open[scale].database
+        if not isinstance(database, Database):
+            return database.sentence
+        was = flip.was and topology.TopologyRow(flip.was.epoch, flip.was.topology, flip.was.enabled, flip.was.owner_uid)
+        try:
+            async with asyncio.timeout(QUESTION_SECONDS):
+                await topology.write(database, was, flip.topology, enabled=flip.enabled, owner_uid=owner_uid)
+        except (TimeoutError, StoreUnavailable, StoreRefused) as error:
+            return _failed("PostgreSQL", error).sentence
+        return ""
 
     def forget(self, scale: Hashable) -> None:
         """Close the connections of a scale that is gone, in the background."""
@@ -119,6 +148,8 @@ class _Connections:
 
     def __init__(self, stores: Stores) -> None:
         self.stores = stores
+        # Until PostgreSQL says which tenants have queues too.
+        self.queues: Sequence[str] = [keys.queue(shard) for shard in (DEFAULT_QUEUE, *map(str, range(MAX_SHARDS)))]
         self.redis: Redis | Unusable | NotTried = NotTried(_NO_URL)
         self.database: Database | Unusable | NotTried = NotTried(_NO_URL)
         if isinstance(stores.redis_url, Found):
@@ -178,39 +209,60 @@ def _seen_from_here(place: str, namespace: str) -> str:
 
 
 async def _ask_redis(
-    client: Redis | Unusable | NotTried, shards: Sequence[str]
+    client: Redis | Unusable | NotTried, queue_keys: Sequence[str]
 ) -> tuple[RedisState, Mapping[str, QueueFigures] | Unknown]:
     if not isinstance(client, Redis):
         return client, Unknown(client.sentence)
     try:
         async with asyncio.timeout(QUESTION_SECONDS):
             facts = await ping_redis(client)
-            figures = await queue_figures(client, [keys.queue(shard) for shard in shards])
+            figures = await queue_figures(client, queue_keys)
     except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError) as error:
         state = _failed("Redis", error)
         return state, Unknown(state.sentence)
     queues = {
-        keys.shard_of(queue_key): QueueFigures(figure.queued, figure.active, figure.oldest_seconds)
+        keys.shard_of(queue_key): QueueFigures(figure.queued, figure.active, figure.oldest_seconds, figure.parked)
         for queue_key, figure in figures.items()
     }
     return RedisAnswers(facts.version, facts.maxmemory_policy, facts.clustered), queues
 
 
-async def _ask_postgres(database: Database | Unusable | NotTried) -> tuple[PostgresState, Overview | Unknown]:
+class _PostgresView(NamedTuple):
+    """What PostgreSQL said; `queues` are the keys of all queues that may hold jobs, None = not known."""
+
+    state: PostgresState
+    overview: Overview | Unknown
+    topology: TopologyRecord | Unknown | None
+    behind: tuple[str, ...] | Unknown
+    queues: Sequence[str] | None
+
+
+async def _ask_postgres(database: Database | Unusable | NotTried) -> _PostgresView:
     if not isinstance(database, Database):
-        return database, Unknown(database.sentence)
+        unknown = Unknown(database.sentence)
+        return _PostgresView(database, unknown, unknown, unknown, None)
     try:
         async with asyncio.timeout(QUESTION_SECONDS):
             totals = await overview(database)
+            figures = Overview(
+                dead_letters=totals.dead_letters,
+                slots=totals.slots,
+                active_jobs=totals.active_jobs,
+                open_jobs=totals.open_jobs,
+            )
+            state = PostgresAnswers(totals.schema_version)
+            if totals.schema_version is None:
+                unknown = Unknown("the tables of this release are not there yet")
+                return _PostgresView(state, figures, unknown, unknown, None)
+            row = await topology.read(database)
+            behind = await topology.producers_behind(database, 0 if row is None else row.epoch)
+            known = await known_queues(database)
     except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError) as error:
-        state = _failed("PostgreSQL", error)
-        return state, Unknown(state.sentence)
-    return PostgresAnswers(totals.schema_version), Overview(
-        dead_letters=totals.dead_letters,
-        slots=totals.slots,
-        active_jobs=totals.active_jobs,
-        open_jobs=totals.open_jobs,
-    )
+        failed = _failed("PostgreSQL", error)
+        unknown = Unknown(failed.sentence)
+        return _PostgresView(failed, unknown, unknown, unknown, None)
+    record = row and TopologyRecord(row.epoch, row.topology, row.enabled, row.owner_uid)
+    return _PostgresView(state, figures, record, tuple(behind), known)
 
 
 def _failed(store: str, error: Exception) -> Unreachable | Unusable:

@@ -22,6 +22,7 @@ from pydantic import SecretStr
 from synapse_operator import naming
 from synapse_operator.api.common import JsonObject, SecretKeySelector
 from synapse_operator.naming import Kind, Ref
+from synapse_worker.routing import Topology
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +137,24 @@ class QueueFigures:
     Attributes:
         queued: jobs that wait for a worker.
         active: jobs under a lease.
+        parked: jobs of `queued` that wait because their tenants run as many as they may.
         oldest_seconds: how long the first one has been due; None = nothing waits.
     """
 
     queued: int
     active: int
     oldest_seconds: float | None
+    parked: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TopologyRecord:
+    """The topology's row, which producers go by: `epoch` is one more with each change, `owner_uid` its writer's."""
+
+    epoch: int
+    topology: Topology
+    enabled: bool
+    owner_uid: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,7 +380,10 @@ class Observed:
         postgres_url: the same for PostgreSQL.
         redis_ca: the certificates (PEM) that Redis is checked with; None = the system's.
         postgres_ca: the same for PostgreSQL.
-        queues: figures by shard name, for the names of `desired.environment.served_shards`.
+        queues: figures by name, of every queue that may hold jobs whatever the topology says now.
+        topology: the topology's row; None = the tables are there, and nobody has written it.
+        behind: ids of producers that are alive and may still go by an older row.
+        drained: queues that producers use no more and that have been empty for long enough (`drains`).
         children: found by label, and by name for those of `naming.expected_refs` that the list lacks.
         pods: all worker pods of the scale (`naming.worker_selector`).
     """
@@ -380,6 +396,9 @@ class Observed:
     postgres: PostgresState
     queues: Mapping[str, QueueFigures] | Unknown
     overview: Overview | Unknown
+    topology: TopologyRecord | Unknown | None
+    behind: tuple[str, ...] | Unknown
+    drained: frozenset[str]
     children: tuple[Child, ...]
     pods: tuple[Pod, ...]
 
@@ -402,7 +421,13 @@ class Observed:
             queued=sum(figure.queued for figure in figures),
             active=sum(figure.active for figure in figures),
             oldest_seconds=max(ages, default=None),
+            parked=sum(figure.parked for figure in figures),
         )
+
+    @property
+    def any_queued(self) -> bool:
+        """Whether a queue is known to hold jobs."""
+        return not isinstance(self.queue, Unknown) and bool(self.queue.queued or self.queue.active)
 
     @property
     def idle(self) -> bool | Unknown:

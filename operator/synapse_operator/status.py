@@ -23,7 +23,8 @@ from synapse_operator.api.common import JsonObject, ObjectMeta
 from synapse_operator.api.reasons import ConditionType, EventReason, Reason
 from synapse_operator.api.scale import InvalidScale, SynapseScale, SynapseScaleStatus
 from synapse_operator.desired.model import Blocked, Desired
-from synapse_operator.naming import Kind
+from synapse_operator.desired.shards import Shard, ShardState
+from synapse_operator.naming import Kind, Ref
 from synapse_operator.observed import (
     Found,
     NotTried,
@@ -44,6 +45,9 @@ two for one trouble); transitions are written at once."""
 
 MINIMUM_REDIS = (6, 2)
 SAFE_EVICTION_POLICY = "noeviction"
+
+MAX_UNSERVED = 1024
+"""Names in `unservedQueues`, as the CRD bounds them."""
 
 _SHORTEST_SECRET = 4
 """Shorter ones are not taken out: each occurrence of such a text would be starred, and tell what it is."""
@@ -108,7 +112,7 @@ def next_status(
     ready = sum(rollout.ready for rollout in rollouts)
     wanted = desired.workers if isinstance(desired, Desired) else sum(rollout.wanted for rollout in rollouts)
     applied = _children_applied(scale, desired, report, rollouts)
-    problem = _problem(desired, observed, applied, ready, wanted)
+    problem = _problem(desired, observed, report, applied, ready, wanted)
     moving = not scale.metadata.paused and _moving(desired, report, rollouts)
     verdicts = (
         _ready(scale, desired, observed, problem, ready, wanted),
@@ -128,6 +132,12 @@ def next_status(
     }
     if queue := _queue_figures(observed):
         status["queue"] = queue
+    if isinstance(desired, Desired):
+        status["shards"] = [_shard(scale, shard, observed) for shard in desired.shards]
+        if unserved := _unserved(desired, observed):
+            status["unservedQueues"] = unserved
+    elif "shards" in previous:
+        status["shards"] = previous["shards"]
     image = desired.image if isinstance(desired, Desired) else previous.get("image")
     if image is not None:
         status["image"] = image
@@ -152,7 +162,8 @@ def invalid_status(invalid: InvalidScale, *, previous: JsonObject, now: datetime
         ),
         _paused(invalid.metadata),
     )
-    kept: JsonObject = {key: previous[key] for key in ("replicas", "selector", "workers", "image") if key in previous}
+    keys = ("replicas", "selector", "workers", "shards", "image")
+    kept: JsonObject = {key: previous[key] for key in keys if key in previous}
     return _unless_same({**_head(invalid.metadata, verdicts, previous, now, None), **kept}, previous)
 
 
@@ -204,7 +215,12 @@ def _children_applied(
 
 
 def _problem(
-    desired: Desired | Blocked, observed: Observed, applied: _Verdict, ready: int, wanted: int
+    desired: Desired | Blocked,
+    observed: Observed,
+    report: ApplyReport,
+    applied: _Verdict,
+    ready: int,
+    wanted: int,
 ) -> _Problem | None:
     """Return the first thing that keeps the scale from being ready: causes before their consequences."""
     if isinstance(desired, Blocked):
@@ -213,6 +229,8 @@ def _problem(
     if applied.status is _Status.FALSE:
         stalled = applied.reason is not Reason.CLUSTER_UNAVAILABLE
         return _Problem(applied.reason, _with_advice(applied), stalled)
+    if report.flip_failure:
+        return _Problem(Reason.TOPOLOGY_NOT_WRITTEN, report.flip_failure, stalled=False)
     if isinstance(observed.redis, Unreachable):
         return _Problem(Reason.REDIS_UNREACHABLE, _unreachable(observed.redis), stalled=False)
     if isinstance(observed.postgres, Unreachable):
@@ -256,8 +274,9 @@ def _moving(desired: Desired | Blocked, report: ApplyReport, rollouts: list[Roll
     """Whether something was written just now or Kubernetes is not yet through with it."""
     if isinstance(desired, Blocked):
         return False
-    expected = sum(1 for manifest in desired.manifests if manifest.ref.kind is Kind.DEPLOYMENT)
-    return bool(report.applied) or len(rollouts) < expected or not all(rollout.complete for rollout in rollouts)
+    settled = all(shard.state is ShardState.ACTIVE for shard in desired.shards) and desired.flip is None
+    deployed = len(rollouts) == len(desired.shards) and all(rollout.complete for rollout in rollouts)
+    return bool(report.applied) or not (settled and deployed)
 
 
 def _ready(
@@ -365,12 +384,37 @@ def _queue_figures(observed: Observed) -> JsonObject:
     figures: JsonObject = {}
     queue = observed.queue
     if not isinstance(queue, Unknown):
-        figures |= {"queued": queue.queued, "active": queue.active}
+        figures |= {"queued": queue.queued, "active": queue.active, "parked": queue.parked}
         if queue.oldest_seconds is not None:
             figures["oldestSeconds"] = max(0, int(queue.oldest_seconds))
     if not isinstance(observed.overview, Unknown):
         figures["deadLettered"] = observed.overview.dead_letters
     return figures
+
+
+def _shard(scale: SynapseScale, shard: Shard, observed: Observed) -> JsonObject:
+    ref = Ref(Kind.DEPLOYMENT, scale.metadata.namespace, naming.deployment_name(scale.metadata.name, shard.index))
+    child, pool = observed.child(ref), scale.spec.pool_of(shard.index)
+    told: JsonObject = {
+        "name": str(shard.index),
+        "queue": ",".join(shard.queues),
+        "desired": shard.replicas,
+        "ready": 0 if child is None else Rollout.of(child).ready,
+        "state": str(shard.state),
+    }
+    if pool is not None:
+        told["pool"] = pool.name
+    if not isinstance(observed.queues, Unknown):
+        figures = [observed.queues[name] for name in shard.queues if name in observed.queues]
+        told |= {"queued": sum(each.queued for each in figures), "active": sum(each.active for each in figures)}
+    return told
+
+
+def _unserved(desired: Desired, observed: Observed) -> list[str]:
+    """Return the queues that hold jobs and are to have no worker."""
+    served = {name for shard in desired.shards if shard.replicas for name in shard.queues}
+    queues = {} if isinstance(observed.queues, Unknown) else observed.queues
+    return sorted(name for name, figures in queues.items() if figures.queued and name not in served)[:MAX_UNSERVED]
 
 
 def _with_figures_of(previous: JsonObject, status: JsonObject) -> JsonObject:
@@ -380,10 +424,18 @@ def _with_figures_of(previous: JsonObject, status: JsonObject) -> JsonObject:
     old, new = previous.get("queue") or {}, status.get("queue") or {}
     if all((key in old) == (key in new) for key in ("queued", "deadLettered")) and old:
         merged["queue"] = old
+    before_shards = {shard["name"]: shard for shard in previous.get("shards") or ()}
+    if "shards" in status:
+        merged["shards"] = [_with_old_counts(before_shards.get(shard["name"], {}), shard) for shard in status["shards"]]
     old, new = previous.get("workers") or {}, status["workers"]
     if "capacity" in old and "capacity" in new:
         merged["workers"] = {**new, **{key: old[key] for key in ("capacity", "active") if key in old}}
     return merged
+
+
+def _with_old_counts(old: JsonObject, shard: JsonObject) -> JsonObject:
+    known = all(key in old and key in shard for key in ("queued", "active"))
+    return {**shard, "queued": old["queued"], "active": old["active"]} if known else shard
 
 
 def _with_message_of(old: JsonObject, condition: JsonObject) -> JsonObject:

@@ -132,7 +132,7 @@ def _structural(schema: JsonObject, definitions: JsonObject, where: str) -> Json
     schema = _inlined(schema, definitions, where)
     result = {key: value for key, value in schema.items() if key in _KEPT}
     # The default of an object is one that the model says to be {}; an empty map says nothing.
-    empty = (None, []) if "properties" in schema else (None, [], {})
+    empty: tuple[object, ...] = (None, []) if "properties" in schema else (None, [], {})
     if result.get("default", ...) in empty:
         del result["default"]
     if schema.get("properties"):

@@ -74,6 +74,10 @@ class Reason(_Documented):
     EVICTION_POLICY = "EvictionPolicy", "maxmemory-policy lets Redis drop jobs when its memory is full"
     EVICTION_POLICY_UNKNOWN = "EvictionPolicyUnknown", "Redis does not tell its maxmemory-policy"
     REDIS_TOO_OLD = "RedisTooOld", "Redis is older than the workers need"
+    TOPOLOGY_NOT_WRITTEN = (
+        "TopologyNotWritten",
+        "the row that tells producers which queues to use could not be changed; it is tried again",
+    )
     # children
     APPLIED = "Applied", "every object is as it should be"
     FROZEN = "Frozen", "children are left as they are until the reason of Stalled is repaired"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
@@ -28,9 +28,10 @@ from synapse_operator.api.common import (
     rule,
 )
 from synapse_operator.api.reasons import ConditionType
-from synapse_operator.api.workers import WorkersSpec
+from synapse_operator.api.workers import PoolSpec, WorkersSpec
 from synapse_operator.naming import SCALE_KIND, SCALE_PLURAL
 from synapse_worker.contract import BY_NAME, MAX_SHARDS, TENANT_ID_MAX_LENGTH
+from synapse_worker.routing import HIGHEST_PRIORITY
 
 URL_MAX_LENGTH = 2048
 
@@ -146,26 +147,80 @@ class PostgresSpec(ApiModel):
     )
 
 
+class RouteSpec(ApiModel):
+    """Jobs that go to a shard of their own."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                rule(
+                    "(has(self.tenants) && size(self.tenants) > 0) || has(self.minPriority)",
+                    "queue.routes: give tenants, minPriority or both; a route of neither would take every job",
+                )
+            ]
+        }
+    )
+
+    shard: int = Field(
+        ge=0, le=MAX_SHARDS - 1, description=f"Index of the shard. Range: 0 to {MAX_SHARDS - 1}. No default."
+    )
+    tenants: tuple[
+        Annotated[str, Field(min_length=1, max_length=TENANT_ID_MAX_LENGTH, description="A tenant id.")], ...
+    ] = Field(
+        default=(),
+        max_length=256,
+        description="Tenants whose jobs go there. Default: those of every tenant.",
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+    min_priority: int | None = Field(
+        default=None,
+        ge=0,
+        le=HIGHEST_PRIORITY,
+        description=f"Lowest priority of jobs that go there. Range: 0 to {HIGHEST_PRIORITY}. Unset: every priority.",
+    )
+
+
+_SHARD_INDEXES = "[" + ", ".join(str(shard) for shard in range(MAX_SHARDS)) + "]"
+
+
 class QueueSpec(ApiModel):
     """How jobs are spread over queues."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                rule(
+                    "!has(self.routes) || self.routes.all(route, route.shard < self.shards)",
+                    "queue.routes: a route names a shard that does not exist; the shards are 0 to queue.shards - 1",
+                ),
+                rule(
+                    "!has(self.routes) || size(self.routes) == 0"
+                    f" || {_SHARD_INDEXES}.exists(shard, shard < self.shards"
+                    " && !self.routes.exists(route, route.shard == shard))",
+                    "queue.routes: every shard is named by a route; leave one at least for all other jobs, or raise "
+                    "queue.shards",
+                ),
+            ]
+        }
+    )
 
     shards: int = Field(
         default=1,
         ge=1,
         le=MAX_SHARDS,
         description=(
-            f"Number of queues, each with a Deployment of its own. Range: 1 to {MAX_SHARDS}; this release accepts 1 "
-            "only, the queue `default` that every Synapse main instance enqueues to. Default: 1."
+            "Number of queues, each with a Deployment of its own. Jobs are spread over them by run; the queue "
+            "`default`, which main instances enqueue to, is served by shard 0 always. When it is lowered, the shards "
+            f"above are emptied before their workers go. Range: 1 to {MAX_SHARDS}. Default: 1."
         ),
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                rule(
-                    "self == 1",
-                    "queue.shards: this release accepts 1 only, the queue `default`; "
-                    "spread the load with workers.replicas",
-                )
-            ]
-        },
+    )
+    routes: tuple[RouteSpec, ...] = Field(
+        default=(),
+        max_length=MAX_SHARDS,
+        description=(
+            "Jobs that go to shards of their own, which all other jobs keep away from; the first route that takes a "
+            "job wins. Default: none."
+        ),
     )
 
 
@@ -219,6 +274,18 @@ class PodDisruptionBudgetSpec(ApiModel):
 class SynapseScaleSpec(ApiModel):
     """What is wanted."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                rule(
+                    "!has(self.pools) || self.pools.all(a, self.pools.all(b, a.name == b.name"
+                    " || !sets.intersects(a.shards, b.shards)))",
+                    "pools: a shard is in two pools; each shard is in one at most",
+                )
+            ]
+        }
+    )
+
     enabled: bool = Field(
         default=True,
         description=(
@@ -266,6 +333,12 @@ class SynapseScaleSpec(ApiModel):
         description="The workers of each shard. Default: one worker.",
         json_schema_extra={"default": {}},
     )
+    pools: tuple[PoolSpec, ...] = Field(
+        default=(),
+        max_length=16,
+        description="Shards whose workers are otherwise than spec.workers says. Default: none.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
     tenancy: TenancySpec = Field(
         default_factory=TenancySpec,
         description="Whose runs these are. Default: those of the tenant `default`.",
@@ -281,6 +354,15 @@ class SynapseScaleSpec(ApiModel):
         description="How many workers of a shard an eviction may take at once. Default: one.",
         json_schema_extra={"default": {}},
     )
+
+    def pool_of(self, shard: int) -> PoolSpec | None:
+        """Return the pool that a shard is in; None = the workers of `workers`."""
+        return next((pool for pool in self.pools if shard in pool.shards), None)
+
+    def workers_of(self, shard: int) -> WorkersSpec:
+        """Return what the workers of a shard are like."""
+        pool = self.pool_of(shard)
+        return self.workers if pool is None else self.workers.with_pool(pool)
 
 
 class WorkersStatus(ApiModel):
@@ -301,6 +383,28 @@ class WorkersStatus(ApiModel):
     )
 
 
+class ShardStatus(ApiModel):
+    """One shard as it is."""
+
+    name: str = Field(max_length=63, description="Index of the shard, or `tenants` for the pool of tenants' queues.")
+    queue: str = Field(max_length=63, description="Queues that its workers serve, as in WORKER_QUEUE_SHARD.")
+    pool: str | None = Field(default=None, max_length=63, description="Its pool. Absent: workers as in spec.workers.")
+    desired: int = Field(ge=0, description="Worker pods that are wanted.")
+    ready: int = Field(ge=0, description="Worker pods that answer their readiness probe.")
+    queued: int | None = Field(
+        default=None, ge=0, description="Jobs that wait for a worker. Absent: Redis cannot be asked."
+    )
+    active: int | None = Field(
+        default=None, ge=0, description="Jobs that a worker holds a lease on. Absent: Redis cannot be asked."
+    )
+    state: Literal["Active", "Draining", "Idle"] = Field(
+        description=(
+            "Active: new jobs come here. Draining: none do any more; what is here is worked off, then the workers go. "
+            "Idle: none do yet, as its workers or those of other new shards are not ready."
+        )
+    )
+
+
 class QueueStatus(ApiModel):
     """The queues as they are, written at most every 15 seconds. Absent: the store could not be asked."""
 
@@ -309,6 +413,13 @@ class QueueStatus(ApiModel):
     )
     active: int | None = Field(
         default=None, ge=0, description="Jobs that a worker holds a lease on. Absent: Redis cannot be asked."
+    )
+    parked: int | None = Field(
+        default=None,
+        ge=0,
+        description=(
+            "Jobs of `queued` that wait because their tenants run as many as they may. Absent: Redis cannot be asked."
+        ),
     )
     oldest_seconds: int | None = Field(
         default=None,
@@ -348,6 +459,17 @@ class SynapseScaleStatus(ApiModel):
     workers: WorkersStatus | None = Field(default=None, description="The workers as they are.")
     queue: QueueStatus | None = Field(
         default=None, description="The queues taken together, written at most every 15 seconds."
+    )
+    shards: tuple[ShardStatus, ...] = Field(
+        default=(),
+        max_length=128,
+        description="The shards one by one, figures at most every 15 seconds.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    unserved_queues: tuple[Annotated[str, Field(max_length=255, description="Name of a queue.")], ...] = Field(
+        default=(),
+        max_length=1024,
+        description="Queues that hold jobs and are to have no worker: an order of the spec, such as replicas 0.",
     )
     image: str | None = Field(default=None, max_length=1024, description="Image that the workers are given.")
 

@@ -6,11 +6,13 @@ Ranges and defaults that the workers know too come from `synapse_worker.contract
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
 
-from synapse_operator.api.common import ApiModel
+from pydantic import ConfigDict, Field
+
+from synapse_operator.api.common import ApiModel, rule
 from synapse_operator.api.overlay import PodOverlay
-from synapse_worker.contract import BY_NAME, PROCESS_MARGIN_SECONDS, Variable
+from synapse_worker.contract import BY_NAME, MAX_SHARDS, PROCESS_MARGIN_SECONDS, Variable
 
 MAX_REPLICAS = 1000
 
@@ -104,4 +106,84 @@ class WorkersSpec(ApiModel):
             "the pods stay as they are and the condition ChildrenApplied says why. Default: nothing."
         ),
         json_schema_extra={"default": {}},
+    )
+
+    def with_pool(self, pool: WorkersOverride) -> WorkersSpec:
+        """Return these workers with what a pool says otherwise."""
+        given = {name: getattr(pool, name) for name in WorkersOverride.model_fields}
+        return self.model_copy(update={name: value for name, value in given.items() if value is not None})
+
+
+_UNSET = "Unset: as in spec.workers."
+
+
+class WorkersOverride(ApiModel):
+    """What some workers have otherwise than `spec.workers`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                rule(
+                    "!has(self.template) || !has(self.template.serviceAccountAnnotations)"
+                    " || size(self.template.serviceAccountAnnotations) == 0",
+                    "template.serviceAccountAnnotations: all workers share one ServiceAccount; give them in "
+                    "workers.template, or name another one in serviceAccountName",
+                )
+            ]
+        }
+    )
+
+    replicas: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_REPLICAS,
+        description=f"Worker pods for each of its shards. Range: 0 to {MAX_REPLICAS}. {_UNSET}",
+    )
+    concurrency: int | None = Field(
+        default=None,
+        ge=CONCURRENCY.minimum,
+        le=CONCURRENCY.maximum,
+        description=f"{_CONCURRENCY} {accepted(CONCURRENCY)} {_UNSET}",
+    )
+    job_timeout_seconds: int | None = Field(
+        default=None,
+        ge=JOB_TIMEOUT.minimum,
+        le=JOB_TIMEOUT.maximum,
+        description=f"{_JOB_TIMEOUT} {accepted(JOB_TIMEOUT)} {_UNSET}",
+    )
+    max_retries: int | None = Field(
+        default=None,
+        ge=MAX_RETRIES.minimum,
+        le=MAX_RETRIES.maximum,
+        description=f"{_MAX_RETRIES} {accepted(MAX_RETRIES)} {_UNSET}",
+    )
+    drain_timeout_seconds: int | None = Field(
+        default=None,
+        ge=DRAIN.minimum,
+        le=DRAIN.maximum,
+        description=f"{_DRAIN} {accepted(DRAIN)} {_UNSET}",
+    )
+    template: PodOverlay | None = Field(
+        default=None,
+        description=f"What is laid over its pods; takes the place of workers.template as a whole. {_UNSET}",
+    )
+
+
+class PoolSpec(WorkersOverride):
+    """Some shards whose workers are otherwise than the rest."""
+
+    name: str = Field(
+        min_length=1,
+        max_length=63,
+        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+        description="Name of the pool, shown in status.shards.",
+    )
+    shards: tuple[Annotated[int, Field(ge=0, le=MAX_SHARDS - 1, description="Index of a shard.")], ...] = Field(
+        min_length=1,
+        max_length=MAX_SHARDS,
+        description=(
+            f"Its shards, by index, 0 to {MAX_SHARDS - 1}; each shard is in one pool at most. One from queue.shards on "
+            "counts while it is drained."
+        ),
+        json_schema_extra={"x-kubernetes-list-type": "set"},
     )

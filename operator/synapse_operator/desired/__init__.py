@@ -15,9 +15,9 @@ from synapse_operator.desired.environment import POSTGRES_CA, POSTGRES_URL, REDI
 from synapse_operator.desired.model import Blocked, Desired
 from synapse_operator.desired.networkpolicy import worker_network_policy
 from synapse_operator.desired.pdb import worker_disruption_budget
-from synapse_operator.desired.replicas import wanted_replicas
 from synapse_operator.desired.service import metrics_service
 from synapse_operator.desired.serviceaccount import worker_service_account
+from synapse_operator.desired.shards import flip_of, shards_of
 from synapse_operator.observed import Found, KeyMissing, Observed, SecretLookup, SecretMissing, Unusable
 
 __all__ = ["Blocked", "Desired", "desired_for_scale"]
@@ -53,31 +53,27 @@ def desired_for_scale(
         return Blocked(Reason.POSTGRES_UNUSABLE, observed.postgres.sentence)
 
     image = scale.spec.image or default_image
-    replicas = wanted_replicas(scale, observed)
-    account = worker_service_account(scale)
-    manifests = [account]
+    shards = shards_of(scale, observed)
+    manifests = [worker_service_account(scale)]
     if scale.spec.network_policy.enabled:
         manifests.append(worker_network_policy(scale, secrets))
-    for shard in range(scale.spec.queue.shards):
-        config_map = environment_config_map(scale, worker_environment(scale, shard))
-        if config_map not in manifests:
-            manifests.append(config_map)
-        manifests.append(
-            worker_deployment(
-                scale,
-                shard,
-                scale.spec.workers,
-                replicas=replicas,
-                image=image,
-                config_map=config_map,
-                secrets=secrets,
-                hash_key=hash_key,
-            )
+    for shard in shards:
+        workers = scale.spec.workers_of(shard.index)
+        config_map = environment_config_map(scale, worker_environment(scale, workers, shard.queues))
+        deployment = worker_deployment(
+            scale,
+            shard,
+            workers,
+            image=image,
+            config_map=config_map,
+            secrets=secrets,
+            hash_key=hash_key,
         )
+        manifests += [config_map, deployment]
         if scale.spec.pod_disruption_budget.enabled:
-            manifests.append(worker_disruption_budget(scale, shard))
+            manifests.append(worker_disruption_budget(scale, shard.index))
     manifests.append(metrics_service(scale))
-    return Desired(tuple(manifests), replicas, replicas * scale.spec.queue.shards, image)
+    return Desired(tuple(manifests), shards, flip_of(scale, observed), image)
 
 
 def _reason(lookup: SecretLookup) -> Reason:

@@ -19,6 +19,7 @@ from synapse_operator.api.workers import WorkersSpec
 from synapse_operator.desired.environment import CA_FILE, POSTGRES_URL, REDIS_URL, url_variable
 from synapse_operator.desired.manifest import Manifest, manifest
 from synapse_operator.desired.service import METRICS_PORT_NAME
+from synapse_operator.desired.shards import Shard
 from synapse_operator.naming import Kind
 from synapse_worker import contract
 from synapse_worker.contract import ProbeTiming
@@ -46,10 +47,9 @@ OLD_REPLICA_SETS = 1
 
 def worker_deployment(
     scale: SynapseScale,
-    shard: int,
+    shard: Shard,
     workers: WorkersSpec,
     *,
-    replicas: int,
     image: str,
     config_map: Manifest,
     secrets: Mapping[str, SecretStr],
@@ -59,9 +59,8 @@ def worker_deployment(
 
     Args:
         scale: the owner.
-        shard: index of the shard.
-        workers: what its workers are like.
-        replicas: worker pods.
+        shard: the shard.
+        workers: what its workers are like; how many there are says `shard`.
         image: their image.
         config_map: the ConfigMap with their variables.
         secrets: variable -> what a worker reads from a Secret (URLs, certificates); only a keyed fingerprint of them
@@ -69,19 +68,21 @@ def worker_deployment(
         hash_key: key of that fingerprint.
     """
     name = scale.metadata.name
-    selector = naming.shard_selector(name, shard)
+    selector = naming.shard_selector(name, shard.index)
     labels = naming.child_labels(name) | selector
-    overlay = workers.template
-    environment: dict[str, str] = config_map.body["data"]
-    config_hash = naming.content_hash(
-        {
-            "image": image,
-            "environment": environment,
-            "secrets": naming.secret_fingerprint(secrets, scale_uid=scale.metadata.uid, key=hash_key),
-        }
-    )
+    pod: JsonObject = {
+        "metadata": {
+            "labels": {**workers.template.labels, **labels},
+            "annotations": dict(workers.template.annotations),
+        },
+        "spec": _pod_spec(scale, workers, selector, image, config_map.ref.name),
+    }
+    # The pod names the ConfigMap, whose name is a hash of what is in it.
+    fingerprint = naming.secret_fingerprint(secrets, scale_uid=scale.metadata.uid, key=hash_key)
+    config_hash = naming.content_hash({"pod": pod, "secrets": fingerprint})
+    pod["metadata"]["annotations"][naming.CONFIG_HASH_ANNOTATION] = config_hash
     spec = {
-        "replicas": replicas,
+        "replicas": shard.replicas,
         "revisionHistoryLimit": OLD_REPLICA_SETS,
         "selector": {"matchLabels": selector},
         "strategy": {
@@ -92,15 +93,9 @@ def worker_deployment(
             # and not 1, since hundreds of workers, one after the other, would take an hour.
             "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": 0},
         },
-        "template": {
-            "metadata": {
-                "labels": {**overlay.labels, **labels},
-                "annotations": {**overlay.annotations, naming.CONFIG_HASH_ANNOTATION: config_hash},
-            },
-            "spec": _pod_spec(scale, workers, selector, image, config_map.ref.name),
-        },
+        "template": pod,
     }
-    return manifest(scale, Kind.DEPLOYMENT, naming.deployment_name(name, shard), {"spec": spec}, labels=selector)
+    return manifest(scale, Kind.DEPLOYMENT, naming.deployment_name(name, shard.index), {"spec": spec}, labels=selector)
 
 
 def _pod_spec(
@@ -185,10 +180,9 @@ def _resources(given: Resources) -> JsonObject:
     A default beside a given value may contradict it (a limit below the request), and a user could not see why.
     """
     named = given.requests.keys() | given.limits.keys()
-    parts = {"requests": given.requests, "limits": given.limits}
     merged = {
-        part: {key: value for key, value in DEFAULT_RESOURCES[part].items() if key not in named} | values
-        for part, values in parts.items()
+        part: {**{key: value for key, value in DEFAULT_RESOURCES[part].items() if key not in named}, **values}
+        for part, values in (("requests", given.requests), ("limits", given.limits))
     }
     return {part: values for part, values in merged.items() if values}
 

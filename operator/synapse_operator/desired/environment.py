@@ -6,11 +6,13 @@ open is not rendered: a variable that is set hides the value stored in Postgres.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from synapse_operator.api.common import JsonObject, SecretKeySelector
 from synapse_operator.api.scale import SynapseScale
-from synapse_operator.api.workers import DEFAULT_HEALTH_PORT
+from synapse_operator.api.workers import DEFAULT_HEALTH_PORT, WorkersSpec
 from synapse_operator.naming import POSTGRES_CA_PATH, REDIS_CA_PATH
-from synapse_worker.contract import BY_NAME, DEFAULT_QUEUE
+from synapse_worker.contract import BY_NAME
 
 REDIS_URL = BY_NAME["REDIS_URL"].name
 POSTGRES_URL = BY_NAME["SCALE_POSTGRES_URL"].name
@@ -21,7 +23,7 @@ CA_FILE = "ca.crt"
 """Name of the file with a store's certificates, in its folder."""
 
 _K8S_MODE = BY_NAME["K8S_MODE"].name
-_SHARDS_TO_SERVE = BY_NAME["WORKER_QUEUE_SHARD"].name
+SHARDS_TO_SERVE = BY_NAME["WORKER_QUEUE_SHARD"].name
 _CONCURRENCY = BY_NAME["WORKER_CONCURRENCY"].name
 _JOB_TIMEOUT = BY_NAME["WORKER_JOB_TIMEOUT"].name
 _MAX_RETRIES = BY_NAME["WORKER_MAX_RETRIES"].name
@@ -31,17 +33,14 @@ _HEALTH_PORT = BY_NAME["WORKER_HEALTH_PORT"].name
 _DEFAULT_TENANT = BY_NAME["DEFAULT_TENANT_ID"].name
 
 
-def served_shards(scale: SynapseScale) -> tuple[str, ...]:
-    """Return the names of the queues that the scale serves; the figures of all of them are its load."""
-    return tuple(_shard_queue(shard) for shard in range(scale.spec.queue.shards))
+def worker_environment(scale: SynapseScale, workers: WorkersSpec, queues: Sequence[str]) -> dict[str, str]:
+    """Return the variables that hold no secret, of workers that serve `queues`.
 
-
-def worker_environment(scale: SynapseScale, shard: int) -> dict[str, str]:
-    """Return the variables of the workers of `shard` that hold no secret."""
-    workers = scale.spec.workers
+    The topology is not among them: workers serve queues, and another number of shards must not roll them.
+    """
     environment = {
         _K8S_MODE: "1",
-        _SHARDS_TO_SERVE: _shard_queue(shard),
+        SHARDS_TO_SERVE: ",".join(queues),
         _DRAIN_SECONDS: str(workers.drain_timeout_seconds),
     }
     settings = {
@@ -74,8 +73,3 @@ def url_variable(name: str, reference: SecretKeySelector | None, url: str | None
 def literal(text: str) -> str:
     """Return `text` as the value of an `env` entry, in which Kubernetes would expand `$(NAME)`."""
     return text.replace("$(", "$$(")
-
-
-def _shard_queue(shard: int) -> str:
-    """Shard 0 serves `default`, where upstream main instances enqueue."""
-    return DEFAULT_QUEUE if shard == 0 else str(shard)

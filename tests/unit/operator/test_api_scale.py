@@ -104,5 +104,6 @@ def test_the_operators_variables_cannot_be_overlaid() -> None:
         "workers": {"concurrency": 1, "jobTimeoutSeconds": 1, "maxRetries": 1, "healthPort": 9100},
         "tenancy": {"defaultTenantId": "acme"},
     }
-    rendered = worker_environment(a_scale(spec=everything), 0)
+    scale = a_scale(spec=everything)
+    rendered = worker_environment(scale, scale.spec.workers, ["default", "0"])
     assert {*rendered, "REDIS_URL", "SCALE_POSTGRES_URL"} <= set(OPERATOR_ENVIRONMENT)

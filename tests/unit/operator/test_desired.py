@@ -13,7 +13,7 @@ from synapse_operator import naming
 from synapse_operator.api.common import JsonObject
 from synapse_operator.api.reasons import Reason
 from synapse_operator.desired import Blocked, Desired, desired_for_scale
-from synapse_operator.desired.environment import literal, served_shards
+from synapse_operator.desired.environment import literal
 from synapse_operator.naming import CONFIG_HASH_ANNOTATION, HASH_ANNOTATION, Kind
 from synapse_operator.observed import (
     Found,
@@ -238,7 +238,7 @@ def test_the_metrics_service_lists_every_worker() -> None:
 
 
 def test_only_what_the_spec_sets_becomes_a_variable() -> None:
-    assert _environment() == {"K8S_MODE": "1", "WORKER_QUEUE_SHARD": "default", "WORKER_DRAIN_SECONDS": "300"}
+    assert _environment() == {"K8S_MODE": "1", "WORKER_QUEUE_SHARD": "default,0", "WORKER_DRAIN_SECONDS": "300"}
 
 
 def test_settings_of_the_spec_become_variables() -> None:
@@ -248,7 +248,7 @@ def test_settings_of_the_spec_become_variables() -> None:
     )
     assert _environment(desired) == {
         "K8S_MODE": "1",
-        "WORKER_QUEUE_SHARD": "default",
+        "WORKER_QUEUE_SHARD": "default,0",
         "WORKER_DRAIN_SECONDS": "300",
         "WORKER_CONCURRENCY": "20",
         "WORKER_JOB_TIMEOUT": "60",
@@ -273,10 +273,6 @@ def test_urls_come_from_the_secret_or_from_the_spec() -> None:
 
 def test_kubernetes_expands_nothing_in_a_literal() -> None:
     assert literal("a$(HOME)$b") == "a$$(HOME)$b"
-
-
-def test_shard_0_serves_the_default_queue() -> None:
-    assert served_shards(a_scale()) == ("default",)
 
 
 # ---- what rolls the pods
@@ -330,7 +326,7 @@ UNKNOWN = Unknown("Redis does not answer")
 @pytest.mark.parametrize("queues", [BUSY, UNKNOWN, {"default": QueueFigures(0, 0, None)}])
 def test_an_enabled_scale_has_the_workers_of_its_spec(queues: Any) -> None:
     observed = an_observed(queues=queues, children=_live(7))
-    assert what_is_desired(a_scale(spec={"workers": {"replicas": 3}}), observed).replicas == 3
+    assert what_is_desired(a_scale(spec={"workers": {"replicas": 3}}), observed).workers == 3
 
 
 @pytest.mark.parametrize(
@@ -364,16 +360,16 @@ def test_an_enabled_scale_has_the_workers_of_its_spec(queues: Any) -> None:
 )
 def test_a_disabled_scale_finishes_and_goes_to_zero(present: int, observed: Any, replicas: int) -> None:
     scale = a_scale(spec={"enabled": False, "workers": {"replicas": 4}})
-    assert what_is_desired(scale, replace(observed, children=_live(present))).replicas == replicas
+    assert what_is_desired(scale, replace(observed, children=_live(present))).workers == replicas
 
 
 def test_a_disabled_scale_without_workers_by_order_stays_without() -> None:
     scale = a_scale(spec={"enabled": False, "workers": {"replicas": 0}})
-    assert what_is_desired(scale, an_observed(queues=BUSY)).replicas == 0
+    assert what_is_desired(scale, an_observed(queues=BUSY)).workers == 0
 
 
 def test_a_new_disabled_scale_begins_at_zero() -> None:
-    assert what_is_desired(a_scale(spec={"enabled": False}), an_observed(queues=UNKNOWN)).replicas == 0
+    assert what_is_desired(a_scale(spec={"enabled": False}), an_observed(queues=UNKNOWN)).workers == 0
 
 
 # ---- blocked
@@ -396,4 +392,4 @@ def test_what_somebody_must_repair_blocks(changes: dict[str, Any], reason: Reaso
 
 @pytest.mark.parametrize("state", [Unreachable("away"), NotTried("no url")])
 def test_a_store_that_is_away_does_not_block(state: Any) -> None:
-    assert what_is_desired(a_scale(), an_observed(redis=state, postgres=state)).replicas == 1
+    assert what_is_desired(a_scale(), an_observed(redis=state, postgres=state)).workers == 1

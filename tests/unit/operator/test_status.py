@@ -141,7 +141,18 @@ def test_the_rest_of_the_status() -> None:
         "replicas": 2,
         "selector": "scale.synapseorch.com/role=worker,scale.synapseorch.com/scale=demo",
         "workers": {"desired": 2, "ready": 2, "summary": "2/2", "capacity": 10, "active": 0},
-        "queue": {"queued": 0, "active": 0, "deadLettered": 0},
+        "queue": {"queued": 0, "active": 0, "parked": 0, "deadLettered": 0},
+        "shards": [
+            {
+                "name": "0",
+                "queue": "default,0",
+                "desired": 2,
+                "ready": 2,
+                "queued": 0,
+                "active": 0,
+                "state": "Active",
+            }
+        ],
         "image": IMAGE,
     }
 
@@ -368,7 +379,7 @@ def test_unknown_figures_are_absent_and_never_zero() -> None:
     assert "queue" not in told.status
     assert told.status["workers"] == {"desired": 2, "ready": 2, "summary": "2/2"}
     assert _told(queues=unknown).status["queue"] == {"deadLettered": 0}
-    assert _told(overview=unknown).status["queue"] == {"queued": 0, "active": 0}
+    assert _told(overview=unknown).status["queue"] == {"queued": 0, "active": 0, "parked": 0}
 
 
 WORK: dict[str, Any] = {
@@ -379,7 +390,7 @@ WORK: dict[str, Any] = {
 
 def test_figures_are_written_when_they_are_due() -> None:
     told = _told(previous=READY.status, now=LATER, **WORK)
-    assert told.status["queue"] == {"queued": 3, "active": 2, "oldestSeconds": 7, "deadLettered": 4}
+    assert told.status["queue"] == {"queued": 3, "active": 2, "parked": 0, "oldestSeconds": 7, "deadLettered": 4}
     assert told.status["workers"]["capacity"] == 20
 
 
@@ -530,7 +541,16 @@ def test_every_field_that_is_written_is_in_the_schema() -> None:
     """The API server would drop another one in silence, and the status would be written again and again."""
     version = crd(SCALE_RESOURCE)["spec"]["versions"][0]
     schema = _properties(_properties(version["schema"]["openAPIV3Schema"])["status"])
-    status = _told(**WORK).status
+    status = _told(
+        **WORK
+        | {
+            "queues": {
+                "default": QueueFigures(3, 2, 7.9),
+                "9": QueueFigures(0, 0, None),
+                "acme": QueueFigures(1, 0, 1.0),
+            }
+        }
+    ).status
     assert status.keys() == schema.keys()
     assert status["workers"].keys() == _properties(schema["workers"]).keys()
     assert status["queue"].keys() == _properties(schema["queue"]).keys()
