@@ -120,7 +120,8 @@ class Backends:
         database = self._open[scale].database
         if not isinstance(database, Database):
             return database.sentence
-        was = flip.was and topology.TopologyRow(flip.was.epoch, flip.was.topology, flip.was.enabled, flip.was.owner_uid)
+        seen = flip.was
+        was = None if seen is None else topology.TopologyRow(seen.epoch, seen.topology, seen.enabled, seen.owner_uid)
         try:
             async with asyncio.timeout(QUESTION_SECONDS):
                 await topology.write(database, was, flip.topology, enabled=flip.enabled, owner_uid=owner_uid)
@@ -261,7 +262,7 @@ async def _ask_postgres(database: Database | Unusable | NotTried) -> _PostgresVi
         failed = _failed("PostgreSQL", error)
         unknown = Unknown(failed.sentence)
         return _PostgresView(failed, unknown, unknown, unknown, None)
-    record = row and TopologyRecord(row.epoch, row.topology, row.enabled, row.owner_uid)
+    record = None if row is None else TopologyRecord(row.epoch, row.topology, row.enabled, row.owner_uid)
     return _PostgresView(state, figures, record, tuple(behind), known)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from synapse_operator import naming
 from tests.controlplane import harness
-from tests.controlplane.bad_specs import BAD_SPECS, GOOD, BadSpec
+from tests.controlplane.bad_specs import BAD_SPECS, GOOD, GOOD_SPECS, BadSpec
 from tests.controlplane.harness import ControlPlane, Json
 
 
@@ -35,6 +35,20 @@ def test_a_bad_spec_is_refused_with_the_sentence_that_says_why(plane: ControlPla
     create = plane.try_kubectl("create", "--validate=strict", "--dry-run=server", "-f", "-", stdin=named(bad.spec))
     assert create.returncode != 0
     assert (bad.create_sentence or bad.sentence) in create.stderr
+
+
+@pytest.mark.parametrize("changes", GOOD_SPECS, ids=lambda changes: ",".join(changes))
+def test_what_is_at_the_limits_is_accepted(plane: ControlPlane, changes: Json) -> None:
+    for command in (("apply", "--server-side"), ("create", "--validate=strict")):
+        plane.kubectl(*command, "--dry-run=server", "-f", "-", stdin=named({**GOOD, **changes}))
+
+
+def test_the_longest_name_of_a_scale_is_accepted(plane: ControlPlane) -> None:
+    scale = harness.scale("default", "a" * 253)
+    plane.kubectl("apply", "--server-side", "--dry-run=server", "-f", "-", stdin=json.dumps(scale))
+    scale["metadata"]["name"] += "a"
+    refused = plane.try_kubectl("apply", "--server-side", "--dry-run=server", "-f", "-", stdin=json.dumps(scale))
+    assert "must be no more than 253 characters" in refused.stderr
 
 
 def test_every_field_is_documented_by_kubectl_explain(plane: ControlPlane) -> None:
