@@ -84,6 +84,7 @@ def an_observed(**changes: Any) -> Observed:
         "postgres": PostgresAnswers(schema_version=1),
         "queues": {"default": QueueFigures(queued=0, active=0, oldest_seconds=None)},
         "topology": TopologyRecord(1, ONE_QUEUE, enabled=True, owner_uid=SCALE_UID),
+        "stored": {},
         "behind": (),
         "drained": frozenset(),
         "overview": Overview(dead_letters=0, slots=10, active_jobs=0, open_jobs=0),

@@ -35,12 +35,13 @@ from synapse_operator.observed import (
     Unusable,
 )
 from synapse_worker.connections import open_database, open_redis, ping_redis
-from synapse_worker.contract import DEFAULT_QUEUE, MAX_SHARDS
+from synapse_worker.contract import DEFAULT_QUEUE, MAX_SHARDS, VARIABLES
 from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import known_queues, queue_figures
 from synapse_worker.store import topology
 from synapse_worker.store.database import Database
+from synapse_worker.store.definitions import stored_settings
 from synapse_worker.store.overview import overview
 
 _log = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ CALL_SECONDS = 3.0
 
 QUESTION_SECONDS = 4.0
 """Longest wait for all that one reconcile asks of one store, name resolution and connecting included."""
+
+_STORED = tuple(variable.stored for variable in VARIABLES if variable.stored is not None)
 
 _NO_URL = "there is no URL to ask with"
 
@@ -77,6 +80,7 @@ class View:
     queues: Mapping[str, QueueFigures] | Unknown
     postgres: PostgresState
     overview: Overview | Unknown
+    stored: Mapping[str, int] | Unknown
     topology: TopologyRecord | Unknown | None
     behind: tuple[str, ...] | Unknown
 
@@ -99,12 +103,20 @@ class Backends:
         if connections is None or connections.stores != stores:
             self.forget(scale)
             connections = self._open[scale] = _Connections(stores)
-        (redis, queues), (postgres, totals, row, behind, known) = await asyncio.gather(
+        (redis, queues), said = await asyncio.gather(
             _ask_redis(connections.redis, connections.queues), _ask_postgres(connections.database)
         )
-        if known is not None:
-            connections.queues = known
-        return View(redis, queues, postgres, totals, row, behind)
+        if said.queues is not None:
+            connections.queues = said.queues
+        return View(
+            redis=redis,
+            queues=queues,
+            postgres=said.state,
+            overview=said.overview,
+            stored=said.stored,
+            topology=said.topology,
+            behind=said.behind,
+        )
 
     async def flip(self, scale: Hashable, flip: Flip, owner_uid: str) -> str:
         """Change the row of the topology, unless somebody else has done so meanwhile: the next look tells.
@@ -233,6 +245,7 @@ class _PostgresView(NamedTuple):
 
     state: PostgresState
     overview: Overview | Unknown
+    stored: Mapping[str, int] | Unknown
     topology: TopologyRecord | Unknown | None
     behind: tuple[str, ...] | Unknown
     queues: Sequence[str] | None
@@ -241,7 +254,7 @@ class _PostgresView(NamedTuple):
 async def _ask_postgres(database: Database | Unusable | NotTried) -> _PostgresView:
     if not isinstance(database, Database):
         unknown = Unknown(database.sentence)
-        return _PostgresView(database, unknown, unknown, unknown, None)
+        return _PostgresView(database, unknown, unknown, unknown, unknown, None)
     try:
         async with asyncio.timeout(QUESTION_SECONDS):
             totals = await overview(database)
@@ -254,16 +267,19 @@ async def _ask_postgres(database: Database | Unusable | NotTried) -> _PostgresVi
             state = PostgresAnswers(totals.schema_version)
             if totals.schema_version is None:
                 unknown = Unknown("the tables of this release are not there yet")
-                return _PostgresView(state, figures, unknown, unknown, None)
+                return _PostgresView(state, figures, unknown, unknown, unknown, None)
             row = await topology.read(database)
             behind = await topology.producers_behind(database, 0 if row is None else row.epoch)
             known = await known_queues(database)
+            # Keys of model providers are among them; only what a worker's variables can be is kept.
+            settings = await stored_settings(database)
+            stored = {key: value for key in _STORED if type(value := settings.get(key)) is int}
     except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError) as error:
         failed = _failed("PostgreSQL", error)
         unknown = Unknown(failed.sentence)
-        return _PostgresView(failed, unknown, unknown, unknown, None)
+        return _PostgresView(failed, unknown, unknown, unknown, unknown, None)
     record = None if row is None else TopologyRecord(row.epoch, row.topology, row.enabled, row.owner_uid)
-    return _PostgresView(state, figures, record, tuple(behind), known)
+    return _PostgresView(state, figures, stored, record, tuple(behind), known)
 
 
 def _failed(store: str, error: Exception) -> Unreachable | Unusable:

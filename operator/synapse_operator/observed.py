@@ -381,6 +381,7 @@ class Observed:
         redis_ca: the certificates (PEM) that Redis is checked with; None = the system's.
         postgres_ca: the same for PostgreSQL.
         queues: figures by name, of every queue that may hold jobs whatever the topology says now.
+        stored: settings that are saved in PostgreSQL and stand in for variables, by their key there.
         topology: the topology's row; None = the tables are there, and nobody has written it.
         behind: ids of producers that are alive and may still go by an older row.
         drained: queues that producers use no more and that have been empty for long enough (`drains`).
@@ -396,6 +397,7 @@ class Observed:
     postgres: PostgresState
     queues: Mapping[str, QueueFigures] | Unknown
     overview: Overview | Unknown
+    stored: Mapping[str, int] | Unknown
     topology: TopologyRecord | Unknown | None
     behind: tuple[str, ...] | Unknown
     drained: frozenset[str]

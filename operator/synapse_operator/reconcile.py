@@ -105,6 +105,7 @@ class Reconciler:
             postgres=view.postgres,
             queues=view.queues,
             overview=view.overview,
+            stored=view.stored,
             topology=view.topology,
             behind=view.behind,
             drained=drained(self._empty_since[key], now),

@@ -22,6 +22,7 @@ from synapse_operator import naming
 from synapse_operator.api.common import JsonObject, ObjectMeta
 from synapse_operator.api.reasons import ConditionType, EventReason, Reason
 from synapse_operator.api.scale import InvalidScale, SynapseScale, SynapseScaleStatus
+from synapse_operator.api.workers import CONCURRENCY, JOB_TIMEOUT, MAX_RETRIES
 from synapse_operator.desired.model import Blocked, Desired
 from synapse_operator.desired.shards import Shard, ShardState
 from synapse_operator.naming import Kind, Ref
@@ -138,6 +139,8 @@ def next_status(
             status["unservedQueues"] = unserved
     elif "shards" in previous:
         status["shards"] = previous["shards"]
+    if effective := _effective(scale, observed):
+        status["effective"] = effective
     image = desired.image if isinstance(desired, Desired) else previous.get("image")
     if image is not None:
         status["image"] = image
@@ -162,7 +165,7 @@ def invalid_status(invalid: InvalidScale, *, previous: JsonObject, now: datetime
         ),
         _paused(invalid.metadata),
     )
-    keys = ("replicas", "selector", "workers", "shards", "image")
+    keys = ("replicas", "selector", "workers", "shards", "effective", "image")
     kept: JsonObject = {key: previous[key] for key in keys if key in previous}
     return _unless_same({**_head(invalid.metadata, verdicts, previous, now, None), **kept}, previous)
 
@@ -408,6 +411,26 @@ def _shard(scale: SynapseScale, shard: Shard, observed: Observed) -> JsonObject:
         figures = [observed.queues[name] for name in shard.queues if name in observed.queues]
         told |= {"queued": sum(each.queued for each in figures), "active": sum(each.active for each in figures)}
     return told
+
+
+def _effective(scale: SynapseScale, observed: Observed) -> JsonObject:
+    """Return what holds and where it comes from, by the worker's own rule: variable, stored setting, default."""
+    workers = scale.spec.workers
+    found: JsonObject = {}
+    for name, given, variable in (
+        ("concurrency", workers.concurrency, CONCURRENCY),
+        ("jobTimeoutSeconds", workers.job_timeout_seconds, JOB_TIMEOUT),
+        ("maxRetries", workers.max_retries, MAX_RETRIES),
+    ):
+        if given is not None:
+            found[name] = {"value": given, "source": "Spec"}
+        elif isinstance(observed.stored, Unknown):
+            continue
+        elif variable.stored in observed.stored:
+            found[name] = {"value": observed.stored[variable.stored], "source": "Stored"}
+        else:
+            found[name] = {"value": int(variable.default or 0), "source": "Default"}
+    return found
 
 
 def _unserved(desired: Desired, observed: Observed) -> list[str]:

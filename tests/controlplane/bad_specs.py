@@ -269,10 +269,10 @@ BAD_SPECS: tuple[BadSpec, ...] = (
     BadSpec(
         "volume-without-name",
         _template(volumes=[{"emptyDir": {}}]),
-        ".spec.workers.template.volumes: element 0: associative list with keys has an element that omits all key fields",
+        ".spec.workers.template.volumes: element 0: associative list with keys has an element that omits all key",
         "spec.workers.template.volumes[0].name: Required value",
     ),
-    BadSpec("own-path", _template(volumeMounts=[{"name": "a", "mountPath": "/tmp"}]), _OWN_PATHS),
+    BadSpec("own-path", _template(volumeMounts=[{"name": "a", "mountPath": "/data"}]), _OWN_PATHS),
     BadSpec(
         "relative-path",
         _template(volumeMounts=[{"name": "a", "mountPath": "models"}]),
@@ -281,7 +281,8 @@ BAD_SPECS: tuple[BadSpec, ...] = (
     BadSpec(
         "toleration-effect",
         _template(tolerations=[{"effect": "Never"}]),
-        'spec.workers.template.tolerations[0].effect: Unsupported value: "Never": supported values: "NoSchedule", "PreferNoSchedule", "NoExecute"',
+        'spec.workers.template.tolerations[0].effect: Unsupported value: "Never": supported values: "NoSchedule", '
+        '"PreferNoSchedule", "NoExecute"',
     ),
     BadSpec(
         "spread-without-key",
@@ -313,7 +314,8 @@ BAD_SPECS: tuple[BadSpec, ...] = (
     BadSpec(
         "role-of-a-foreign-account",
         _template(serviceAccountName="a", serviceAccountAnnotations={"b": "c"}),
-        "workers.template: serviceAccountAnnotations are for the ServiceAccount that the operator makes; annotate your own yourself, or leave serviceAccountName out",
+        "workers.template: serviceAccountAnnotations are for the ServiceAccount that the operator makes; annotate your "
+        "own yourself, or leave serviceAccountName out",
     ),
     BadSpec(
         "route-of-no-job",

@@ -11,7 +11,7 @@ import pytest
 
 from synapse_operator import naming
 from tests.controlplane import harness
-from tests.controlplane.bad_specs import BAD_SPECS, GOOD, GOOD_SPECS, BadSpec
+from tests.controlplane.bad_specs import BAD_SPECS, GOOD, GOOD_SPECS, GOOD_URLS, BadSpec
 from tests.controlplane.harness import ControlPlane, Json
 
 
@@ -37,7 +37,7 @@ def test_a_bad_spec_is_refused_with_the_sentence_that_says_why(plane: ControlPla
     assert (bad.create_sentence or bad.sentence) in create.stderr
 
 
-@pytest.mark.parametrize("changes", GOOD_SPECS, ids=lambda changes: ",".join(changes))
+@pytest.mark.parametrize("changes", [*GOOD_SPECS, *GOOD_URLS], ids=lambda changes: ",".join(changes))
 def test_what_is_at_the_limits_is_accepted(plane: ControlPlane, changes: Json) -> None:
     for command in (("apply", "--server-side"), ("create", "--validate=strict")):
         plane.kubectl(*command, "--dry-run=server", "-f", "-", stdin=named({**GOOD, **changes}))

@@ -383,6 +383,25 @@ class WorkersStatus(ApiModel):
     )
 
 
+class EffectiveValue(ApiModel):
+    """A setting as workers that start now get it."""
+
+    value: int = Field(description="The value.")
+    source: Literal["Spec", "Stored", "Default"] = Field(
+        description="Spec: the field. Stored: the setting saved in PostgreSQL. Default: that of the image."
+    )
+
+
+class EffectiveStatus(ApiModel):
+    """Settings that may come from several places. Absent: the spec is silent and PostgreSQL cannot be asked."""
+
+    concurrency: EffectiveValue | None = Field(default=None, description="Jobs that one worker runs at once.")
+    job_timeout_seconds: EffectiveValue | None = Field(
+        default=None, description="Seconds of work until a job is cancelled."
+    )
+    max_retries: EffectiveValue | None = Field(default=None, description="Retries after a failed execution.")
+
+
 class ShardStatus(ApiModel):
     """One shard as it is."""
 
@@ -470,6 +489,10 @@ class SynapseScaleStatus(ApiModel):
         default=(),
         max_length=1024,
         description="Queues that hold jobs and are to have no worker: an order of the spec, such as replicas 0.",
+    )
+    effective: EffectiveStatus | None = Field(
+        default=None,
+        description="Settings that the spec, the stored ones or the image decide, for workers of no pool.",
     )
     image: str | None = Field(default=None, max_length=1024, description="Image that the workers are given.")
 

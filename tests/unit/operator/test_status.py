@@ -153,8 +153,56 @@ def test_the_rest_of_the_status() -> None:
                 "state": "Active",
             }
         ],
+        "effective": {
+            "concurrency": {"value": 10, "source": "Default"},
+            "jobTimeoutSeconds": {"value": 3600, "source": "Default"},
+            "maxRetries": {"value": 3, "source": "Default"},
+        },
         "image": IMAGE,
     }
+
+
+def test_effective_values_say_where_they_come_from() -> None:
+    scale = a_scale(spec={"workers": {"concurrency": 5, "replicas": 2}})
+    told = _told(scale=scale, stored={"worker_concurrency": 7, "job_timeout": 60})
+    assert told.status["effective"] == {
+        "concurrency": {"value": 5, "source": "Spec"},
+        "jobTimeoutSeconds": {"value": 60, "source": "Stored"},
+        "maxRetries": {"value": 3, "source": "Default"},
+    }
+    assert _told(scale=scale, stored=Unknown("away")).status["effective"] == {
+        "concurrency": {"value": 5, "source": "Spec"}
+    }
+
+
+def test_a_queue_with_jobs_and_no_worker_by_order_is_named() -> None:
+    scale = a_scale(spec={"workers": {"replicas": 0}})
+    told = _told(scale=scale, queues={"default": QueueFigures(1, 0, 1.0), "0": QueueFigures(0, 0, None)})
+    assert told.status["unservedQueues"] == ["default"]
+    assert "unservedQueues" not in READY.status
+
+
+def test_a_shard_tells_its_pool_and_its_own_figures() -> None:
+    spec = {"queue": {"shards": 2}, "pools": [{"name": "big", "shards": [1], "replicas": 3}]}
+    queues = {"default": QueueFigures(2, 1, 1.0), "0": QueueFigures(1, 0, 1.0), "1": QueueFigures(5, 4, 1.0, parked=2)}
+    told = _told(scale=a_scale(spec=spec), queues=queues)
+    assert [(each["name"], each.get("pool"), each["queued"], each["active"]) for each in told.status["shards"]] == [
+        ("0", None, 3, 1),
+        ("1", "big", 5, 4),
+    ]
+    assert told.status["shards"][1]["state"] == "Idle"
+    assert told.status["queue"]["parked"] == 2
+    assert told.condition(ConditionType.RECONCILING) == ("True", "RollingOut")
+
+
+def test_figures_of_shards_wait_too() -> None:
+    assert _next(previous=READY.status, figures=False, queues={"default": QueueFigures(9, 1, None)}) is None
+
+
+def test_a_row_that_cannot_be_written_is_said() -> None:
+    told = _told(report=ApplyReport(flip_failure="PostgreSQL refuses: no rights"))
+    assert told.condition(ConditionType.READY) == ("False", "TopologyNotWritten")
+    assert told.message(ConditionType.READY) == "PostgreSQL refuses: no rights"
 
 
 def test_all_conditions_are_there_in_order_and_of_this_generation() -> None:
