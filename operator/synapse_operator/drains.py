@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from synapse_operator.observed import QueueFigures, TopologyRecord, Unknown
+from synapse_worker.contract import DEFAULT_QUEUE, TENANT_POOL
+from synapse_worker.routing import ONE_QUEUE, is_tenants_own
 
 EMPTY_FOR = timedelta(seconds=30)
 """Longer than it takes a producer that has read the row before it changed to write its job."""
@@ -23,7 +25,9 @@ def emptied(
     queues: Mapping[str, QueueFigures] | Unknown,
     now: datetime,
 ) -> dict[str, datetime]:
-    """Return since when each queue that nobody enqueues to has been empty at every look.
+    """Return since when each shard that nobody enqueues to has been empty at every look.
+
+    A shard is an index, or `tenants` for the queues of all tenants together, which one pool serves.
 
     Args:
         since: the answer of the last look.
@@ -34,11 +38,21 @@ def emptied(
     """
     if isinstance(topology, Unknown) or isinstance(queues, Unknown) or isinstance(behind, Unknown) or behind:
         return {}
-    shards = 1 if topology is None else topology.topology.shards
-    unused = (name for name in queues if name.isdecimal() and int(name) >= shards)
-    return {name: since.get(name, now) for name in unused if not (queues[name].queued or queues[name].active)}
+    used = ONE_QUEUE if topology is None else topology.topology
+    figures: dict[str, list[QueueFigures]] = {} if used.isolation else {TENANT_POOL: []}
+    for name, each in queues.items():
+        if is_tenants_own(name):
+            if not used.isolation:
+                figures[TENANT_POOL].append(each)
+        elif name != DEFAULT_QUEUE and int(name) >= used.shards:
+            figures[name] = [each]
+    return {
+        name: since.get(name, now)
+        for name, served in figures.items()
+        if not any(each.queued or each.active for each in served)
+    }
 
 
 def drained(since: Mapping[str, datetime], now: datetime) -> frozenset[str]:
-    """Return the queues that have been empty for long enough."""
+    """Return the shards that have been empty for long enough."""
     return frozenset(name for name, start in since.items() if now - start >= EMPTY_FOR)

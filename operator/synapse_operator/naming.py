@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -112,9 +112,9 @@ def service_account_name(scale: str) -> str:
     return _child_name(scale, "workers", limit=LABEL_VALUE_LENGTH)
 
 
-def deployment_name(scale: str, shard: int) -> str:
-    """Return the name of the Deployment that serves `shard`."""
-    return _child_name(scale, WORKER_ROLE, str(shard), limit=DEPLOYMENT_NAME_LENGTH)
+def deployment_name(scale: str, shard: str) -> str:
+    """Return the name of the Deployment that serves `shard`: an index, or `tenants` for the tenant pool."""
+    return _child_name(scale, WORKER_ROLE, shard, limit=DEPLOYMENT_NAME_LENGTH)
 
 
 def metrics_service_name(scale: str) -> str:
@@ -132,7 +132,9 @@ def config_map_name(scale: str, data: Mapping[str, str]) -> str:
     return _child_name(scale, "env", limit=LABEL_VALUE_LENGTH, also=content_hash(dict(data)))
 
 
-def expected_refs(namespace: str, scale: str, *, shards: int, budgets: bool, network_policy: bool) -> tuple[Ref, ...]:
+def expected_refs(
+    namespace: str, scale: str, *, shards: Sequence[str], budgets: bool, network_policy: bool
+) -> tuple[Ref, ...]:
     """Return the children whose names do not depend on their content.
 
     An observer that lists by label asks for these by name too: one that lost its labels, or that somebody
@@ -141,11 +143,11 @@ def expected_refs(namespace: str, scale: str, *, shards: int, budgets: bool, net
     Args:
         namespace: of the scale and its children.
         scale: its name.
-        shards: shards with a Deployment each, from 0.
+        shards: shards with a Deployment each.
         budgets: whether each of them has a PodDisruptionBudget.
         network_policy: whether there is a NetworkPolicy.
     """
-    deployments = [deployment_name(scale, shard) for shard in range(shards)]
+    deployments = [deployment_name(scale, shard) for shard in shards]
     return (
         Ref(Kind.SERVICE_ACCOUNT, namespace, service_account_name(scale)),
         *(Ref(Kind.DEPLOYMENT, namespace, name) for name in deployments),
@@ -179,9 +181,9 @@ def worker_selector(scale: str) -> dict[str, str]:
     return {SCALE_LABEL: scale_label(scale), ROLE_LABEL: WORKER_ROLE}
 
 
-def shard_selector(scale: str, shard: int) -> dict[str, str]:
+def shard_selector(scale: str, shard: str) -> dict[str, str]:
     """Return the labels that select the workers of one shard: a Deployment's selector, which can never change."""
-    return {**worker_selector(scale), SHARD_LABEL: str(shard)}
+    return {**worker_selector(scale), SHARD_LABEL: shard}
 
 
 def selector_text(labels: Mapping[str, str]) -> str:

@@ -14,7 +14,7 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from pydantic import SecretStr
@@ -384,7 +384,7 @@ class Observed:
         stored: settings that are saved in PostgreSQL and stand in for variables, by their key there.
         topology: the topology's row; None = the tables are there, and nobody has written it.
         behind: ids of producers that are alive and may still go by an older row.
-        drained: queues that producers use no more and that have been empty for long enough (`drains`).
+        drained: shards that producers use no more and that have been empty for long enough (`drains`).
         children: found by label, and by name for those of `naming.expected_refs` that the list lacks.
         pods: all worker pods of the scale (`naming.worker_selector`).
     """
@@ -403,10 +403,16 @@ class Observed:
     drained: frozenset[str]
     children: tuple[Child, ...]
     pods: tuple[Pod, ...]
+    # A scale of 64 shards has two hundred children, and each is looked up several times.
+    _by_ref: Mapping[Ref, Child] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Index the children."""
+        object.__setattr__(self, "_by_ref", {child.ref: child for child in self.children})
 
     def child(self, ref: Ref) -> Child | None:
         """Return the child with this kind and name."""
-        return next((child for child in self.children if child.ref == ref), None)
+        return self._by_ref.get(ref)
 
     def of_kind(self, kind: Kind) -> tuple[Child, ...]:
         """Return the children of one kind, by name."""

@@ -24,7 +24,7 @@ from synapse_operator.api.reasons import ConditionType, EventReason, Reason
 from synapse_operator.api.scale import InvalidScale, SynapseScale, SynapseScaleStatus
 from synapse_operator.api.workers import CONCURRENCY, JOB_TIMEOUT, MAX_RETRIES
 from synapse_operator.desired.model import Blocked, Desired
-from synapse_operator.desired.shards import Shard, ShardState
+from synapse_operator.desired.shards import Shard, ShardState, queues_of
 from synapse_operator.naming import Kind, Ref
 from synapse_operator.observed import (
     Found,
@@ -396,11 +396,12 @@ def _queue_figures(observed: Observed) -> JsonObject:
 
 
 def _shard(scale: SynapseScale, shard: Shard, observed: Observed) -> JsonObject:
-    ref = Ref(Kind.DEPLOYMENT, scale.metadata.namespace, naming.deployment_name(scale.metadata.name, shard.index))
-    child, pool = observed.child(ref), scale.spec.pool_of(shard.index)
+    ref = Ref(Kind.DEPLOYMENT, scale.metadata.namespace, naming.deployment_name(scale.metadata.name, shard.name))
+    child = observed.child(ref)
+    pool = scale.spec.pool_of(int(shard.name)) if shard.name.isdecimal() else None
     told: JsonObject = {
-        "name": str(shard.index),
-        "queue": ",".join(shard.queues),
+        "name": shard.name,
+        "queue": ",".join(shard.serves),
         "desired": shard.replicas,
         "ready": 0 if child is None else Rollout.of(child).ready,
         "state": str(shard.state),
@@ -408,7 +409,7 @@ def _shard(scale: SynapseScale, shard: Shard, observed: Observed) -> JsonObject:
     if pool is not None:
         told["pool"] = pool.name
     if not isinstance(observed.queues, Unknown):
-        figures = [observed.queues[name] for name in shard.queues if name in observed.queues]
+        figures = queues_of(shard, observed).values()
         told |= {"queued": sum(each.queued for each in figures), "active": sum(each.active for each in figures)}
     return told
 
@@ -435,7 +436,7 @@ def _effective(scale: SynapseScale, observed: Observed) -> JsonObject:
 
 def _unserved(desired: Desired, observed: Observed) -> list[str]:
     """Return the queues that hold jobs and are to have no worker."""
-    served = {name for shard in desired.shards if shard.replicas for name in shard.queues}
+    served = {name for shard in desired.shards if shard.replicas for name in queues_of(shard, observed)}
     queues = {} if isinstance(observed.queues, Unknown) else observed.queues
     return sorted(name for name, figures in queues.items() if figures.queued and name not in served)[:MAX_UNSERVED]
 

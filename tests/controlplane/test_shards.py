@@ -2,78 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
 import pytest
-from pydantic import SecretStr
-from redis import Redis
 
 from synapse_operator import naming
-from synapse_worker.connections import open_database
 from synapse_worker.contract import MAX_SHARDS
-from synapse_worker.queueing import keys
 from synapse_worker.store import topology
-from synapse_worker.store.database import Database
-from synapse_worker.store.migrate import migrate
 from tests.controlplane import harness
 from tests.controlplane.harness import ControlPlane, Json, eventually
-from tests.support.servers import PostgresServer, RedisServer
+from tests.controlplane.stores import Stores
 
 pytestmark = pytest.mark.usefixtures("operator")
-
-T = TypeVar("T")
-
-
-class Stores:
-    """The two stores of one namespace, with the tables that workers make."""
-
-    def __init__(self, redis: RedisServer, postgres: PostgresServer) -> None:
-        self.redis = redis
-        self.postgres_url = postgres.new_database()
-        self._ask(migrate)
-
-    def topology(self) -> topology.TopologyRow | None:
-        return self._ask(topology.read)
-
-    def producer(self, epoch: int) -> None:
-        """Be a producer that goes by `epoch`."""
-        self._ask(lambda db: topology.report(db, "api-1", hostname="api", role=topology.Role.API, epoch=epoch))
-
-    def put(self, shard: str, job: str) -> None:
-        """Put a job into a queue."""
-        with Redis.from_url(self.redis.url) as client:
-            client.zadd(keys.queue(shard), {job: time.time() * 1000})
-
-    def take(self, shard: str, job: str) -> None:
-        """Take it out again."""
-        with Redis.from_url(self.redis.url) as client:
-            client.zrem(keys.queue(shard), job)
-
-    def _ask(self, question: Callable[[Database], Awaitable[T]]) -> T:
-        async def ask() -> T:
-            database = open_database(SecretStr(self.postgres_url), pool_size=1)
-            try:
-                return await question(database)
-            finally:
-                await database.close()
-
-        return asyncio.run(ask())
-
-
-@pytest.fixture
-def stores(plane: ControlPlane, ns: str, postgres_server: PostgresServer) -> Stores:
-    """Stores of the namespace's own: a Redis that can be stopped, a database with tables."""
-    redis = RedisServer()
-    redis.start()
-    try:
-        found = Stores(redis, postgres_server)
-        plane.apply(harness.secret(ns, redis.url, found.postgres_url))
-        yield found
-    finally:
-        redis.remove()
 
 
 def states(plane: ControlPlane, namespace: str) -> dict[str, str]:
@@ -216,4 +156,4 @@ def test_routes_are_told_to_producers(plane: ControlPlane, ns: str, stores: Stor
         return row is not None and [(each.shard, each.tenants) for each in row.topology.routes] == [(1, ("acme",))]
 
     eventually("the route", told)
-    assert naming.deployment_name("main", 1) in {each["metadata"]["name"] for each in plane.deployments(ns).values()}
+    assert naming.deployment_name("main", "1") in {each["metadata"]["name"] for each in plane.deployments(ns).values()}

@@ -28,7 +28,7 @@ from synapse_operator.api.common import (
     rule,
 )
 from synapse_operator.api.reasons import ConditionType
-from synapse_operator.api.workers import PoolSpec, WorkersSpec
+from synapse_operator.api.workers import PoolSpec, WorkersOverride, WorkersSpec
 from synapse_operator.naming import SCALE_KIND, SCALE_PLURAL
 from synapse_worker.contract import BY_NAME, MAX_SHARDS, TENANT_ID_MAX_LENGTH
 from synapse_worker.routing import HIGHEST_PRIORITY
@@ -225,7 +225,23 @@ class QueueSpec(ApiModel):
 
 
 class TenancySpec(ApiModel):
-    """Whose runs these are."""
+    """Whose runs these are, and whether each tenant has a queue of its own."""
+
+    isolation: bool = Field(
+        default=False,
+        description=(
+            "Whether each tenant has a queue of its own, which the tenant pool serves by turns: a tenant with many "
+            "jobs holds up nobody else. When it is switched off, the queues are emptied before the pool goes. "
+            "Default: false."
+        ),
+    )
+    pool: WorkersOverride = Field(
+        default_factory=WorkersOverride,
+        description=(
+            "The workers of the tenant pool, where they are otherwise than spec.workers says. Default: as spec.workers."
+        ),
+        json_schema_extra={"default": {}},
+    )
 
     default_tenant_id: str | None = Field(
         default=None,
@@ -362,7 +378,7 @@ class SynapseScaleSpec(ApiModel):
     def workers_of(self, shard: int) -> WorkersSpec:
         """Return what the workers of a shard are like."""
         pool = self.pool_of(shard)
-        return self.workers if pool is None else self.workers.with_pool(pool)
+        return self.workers if pool is None else self.workers.overridden(pool)
 
 
 class WorkersStatus(ApiModel):

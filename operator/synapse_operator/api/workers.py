@@ -108,9 +108,9 @@ class WorkersSpec(ApiModel):
         json_schema_extra={"default": {}},
     )
 
-    def with_pool(self, pool: WorkersOverride) -> WorkersSpec:
-        """Return these workers with what a pool says otherwise."""
-        given = {name: getattr(pool, name) for name in WorkersOverride.model_fields}
+    def overridden(self, by: WorkersOverride) -> WorkersSpec:
+        """Return these workers with what `by` says otherwise."""
+        given = {name: getattr(by, name) for name in WorkersOverride.model_fields}
         return self.model_copy(update={name: value for name, value in given.items() if value is not None})
 
 

@@ -16,6 +16,7 @@ from synapse_operator import naming
 from synapse_operator.api.common import JsonObject, SecretKeySelector
 from synapse_operator.api.scale import PostgresSpec, RedisSpec, SynapseScale
 from synapse_operator.cluster.client import Client, path
+from synapse_operator.desired.shards import SHARD_NAMES, is_used, wanted_topology
 from synapse_operator.echo import Version
 from synapse_operator.errors import ApiNotFound, ApiRefused
 from synapse_operator.naming import Kind
@@ -62,7 +63,7 @@ async def read_children(client: Client, scale: SynapseScale) -> tuple[Child, ...
     expected = naming.expected_refs(
         namespace,
         name,
-        shards=scale.spec.queue.shards,
+        shards=[name for name in SHARD_NAMES if is_used(wanted_topology(scale), name)],
         budgets=scale.spec.pod_disruption_budget.enabled,
         network_policy=scale.spec.network_policy.enabled,
     )

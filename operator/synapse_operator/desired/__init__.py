@@ -17,7 +17,7 @@ from synapse_operator.desired.networkpolicy import worker_network_policy
 from synapse_operator.desired.pdb import worker_disruption_budget
 from synapse_operator.desired.service import metrics_service
 from synapse_operator.desired.serviceaccount import worker_service_account
-from synapse_operator.desired.shards import flip_of, shards_of
+from synapse_operator.desired.shards import flip_of, shards_of, workers_of
 from synapse_operator.observed import Found, KeyMissing, Observed, SecretLookup, SecretMissing, Unusable
 
 __all__ = ["Blocked", "Desired", "desired_for_scale"]
@@ -58,8 +58,8 @@ def desired_for_scale(
     if scale.spec.network_policy.enabled:
         manifests.append(worker_network_policy(scale, secrets))
     for shard in shards:
-        workers = scale.spec.workers_of(shard.index)
-        config_map = environment_config_map(scale, worker_environment(scale, workers, shard.queues))
+        workers = workers_of(scale, shard.name)
+        config_map = environment_config_map(scale, worker_environment(scale, workers, shard.serves))
         deployment = worker_deployment(
             scale,
             shard,
@@ -71,7 +71,7 @@ def desired_for_scale(
         )
         manifests += [config_map, deployment]
         if scale.spec.pod_disruption_budget.enabled:
-            manifests.append(worker_disruption_budget(scale, shard.index))
+            manifests.append(worker_disruption_budget(scale, shard.name))
     manifests.append(metrics_service(scale))
     return Desired(tuple(manifests), shards, flip_of(scale, observed), image)
 

@@ -68,7 +68,7 @@ def worker_deployment(
         hash_key: key of that fingerprint.
     """
     name = scale.metadata.name
-    selector = naming.shard_selector(name, shard.index)
+    selector = naming.shard_selector(name, shard.name)
     labels = naming.child_labels(name) | selector
     pod: JsonObject = {
         "metadata": {
@@ -95,7 +95,7 @@ def worker_deployment(
         },
         "template": pod,
     }
-    return manifest(scale, Kind.DEPLOYMENT, naming.deployment_name(name, shard.index), {"spec": spec}, labels=selector)
+    return manifest(scale, Kind.DEPLOYMENT, naming.deployment_name(name, shard.name), {"spec": spec}, labels=selector)
 
 
 def _pod_spec(

@@ -33,14 +33,14 @@ _HEALTH_PORT = BY_NAME["WORKER_HEALTH_PORT"].name
 _DEFAULT_TENANT = BY_NAME["DEFAULT_TENANT_ID"].name
 
 
-def worker_environment(scale: SynapseScale, workers: WorkersSpec, queues: Sequence[str]) -> dict[str, str]:
-    """Return the variables that hold no secret, of workers that serve `queues`.
+def worker_environment(scale: SynapseScale, workers: WorkersSpec, serves: Sequence[str]) -> dict[str, str]:
+    """Return the variables that hold no secret, of workers that serve `serves`: queues, or the tenant pool.
 
     The topology is not among them: workers serve queues, and another number of shards must not roll them.
     """
     environment = {
         _K8S_MODE: "1",
-        SHARDS_TO_SERVE: ",".join(queues),
+        SHARDS_TO_SERVE: ",".join(serves),
         _DRAIN_SECONDS: str(workers.drain_timeout_seconds),
     }
     settings = {

@@ -7,15 +7,20 @@ workers until nothing can come and nothing is left. Unknown is never idle: while
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from synapse_operator import naming
 from synapse_operator.api.scale import SynapseScale
+from synapse_operator.api.workers import WorkersSpec
 from synapse_operator.naming import Kind, Ref
-from synapse_operator.observed import Observed, Rollout, TopologyRecord, Unknown
-from synapse_worker.contract import DEFAULT_QUEUE, MAX_SHARDS
-from synapse_worker.routing import ONE_QUEUE, Route, Topology
+from synapse_operator.observed import Observed, QueueFigures, Rollout, TopologyRecord, Unknown
+from synapse_worker.contract import DEFAULT_QUEUE, MAX_SHARDS, TENANT_POOL
+from synapse_worker.routing import ONE_QUEUE, Route, Topology, is_tenants_own
+
+SHARD_NAMES = (*(str(index) for index in range(MAX_SHARDS)), TENANT_POOL)
+"""Every shard that there can be."""
 
 
 class ShardState(StrEnum):
@@ -28,16 +33,16 @@ class ShardState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One shard that has, or is to have, a Deployment.
+    """One shard that has, or is to have, a Deployment; the tenant pool is one too.
 
     Attributes:
-        index: 0 to 63.
-        queues: names of the queues that its workers serve, in their order.
+        name: index, "0" to "63", or `tenants` for the pool of tenants' own queues.
+        serves: what its workers are told to serve, in their order (WORKER_QUEUE_SHARD).
         replicas: workers that are wanted.
     """
 
-    index: int
-    queues: tuple[str, ...]
+    name: str
+    serves: tuple[str, ...]
     replicas: int
     state: ShardState
 
@@ -51,24 +56,15 @@ class Flip:
     enabled: bool
 
 
-def queues_of(index: int) -> tuple[str, ...]:
-    """Return the queues that a shard's workers serve.
-
-    Shard 0 serves `default`, where upstream main instances enqueue, and its own at every number of shards, so that
-    another number rolls nothing.
-    """
-    return (DEFAULT_QUEUE, "0") if index == 0 else (str(index),)
-
-
 def wanted_topology(scale: SynapseScale) -> Topology:
     """Return the topology that the spec asks for."""
     routes = (Route(route.shard, route.tenants, route.min_priority) for route in scale.spec.queue.routes)
-    return Topology(scale.spec.queue.shards, routes=tuple(routes))
+    return Topology(scale.spec.queue.shards, isolation=scale.spec.tenancy.isolation, routes=tuple(routes))
 
 
 def shards_of(scale: SynapseScale, observed: Observed) -> tuple[Shard, ...]:
-    """Return the shards that are to have a Deployment, by index."""
-    return tuple(_shard(scale, observed, index) for index in range(MAX_SHARDS) if _stays(scale, observed, index))
+    """Return the shards that are to have a Deployment, by index, the tenant pool last."""
+    return tuple(_shard(scale, observed, name) for name in SHARD_NAMES if _stays(scale, observed, name))
 
 
 def flip_of(scale: SynapseScale, observed: Observed) -> Flip | None:
@@ -80,47 +76,76 @@ def flip_of(scale: SynapseScale, observed: Observed) -> Flip | None:
         return None
     was = observed.topology
     topology, enabled = wanted_topology(scale), scale.spec.enabled
-    same = was is not None and (was.topology, was.enabled, was.owner_uid) == (topology, enabled, scale.metadata.uid)
-    if same or not all(_has_worker(scale, observed, index) for index in range(_routed(was), topology.shards)):
+    if was is not None and (was.topology, was.enabled, was.owner_uid) == (topology, enabled, scale.metadata.uid):
         return None
-    return Flip(was, topology, enabled)
+    new = [name for name in SHARD_NAMES if is_used(topology, name) and not is_used(_used(was), name)]
+    return Flip(was, topology, enabled) if all(_has_worker(scale, observed, name) for name in new) else None
 
 
-def _routed(row: TopologyRecord | None) -> int:
-    """Return how many shards producers use."""
-    return (ONE_QUEUE if row is None else row.topology).shards
+def queues_of(shard: Shard, observed: Observed) -> Mapping[str, QueueFigures]:
+    """Return the figures of the queues that a shard serves, as far as they are known."""
+    return {} if isinstance(observed.queues, Unknown) else _served(observed.queues, shard.name)
 
 
-def _stays(scale: SynapseScale, observed: Observed, index: int) -> bool:
+def workers_of(scale: SynapseScale, name: str) -> WorkersSpec:
+    """Return what the workers of a shard are like."""
+    if name == TENANT_POOL:
+        return scale.spec.workers.overridden(scale.spec.tenancy.pool)
+    return scale.spec.workers_of(int(name))
+
+
+def is_used(topology: Topology, name: str) -> bool:
+    """Whether producers that go by `topology` enqueue to a shard."""
+    return topology.isolation if name == TENANT_POOL else int(name) < topology.shards
+
+
+def _used(row: TopologyRecord | None) -> Topology:
+    """Return what producers go by."""
+    return ONE_QUEUE if row is None else row.topology
+
+
+def _served(queues: Mapping[str, QueueFigures], name: str) -> Mapping[str, QueueFigures]:
+    if name == TENANT_POOL:
+        return {queue: figures for queue, figures in queues.items() if is_tenants_own(queue)}
+    return {queue: queues[queue] for queue in _serves(name) if queue in queues}
+
+
+def _serves(name: str) -> tuple[str, ...]:
+    # Shard 0 serves `default`, where upstream main instances enqueue, and its own at every number of shards, so that
+    # another number rolls nothing.
+    return (DEFAULT_QUEUE, name) if name == "0" else (name,)
+
+
+def _stays(scale: SynapseScale, observed: Observed, name: str) -> bool:
     """Whether a shard is to have a Deployment."""
-    if index < scale.spec.queue.shards:
+    if is_used(wanted_topology(scale), name):
         return True
-    present = _rollout(scale, observed, index) is not None
+    present = _rollout(scale, observed, name) is not None
     if isinstance(observed.topology, Unknown) or isinstance(observed.queues, Unknown):
         return present
-    if index < _routed(observed.topology):
+    if is_used(_used(observed.topology), name):
         return True  # producers may still use it
-    return (present and str(index) not in observed.drained) or _holds_jobs(observed, index)
+    return (present and name not in observed.drained) or _holds_jobs(observed, name)
 
 
-def _shard(scale: SynapseScale, observed: Observed, index: int) -> Shard:
+def _shard(scale: SynapseScale, observed: Observed, name: str) -> Shard:
     state = ShardState.ACTIVE
-    if index >= scale.spec.queue.shards:
+    if not is_used(wanted_topology(scale), name):
         state = ShardState.DRAINING
-    elif not isinstance(observed.topology, Unknown) and index >= _routed(observed.topology):
+    elif not isinstance(observed.topology, Unknown) and not is_used(_used(observed.topology), name):
         state = ShardState.IDLE
-    return Shard(index, queues_of(index), _replicas(scale, observed, index, state), state)
+    return Shard(name, _serves(name), _replicas(scale, observed, name, state), state)
 
 
-def _replicas(scale: SynapseScale, observed: Observed, index: int, state: ShardState) -> int:
+def _replicas(scale: SynapseScale, observed: Observed, name: str, state: ShardState) -> int:
     """Return the workers of a shard.
 
     A draining shard keeps those that it has, and one is brought back for a job that is found there. With
     `enabled: false` the present workers stay while there is work, go when there is none, and one is brought back for a
     job that still arrives; `replicas` of the spec stays the upper bound.
     """
-    most = scale.spec.workers_of(index).replicas
-    rollout = _rollout(scale, observed, index)
+    most = workers_of(scale, name).replicas
+    rollout = _rollout(scale, observed, name)
     present = rollout.wanted if rollout else 0
     if scale.spec.enabled and state is not ShardState.DRAINING:
         return most
@@ -130,25 +155,25 @@ def _replicas(scale: SynapseScale, observed: Observed, index: int, state: ShardS
     if idle and not scale.spec.enabled:
         return 0
     # What only PostgreSQL knows of is somebody's to look after: shard 0's, where there is nothing in any queue.
-    lost = index == 0 and not observed.any_queued
-    return min(max(present, 1 if lost or _holds_jobs(observed, index) else 0), most)
+    lost = name == "0" and not observed.any_queued
+    return min(max(present, 1 if lost or _holds_jobs(observed, name) else 0), most)
 
 
-def _has_worker(scale: SynapseScale, observed: Observed, index: int) -> bool:
-    rollout = _rollout(scale, observed, index)
-    wanted = _replicas(scale, observed, index, ShardState.IDLE)
+def _has_worker(scale: SynapseScale, observed: Observed, name: str) -> bool:
+    rollout = _rollout(scale, observed, name)
+    wanted = _replicas(scale, observed, name, ShardState.IDLE)
     return rollout is not None and rollout.current and rollout.ready >= min(1, wanted)
 
 
-def _holds_jobs(observed: Observed, index: int) -> bool:
+def _holds_jobs(observed: Observed, name: str) -> bool:
     return not isinstance(observed.queues, Unknown) and any(
-        figures.queued or figures.active for name in queues_of(index) if (figures := observed.queues.get(name))
+        figures.queued or figures.active for figures in _served(observed.queues, name).values()
     )
 
 
-def _rollout(scale: SynapseScale, observed: Observed, index: int) -> Rollout | None:
+def _rollout(scale: SynapseScale, observed: Observed, name: str) -> Rollout | None:
     """Return how far the shard's Deployment is; None = there is none, or it goes."""
     metadata = scale.metadata
-    ref = Ref(Kind.DEPLOYMENT, metadata.namespace, naming.deployment_name(metadata.name, index))
+    ref = Ref(Kind.DEPLOYMENT, metadata.namespace, naming.deployment_name(metadata.name, name))
     child = observed.child(ref)
     return None if child is None or child.terminating else Rollout.of(child)

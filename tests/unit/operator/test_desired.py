@@ -97,7 +97,7 @@ def test_every_object_is_owned_labelled_and_hashed() -> None:
 
 def test_the_expected_refs_are_those_with_stable_names() -> None:
     stable = {manifest.ref for manifest in DEFAULT.manifests if manifest.ref.kind is not Kind.CONFIG_MAP}
-    assert set(naming.expected_refs("team-a", "demo", shards=1, budgets=True, network_policy=False)) == stable
+    assert set(naming.expected_refs("team-a", "demo", shards=["0"], budgets=True, network_policy=False)) == stable
 
 
 def test_rendering_is_the_same_each_time() -> None:
@@ -214,7 +214,7 @@ def test_a_rollout_never_goes_below_the_wanted_number() -> None:
 def test_selectors_agree() -> None:
     selector = _deployment()["spec"]["selector"]["matchLabels"]
     labels = _deployment()["spec"]["template"]["metadata"]["labels"]
-    assert selector == naming.shard_selector("demo", 0)
+    assert selector == naming.shard_selector("demo", "0")
     assert selector.items() <= labels.items()
     assert manifest_of(DEFAULT, Kind.POD_DISRUPTION_BUDGET).body["spec"]["selector"]["matchLabels"] == selector
     assert manifest_of(DEFAULT, Kind.SERVICE).body["spec"]["selector"].items() <= labels.items()

@@ -32,7 +32,7 @@ def _container(**template: Any) -> JsonObject:
 def test_labels_and_annotations_stand_beside_ours_on_the_pods_only() -> None:
     deployment = _deployment(labels={"team": "a"}, annotations={"note": "b"})
     metadata = deployment["spec"]["template"]["metadata"]
-    assert metadata["labels"] == {"team": "a", **naming.child_labels("demo"), **naming.shard_selector("demo", 0)}
+    assert metadata["labels"] == {"team": "a", **naming.child_labels("demo"), **naming.shard_selector("demo", "0")}
     assert set(metadata["labels"]) - {"team"} == set(naming.POD_LABELS)
     assert metadata["annotations"]["note"] == "b"
     assert naming.CONFIG_HASH_ANNOTATION in metadata["annotations"]
@@ -119,7 +119,7 @@ def test_where_pods_run() -> None:
     assert pod["priorityClassName"] == "high"
     (spread,) = pod["topologySpreadConstraints"]
     assert (spread["topologyKey"], spread["maxSkew"], spread["whenUnsatisfiable"]) == ("rack", 2, "DoNotSchedule")
-    assert spread["labelSelector"] == {"matchLabels": naming.shard_selector("demo", 0)}
+    assert spread["labelSelector"] == {"matchLabels": naming.shard_selector("demo", "0")}
 
 
 def test_an_own_service_account_takes_the_place_of_ours() -> None:

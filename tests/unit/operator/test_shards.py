@@ -53,8 +53,8 @@ def _seen(scale: SynapseScale, row: Any, *, ready: int | None = None, **changes:
     return an_observed(**{"children": children, "queues": NOTHING, "topology": row, **changes})
 
 
-def _states(desired: Desired) -> list[tuple[int, ShardState]]:
-    return [(shard.index, shard.state) for shard in desired.shards]
+def _states(desired: Desired) -> list[tuple[str, ShardState]]:
+    return [(shard.name, shard.state) for shard in desired.shards]
 
 
 def _deployments(desired: Desired) -> dict[str, JsonObject]:
@@ -127,7 +127,7 @@ def test_a_pool_rolls_its_own_shards_only() -> None:
 
 def test_new_shards_get_their_workers_before_anybody_uses_them() -> None:
     desired = what_is_desired(_scale(3), _seen(_scale(1), _row(1)))
-    assert _states(desired) == [(0, ACTIVE), (1, IDLE), (2, IDLE)]
+    assert _states(desired) == [("0", ACTIVE), ("1", IDLE), ("2", IDLE)]
     assert [shard.replicas for shard in desired.shards] == [1, 1, 1]
     assert desired.flip is None
 
@@ -141,7 +141,7 @@ def test_producers_are_told_once_each_new_shard_has_a_worker_that_is_ready() -> 
 def test_one_shard_without_a_worker_holds_all_of_them_back() -> None:
     scale = _scale(3, workers={"replicas": 2})
     seen = _seen(scale, _row(1))
-    name = naming.deployment_name("demo", 2)
+    name = naming.deployment_name("demo", "2")
     (manifest,) = [
         each for each in what_is_desired(scale).manifests if each.ref.name == name and each.ref.kind is Kind.DEPLOYMENT
     ]
@@ -181,49 +181,49 @@ def test_producers_are_told_first_when_shards_go() -> None:
     row = _row(3)
     desired = what_is_desired(_scale(1), _seen(_scale(3), row))
     assert desired.flip == Flip(row, Topology(1), enabled=True)
-    assert _states(desired) == [(0, ACTIVE), (1, DRAINING), (2, DRAINING)]
+    assert _states(desired) == [("0", ACTIVE), ("1", DRAINING), ("2", DRAINING)]
 
 
 def test_a_shard_stays_until_it_is_known_to_be_drained() -> None:
     seen = _seen(_scale(3), _row(1))
-    assert _states(what_is_desired(_scale(1), seen)) == [(0, ACTIVE), (1, DRAINING), (2, DRAINING)]
+    assert _states(what_is_desired(_scale(1), seen)) == [("0", ACTIVE), ("1", DRAINING), ("2", DRAINING)]
     seen = replace(seen, drained=frozenset({"2"}))
-    assert _states(what_is_desired(_scale(1), seen)) == [(0, ACTIVE), (1, DRAINING)]
+    assert _states(what_is_desired(_scale(1), seen)) == [("0", ACTIVE), ("1", DRAINING)]
 
 
 @pytest.mark.parametrize("away", [{"queues": UNKNOWN}, {"topology": UNKNOWN}, {"queues": UNKNOWN, "topology": UNKNOWN}])
 def test_unknown_is_never_drained(away: dict[str, Any]) -> None:
     seen = replace(_seen(_scale(3), _row(1), drained=frozenset({"1", "2"})), **away)
-    assert [shard.index for shard in what_is_desired(_scale(1), seen).shards] == [0, 1, 2]
+    assert [shard.name for shard in what_is_desired(_scale(1), seen).shards] == ["0", "1", "2"]
 
 
 def test_what_the_row_still_names_stays_although_it_is_empty() -> None:
     seen = _seen(_scale(3), _row(3), drained=frozenset({"1", "2"}))
-    assert [shard.index for shard in what_is_desired(_scale(1), seen).shards] == [0, 1, 2]
+    assert [shard.name for shard in what_is_desired(_scale(1), seen).shards] == ["0", "1", "2"]
 
 
 def test_a_draining_shard_keeps_its_workers() -> None:
     seen = _seen(_scale(2, workers={"replicas": 4}), _row(1), queues=NOTHING | {"1": QueueFigures(9, 0, 1.0)})
     desired = what_is_desired(_scale(1, workers={"replicas": 4}), seen)
-    assert desired.shards[1] == Shard(1, ("1",), 4, DRAINING)
+    assert desired.shards[1] == Shard("1", ("1",), 4, DRAINING)
 
 
 @pytest.mark.parametrize("figures", [QueueFigures(1, 0, 1.0), QueueFigures(0, 1, None)])
 def test_a_queue_above_that_fills_again_gets_one_worker_back(figures: QueueFigures) -> None:
     seen = _seen(_scale(1), _row(1), queues=NOTHING | {"40": figures}, drained=frozenset({"40"}))
     desired = what_is_desired(_scale(1, workers={"replicas": 4}), seen)
-    assert desired.shards[1:] == (Shard(40, ("40",), 1, DRAINING),)
+    assert desired.shards[1:] == (Shard("40", ("40",), 1, DRAINING),)
 
 
 def test_a_queue_above_that_cannot_be_asked_brings_nothing() -> None:
     seen = _seen(_scale(1), _row(1), queues=UNKNOWN)
-    assert [shard.index for shard in what_is_desired(_scale(1), seen).shards] == [0]
+    assert [shard.name for shard in what_is_desired(_scale(1), seen).shards] == ["0"]
 
 
 def test_growing_again_keeps_what_was_draining() -> None:
     seen = _seen(_scale(3), _row(1))
     desired = what_is_desired(_scale(3), seen)
-    assert _states(desired) == [(0, ACTIVE), (1, IDLE), (2, IDLE)]
+    assert _states(desired) == [("0", ACTIVE), ("1", IDLE), ("2", IDLE)]
     assert desired.flip is not None
 
 
@@ -239,6 +239,57 @@ def test_scale_mode_off_takes_all_shards_to_zero_and_brings_one_worker_to_the_jo
     assert [shard.replicas for shard in what_is_desired(scale, job).shards] == [0, 0, 1]
 
 
+# ---- tenants' own queues
+
+
+def _isolated(**tenancy: Any) -> SynapseScale:
+    return a_scale(spec={"tenancy": {"isolation": True, **tenancy}})
+
+
+ISOLATED = _row(1, topology=Topology(1, isolation=True))
+
+
+def test_the_tenant_pool_is_one_more_shard() -> None:
+    scale = _isolated(pool={"replicas": 3, "concurrency": 5})
+    desired = what_is_desired(scale, an_observed(topology=ISOLATED))
+    assert desired.shards[1:] == (Shard("tenants", ("tenants",), 3, ACTIVE),)
+    environment = [each.body["data"] for each in desired.manifests if each.ref.kind is Kind.CONFIG_MAP][1]
+    assert (environment["WORKER_QUEUE_SHARD"], environment["WORKER_CONCURRENCY"]) == ("tenants", "5")
+    assert naming.deployment_name("demo", "tenants") in _deployments(desired)
+
+
+def test_isolation_waits_for_a_worker_of_the_pool() -> None:
+    scale, row = _isolated(), _row(1)
+    children = children_of(what_is_desired(scale, an_observed(topology=ISOLATED)))
+    seen = an_observed(children=children, queues=NOTHING, topology=row)
+    assert what_is_desired(scale, seen).flip == Flip(row, Topology(1, isolation=True), enabled=True)
+    assert what_is_desired(scale, replace(seen, children=children_of(what_is_desired(_scale(1))))).flip is None
+
+
+def test_the_pool_goes_when_all_tenants_queues_are_drained() -> None:
+    children = children_of(what_is_desired(_isolated(), an_observed(topology=ISOLATED)))
+    seen = an_observed(children=children, queues=NOTHING, topology=ISOLATED)
+    assert what_is_desired(_scale(1), seen).flip == Flip(ISOLATED, Topology(1), enabled=True)
+    seen = replace(seen, topology=_row(1))
+    assert _states(what_is_desired(_scale(1), seen)) == [("0", ACTIVE), ("tenants", DRAINING)]
+    assert _states(what_is_desired(_scale(1), replace(seen, drained=frozenset({"tenants"})))) == [("0", ACTIVE)]
+
+
+def test_a_tenants_queue_that_fills_without_isolation_starts_the_pool_with_one() -> None:
+    seen = an_observed(
+        queues=NOTHING | {"acme": QueueFigures(4, 0, 1.0)}, topology=_row(1), drained=frozenset({"tenants"})
+    )
+    desired = what_is_desired(_scale(1, tenancy={"pool": {"replicas": 5}}), seen)
+    assert desired.shards[1:] == (Shard("tenants", ("tenants",), 1, DRAINING),)
+
+
+def test_tenants_queues_are_empty_together() -> None:
+    queues = NOTHING | {"acme": EMPTY, "other": EMPTY}
+    assert "tenants" in _emptied({}, queues=queues)
+    assert "tenants" not in _emptied({}, queues=queues | {"other": QueueFigures(0, 1, None)})
+    assert "tenants" not in _emptied({}, queues=queues, topology=ISOLATED)
+
+
 # ---- drains
 
 
@@ -248,8 +299,7 @@ def _emptied(since: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 def test_only_queues_that_producers_use_no_more_count() -> None:
-    assert set(_emptied({})) == {str(index) for index in range(2, MAX_SHARDS)}
-    assert "acme" not in _emptied({}, queues=NOTHING | {"acme": EMPTY})
+    assert set(_emptied({})) == {*(str(index) for index in range(2, MAX_SHARDS)), "tenants"}
 
 
 def test_empty_twice_half_a_minute_apart_is_drained() -> None:
@@ -292,7 +342,7 @@ def _ready(desired: Desired) -> tuple[Child, ...]:
 def test_a_drained_shard_loses_its_deployment_and_budget_and_later_its_environment() -> None:
     scale, seen = _scale(1), _seen(_scale(2), _row(1), drained=frozenset({"1"}))
     made = plan(scale, what_is_desired(scale, seen), seen, NOW)
-    name = naming.deployment_name("demo", 1)
+    name = naming.deployment_name("demo", "1")
     gone = {(step.ref.kind, step.ref.name) for step in made.delete}
     assert {(Kind.DEPLOYMENT, name), (Kind.POD_DISRUPTION_BUDGET, name)} <= gone
     assert len(gone) == 3
@@ -329,7 +379,7 @@ def test_a_resize_waits_for_no_rollout() -> None:
 
 def test_what_rolls_already_takes_a_place_and_may_be_changed_again() -> None:
     before = what_is_desired(_scale(10), an_observed(topology=_row(10)))
-    rolling = {naming.deployment_name("demo", index) for index in (5, 6, 7)}
+    rolling = {naming.deployment_name("demo", str(index)) for index in (5, 6, 7)}
     children = tuple(
         Child.read(child.ref.kind, child.raw | {"status": a_deployment_status(2, updated=1)})
         if child.ref.name in rolling and child.ref.kind is Kind.DEPLOYMENT
@@ -340,7 +390,7 @@ def test_what_rolls_already_takes_a_place_and_may_be_changed_again() -> None:
     scale = _scale(10, image="other")
     made = plan(scale, what_is_desired(scale, seen), seen, NOW)
     changed = {step.manifest.ref.name for step in made.apply if step.manifest.ref.kind is Kind.DEPLOYMENT}
-    assert changed == rolling | {naming.deployment_name("demo", 0)}
+    assert changed == rolling | {naming.deployment_name("demo", "0")}
 
 
 def test_each_deployment_keeps_the_environment_before() -> None:
