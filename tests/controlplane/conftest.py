@@ -60,7 +60,7 @@ def live_ns(plane: ControlPlane, ns: str, redis_server: RedisServer, postgres_se
 
 
 @pytest.fixture
-def stores(plane: ControlPlane, ns: str, postgres_server: PostgresServer) -> Stores:
+def stores(plane: ControlPlane, ns: str, postgres_server: PostgresServer) -> Iterator[Stores]:
     """Stores of the namespace's own: a Redis that can be stopped, a database with tables."""
     redis = RedisServer()
     redis.start()
