@@ -19,6 +19,7 @@ from synapse_worker.queueing import keys
 from synapse_worker.queueing.lease import HandBack, Lease, LeaseQueue, Release
 from synapse_worker.queueing.loop import ClaimLoop, Control, Ending, Job
 from synapse_worker.queueing.payload import decode
+from synapse_worker.queueing.served import Served
 from synapse_worker.store import claims
 from synapse_worker.store.claims import ClaimRequest, OwnedRun
 from synapse_worker.store.runs import Folded, RunStatus, RunWriter
@@ -102,7 +103,7 @@ async def _ours(servers: Servers, jobs: int, *, ledger: bool) -> float:
 
         queue = LeaseQueue(stores.client, Q, worker_id=_WORKER, lease_seconds=LEASE_SECONDS)
         handler = _NoOps(stores, ended, ledger=ledger)
-        loop = ClaimLoop([queue], handler, gate, slots=SLOTS, lease_seconds=LEASE_SECONDS)
+        loop = ClaimLoop(Served([queue]), handler, gate, slots=SLOTS, lease_seconds=LEASE_SECONDS)
         began = time.perf_counter()
         await loop.run()
         seconds = time.perf_counter() - began

@@ -20,6 +20,7 @@ from synapse_worker.gate import StoreGate
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.lease import HandBack, Lease, LeaseQueue, Release
 from synapse_worker.queueing.loop import ClaimLoop, Control, Ending, Job
+from synapse_worker.queueing.served import Served
 
 WORKERS = 30
 SLOTS = 10
@@ -83,7 +84,7 @@ async def _ours(servers: Servers, workers: int, seconds: float) -> float:
         clients = [open_redis(SecretStr(servers.redis.url)) for _ in range(workers)]
         loops = [
             ClaimLoop(
-                [LeaseQueue(client, Q, worker_id=f"bench-{number}", lease_seconds=_LEASE_SECONDS)],
+                Served([LeaseQueue(client, Q, worker_id=f"bench-{number}", lease_seconds=_LEASE_SECONDS)]),
                 _Longs(gauge),
                 gate,
                 slots=SLOTS,

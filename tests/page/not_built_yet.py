@@ -7,21 +7,18 @@ builds one takes it from here and writes its tests.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class NotBuiltYet:
-    """One statement, and what stands in for its reader; at least one of the last five is given.
+    """One statement, and what stands in for its reader; at least one of the last three is given.
 
     Attributes:
         section: the page's heading.
         statement: the page's words, shortened.
         issue: letter of the issue that builds it.
         variables: documented as not read yet in docs/environment.md.
-        environment: refused by the worker at start ...
-        sentence: ... with a sentence that holds this.
         field: dotted path of the SynapseScale field that a manifest may not have yet.
         command: word that `synapse-worker` does not know yet.
     """
@@ -30,8 +27,6 @@ class NotBuiltYet:
     statement: str
     issue: str
     variables: tuple[str, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
-    sentence: str = ""
     field: str = ""
     command: str = ""
 
@@ -59,8 +54,6 @@ NOT_BUILT_YET: tuple[NotBuiltYet, ...] = (
         "Queue shards",
         "This allows you to dedicate certain worker capacity to specific tenants or job priorities",
         "C",
-        environment={"WORKER_QUEUE_SHARD": "tenants"},
-        sentence="this release serves no tenant pool yet",
         field="queue.routes",
     ),
     NotBuiltYet(

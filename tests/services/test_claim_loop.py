@@ -11,6 +11,7 @@ from synapse_worker.gate import StoreGate
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.lease import HandBack, Lease, LeaseQueue, Release
 from synapse_worker.queueing.loop import ClaimLoop, Control, Ending, Job
+from synapse_worker.queueing.served import Served
 from synapse_worker.store.database import Database
 
 Q = keys.queue("default")
@@ -53,7 +54,7 @@ async def test_a_job_is_stopped_before_its_lease_ends_while_redis_does_not_answe
     await redis_client.zadd(Q, {"j": 1})
     gate, handler = StoreGate(database, redis_client), Handler()
     queue = LeaseQueue(redis_client, Q, worker_id="w", lease_seconds=LEASE_SECONDS)
-    loop = ClaimLoop([queue], handler, gate, slots=1, lease_seconds=LEASE_SECONDS)
+    loop = ClaimLoop(Served([queue]), handler, gate, slots=1, lease_seconds=LEASE_SECONDS)
     tasks = [asyncio.create_task(gate.watch()), asyncio.create_task(loop.run())]
     job = await asyncio.wait_for(handler.jobs.get(), 10)
     await job.began.wait()

@@ -29,7 +29,7 @@ def keeper(database: Database, client: Redis) -> Housekeeper:
 async def half_enqueued(database: Database, run_id: str) -> None:
     """What a producer leaves that dies between its write to Postgres and its writes to Redis."""
     envelope = encode(JobPayload(RUN_FUNCTION, {"run_id": run_id, "orch_id": "three", "initial_input": "x"}))
-    await runs.create_queued(database, runs.QueuedRun(run_id, "three", None, "default", run_id, Q, envelope))
+    await runs.create_queued(database, runs.QueuedRun(run_id, "three", None, "default", run_id, Q, envelope), epoch=0)
 
 
 async def test_a_run_that_never_reached_redis_is_queued_and_runs(
@@ -93,7 +93,7 @@ async def test_silent_workers_are_marked_offline(database: Database) -> None:
 
 
 def queue_keeper(database: Database, client: Redis) -> Housekeeper:
-    return Housekeeper(database, client, StoreGate(database, client), [Q])
+    return Housekeeper(database, client, StoreGate(database, client), lambda: [Q])
 
 
 async def upstream_row(database: Database, run_id: str, status: str = "queued", *, minutes: float = 11) -> None:

@@ -14,6 +14,7 @@ from synapse_worker.queueing.client import NewRun, enqueue_run, put, queue_figur
 from synapse_worker.queueing.lease import HandBack, LeaseQueue
 from synapse_worker.queueing.payload import JobPayload, encode
 from synapse_worker.queueing.reservations import Reservations
+from synapse_worker.queueing.served import Served
 from synapse_worker.store.database import Database
 from synapse_worker.store.tenants import Tenant
 from tests.support.runs import eventually, store
@@ -31,7 +32,7 @@ def reservations(client: Redis, gate: StoreGate, limits: Mapping[str, int]) -> R
     return Reservations(
         client,
         gate,
-        [LeaseQueue(client, Q, worker_id="w", lease_seconds=30)],
+        Served([LeaseQueue(client, Q, worker_id="w", lease_seconds=30)]),
         read,
         tenants,
         worker_id="w",

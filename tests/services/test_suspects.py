@@ -15,6 +15,7 @@ from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import put
 from synapse_worker.queueing.lease import HandBack, Lease, LeaseQueue, Release
 from synapse_worker.queueing.loop import ClaimLoop, Control, Ending, Job
+from synapse_worker.queueing.served import Served
 from synapse_worker.store import claims, definitions
 from synapse_worker.store.claims import ClaimRequest, OwnedRun
 from synapse_worker.store.database import Database
@@ -108,7 +109,9 @@ async def claiming(database: Database, client: Redis, name: str) -> AsyncIterato
     gate = StoreGate(database, client)
     watching = asyncio.create_task(gate.watch())
     seen = Seen()
-    loop = ClaimLoop([LeaseQueue(client, Q, worker_id=name, lease_seconds=3)], seen, gate, slots=4, lease_seconds=3)
+    loop = ClaimLoop(
+        Served([LeaseQueue(client, Q, worker_id=name, lease_seconds=3)]), seen, gate, slots=4, lease_seconds=3
+    )
     running = asyncio.create_task(loop.run())
     yield seen
     loop.stop(hand_over=False)

@@ -90,7 +90,7 @@ VARIABLES: tuple[Variable, ...] = (
     _integer("WORKER_JOB_TIMEOUT", 3600, 1, 604_800, "active seconds until a job is cancelled and its run marked failed", stored="job_timeout"),
     _integer("WORKER_MAX_RETRIES", 3, 0, 100, "retries after a failed execution before the dead-letter queue (3 = up to 4 executions)", stored="max_retries"),
     _integer("WORKER_HEALTH_PORT", 9000, 1, 65_535, "port of the HTTP health and metrics endpoints"),
-    _text("WORKER_QUEUE_SHARD", DEFAULT_QUEUE, "shards to serve: `default`, an index 0 to 63, or a tenant id; comma-separated for several"),
+    _text("WORKER_QUEUE_SHARD", DEFAULT_QUEUE, "shards to serve: `default`, an index 0 to 63, a tenant id, or `tenants` (the pool that serves the queues of all tenants without workers of their own); comma-separated for several"),
     _integer("NUM_QUEUE_SHARDS", 1, 1, MAX_SHARDS, "queue shards that commands of this image enqueue to; the table scale_topology wins where it has a row"),
     _text("DEFAULT_TENANT_ID", "default", "tenant of a run that names none"),
     Variable("ENABLE_TENANT_ISOLATION", "0", Kind.SWITCH, "1 = commands of this image enqueue to a queue of each tenant's own; the table scale_topology wins where it has a row"),

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from redis.asyncio import Redis
@@ -43,7 +43,14 @@ EXPIRED_SECONDS = 600.0
 class Housekeeper:
     """Run `keep` as a task."""
 
-    def __init__(self, database: Database, client: Redis, gate: StoreGate, queues: Sequence[str] = ()) -> None:
+    def __init__(
+        self, database: Database, client: Redis, gate: StoreGate, queues: Callable[[], Sequence[str]] = tuple
+    ) -> None:
+        """Make a housekeeper.
+
+        Args:
+            queues: returns the keys of the queues that this worker serves now.
+        """
         self._database = database
         self._client = client
         self._gate = gate
@@ -125,7 +132,8 @@ class Housekeeper:
         ended = 0
         waiting = await ledger.unknown_queued(self._database, waited_seconds, after=self._expire_cursor, limit=BATCH)
         self._expire_cursor = waiting[-1].run_id if len(waiting) == BATCH else ""
-        gone = await nowhere(self._client, self._queues, [run.job_id for run in waiting])
+        queues = self._queues()
+        gone = await nowhere(self._client, queues, [run.job_id for run in waiting])
         for run in waiting:
             if run.job_id not in gone:
                 continue
@@ -134,7 +142,7 @@ class Housekeeper:
                 self._database,
                 job_id=run.job_id,
                 run_id=run.run_id,
-                queue=self._queues[0] if self._queues else "",
+                queue=queues[0] if queues else "",
                 envelope=None,
                 letter=letter,
                 outcome="expired",
@@ -150,7 +158,7 @@ class Housekeeper:
 
     async def keep_payloads(self) -> None:
         """Prolong the payloads of waiting jobs, a batch of each queue a call: other producers' live for 24 h only."""
-        for queue_key in self._queues:
+        for queue_key in self._queues():
             with suppress(WrongKeyType):
                 for zset in await waiting_sets(self._client, queue_key):
                     place = await keep_payloads(self._client, zset, self._places.pop(zset, 0), BATCH)

@@ -12,7 +12,6 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,20 +19,21 @@ from redis.asyncio import Redis
 
 from synapse_worker import __version__, contract
 from synapse_worker.connections import open_database, open_redis, ping_redis, redis_errors_as_ours
-from synapse_worker.contract import BY_NAME
+from synapse_worker.contract import BY_NAME, TENANT_POOL
 from synapse_worker.engine.sandbox import Sandbox
-from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable, WrongKeyType
+from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
 from synapse_worker.events import EventWriter
 from synapse_worker.gate import StoreGate
 from synapse_worker.health import Probes, Status, application, listen, server
 from synapse_worker.housekeeping import Housekeeper
 from synapse_worker.jobs import Jobs, Surroundings
-from synapse_worker.queueing import client as queue_client
 from synapse_worker.queueing import keys
-from synapse_worker.queueing.client import QueueFigures
+from synapse_worker.queueing.client import readable_figures
 from synapse_worker.queueing.lease import LeaseQueue
 from synapse_worker.queueing.loop import ClaimLoop
+from synapse_worker.queueing.pool import TenantPool
 from synapse_worker.queueing.reservations import Reservations
+from synapse_worker.queueing.served import Served
 from synapse_worker.settings import Settings
 from synapse_worker.store import definitions, migrate, tenants, workers
 from synapse_worker.store.database import Database
@@ -69,6 +69,8 @@ class Worker:
         self._stop_now = asyncio.Event()
         self._loop_lag = 0.0
         self._claim_loop: ClaimLoop | None = None
+        self._served: Served | None = None
+        self._named_shards = [shard for shard in settings.shards if shard != TENANT_POOL]
         self._address = _address(settings.health_port)
 
     async def run(self) -> None:
@@ -152,16 +154,20 @@ class Worker:
         self, gate: StoreGate, database: Database, client: Redis, background: list[asyncio.Task[None]]
     ) -> None:
         settings = self._settings
-        queues = [
-            LeaseQueue(client, keys.queue(shard), worker_id=settings.worker_id, lease_seconds=settings.lease_seconds)
-            for shard in settings.shards
-        ]
+        open_queue = partial(LeaseQueue, client, worker_id=settings.worker_id, lease_seconds=settings.lease_seconds)
+        pool = None
+        if TENANT_POOL in settings.shards:
+            pool = TenantPool(
+                database, client, gate, open_queue, worker_id=settings.worker_id, apart=self._named_shards
+            )
+            background.append(asyncio.create_task(pool.keep()))
+        served = self._served = Served([open_queue(keys.queue(shard)) for shard in self._named_shards], pool)
         events = EventWriter(client, ttl_seconds=settings.event_ttl)
         async with Sandbox(processes=min(settings.concurrency, _SANDBOX_PROCESSES)) as sandbox:
             reservations = Reservations(
                 client,
                 gate,
-                queues,
+                served,
                 partial(tenants.read_all, database),
                 self._tenants,
                 worker_id=settings.worker_id,
@@ -170,7 +176,7 @@ class Worker:
             )
             jobs = Jobs(Surroundings(database, client, gate, events, sandbox, reservations, self._metrics, settings))
             loop = ClaimLoop(
-                queues,
+                served,
                 jobs,
                 gate,
                 slots=settings.concurrency,
@@ -183,9 +189,9 @@ class Worker:
             background.append(asyncio.create_task(self._beat(loop, gate, database, client)))
             background.append(asyncio.create_task(jobs.watch_cancels()))
             background.append(asyncio.create_task(reservations.keep()))
-            keeper = Housekeeper(database, client, gate, [queue.queue_key for queue in queues])
+            keeper = Housekeeper(database, client, gate, lambda: served.keys)
             background.append(asyncio.create_task(keeper.keep()))
-            background.append(asyncio.create_task(self._watch_figures(loop, client, gate)))
+            background.append(asyncio.create_task(self._watch_figures(loop, served, client, gate)))
             await self._register(database, "online", loop)
             background.append(asyncio.create_task(self._count_workers(database, gate)))
             self._phase.started = True
@@ -276,16 +282,15 @@ class Worker:
                     await client.execute_command(  # type: ignore[no-untyped-call]
                         "PUBLISH", keys.HEARTBEAT_CHANNEL, beat
                     )
-                    for shard in self._settings.shards:
+                    for shard in self._named_shards:
                         await client.set(
                             keys.health(keys.queue(shard)), f"{self._settings.worker_id} runs {loop.active}", ex=90
                         )
             except (StoreUnavailable, StoreRefused) as error:
                 gate.trip(error)
 
-    async def _watch_figures(self, loop: ClaimLoop, client: Redis, gate: StoreGate) -> None:
+    async def _watch_figures(self, loop: ClaimLoop, served: Served, client: Redis, gate: StoreGate) -> None:
         """Keep the gauges of queues and leases current."""
-        names = [keys.queue(shard) for shard in self._settings.shards]
         recovered, lost = 0, 0
         while True:
             self._metrics.suspended.set(0 if gate.is_open else 1)
@@ -294,7 +299,7 @@ class Worker:
             recovered, lost = loop.recovered, loop.lost_leases
             if gate.is_open:
                 try:
-                    figures = await _figures(client, names)
+                    figures = await readable_figures(client, served.keys)
                 except (StoreUnavailable, StoreRefused) as error:
                     gate.trip(error)
                 else:
@@ -339,7 +344,7 @@ class Worker:
                 hostname=socket.gethostname(),
                 address=self._address,
                 shard=",".join(settings.shards),
-                queues=[keys.queue(shard) for shard in settings.shards],
+                queues=self._served.keys if self._served else [keys.queue(shard) for shard in self._named_shards],
                 active_jobs=loop.active if loop else 0,
                 max_jobs=settings.concurrency,
                 uptime_seconds=round(time.monotonic() - self._began, 1),
@@ -373,18 +378,6 @@ class Worker:
             live=live,
             metrics=self._metrics.text,
         )
-
-
-async def _figures(client: Redis, names: list[str]) -> dict[str, QueueFigures]:
-    """Read how full the queues are, without those whose keys cannot be read; the claim loop names these."""
-    try:
-        return await queue_client.queue_figures(client, names)
-    except WrongKeyType:
-        figures: dict[str, QueueFigures] = {}
-        for name in names:
-            with suppress(WrongKeyType):
-                figures |= await queue_client.queue_figures(client, [name])
-        return figures
 
 
 def _address(port: int) -> str:

@@ -159,8 +159,6 @@ def parse_shards(text: str) -> tuple[str, ...]:
     for part in (part.strip() for part in text.split(",")):
         if part == "":
             continue
-        if part == contract.TENANT_POOL:
-            raise ConfigurationError("WORKER_QUEUE_SHARD names `tenants`; this release serves no tenant pool yet.")
         if part.isdecimal() and (int(part) >= contract.MAX_SHARDS or str(int(part)) != part):
             raise ConfigurationError(
                 f"WORKER_QUEUE_SHARD names shard {part}; accepted indexes: 0 to {contract.MAX_SHARDS - 1}."

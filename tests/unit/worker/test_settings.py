@@ -42,7 +42,6 @@ def test_the_defaults_are_those_of_the_page() -> None:
         ({"WORKER_QUEUE_SHARD": "64"}, "WORKER_QUEUE_SHARD names shard 64; accepted indexes: 0 to 63."),
         ({"WORKER_QUEUE_SHARD": "a{b"}, "braces"),
         ({"WORKER_QUEUE_SHARD": " , "}, "WORKER_QUEUE_SHARD names no shard"),
-        ({"WORKER_QUEUE_SHARD": "tenants"}, "this release serves no tenant pool yet"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_named_with_what_is_accepted(change: dict[str, str], sentence: str) -> None:
@@ -54,6 +53,7 @@ def test_a_value_that_cannot_be_used_is_named_with_what_is_accepted(change: dict
 
 def test_shards_are_a_list_without_doubles() -> None:
     assert settings.load({**REQUIRED, "WORKER_QUEUE_SHARD": "default, 0,default"}).shards == ("default", "0")
+    assert settings.load({**REQUIRED, "WORKER_QUEUE_SHARD": "acme,tenants"}).shards == ("acme", "tenants")
 
 
 def test_the_topology_where_no_row_says_otherwise() -> None:

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
 
 from synapse_worker.connections import redis_errors_as_ours
 from synapse_worker.contract import DEFAULT_QUEUE, MAX_SHARDS
-from synapse_worker.errors import PayloadError, SynapseError
+from synapse_worker.errors import PayloadError, SynapseError, WrongKeyType
 from synapse_worker.queueing import keys
-from synapse_worker.queueing.lease import load_script, script_text
+from synapse_worker.queueing.lease import load_script
 from synapse_worker.queueing.payload import JobPayload, decode, encode
 from synapse_worker.routing import HIGHEST_PRIORITY, ONE_QUEUE, Topology, is_tenants_own, shard_of_job, why_no_queue
 from synapse_worker.store import claims, dead_letters, runs, topology
@@ -245,26 +247,60 @@ async def put(client: Redis, queue_key: str, job_id: str, envelope: bytes, tenan
 
 
 async def queue_figures(client: Redis, queue_keys: Sequence[str]) -> dict[str, QueueFigures]:
-    """Read how full the queues are, in one round trip."""
-    # As text, not by its hash: a pipeline cannot load a script that a server lacks and go on.
-    count = script_text("figures")
-    pipeline = client.pipeline(transaction=False)
-    for queue_key in queue_keys:
-        names = (queue_key, *(of(queue_key) for of in (keys.again, keys.suspects, keys.leases, keys.parked)))
-        pipeline.eval(count, len(names), *names)
+    """Read how full the queues are, in one round trip.
+
+    Raises:
+        WrongKeyType: a key of one of the queues has another type.
+    """
+    answers = await _count(client, queue_keys)
     with redis_errors_as_ours():
-        answers = await pipeline.execute()
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+    return {queue_key: _figures(answer) for queue_key, answer in zip(queue_keys, answers, strict=True)}
+
+
+async def readable_figures(client: Redis, queue_keys: Sequence[str]) -> dict[str, QueueFigures]:
+    """As `queue_figures`, without the queues whose keys have another type; the claim loop names these."""
+    answers = dict(zip(queue_keys, await _count(client, queue_keys), strict=True))
     figures: dict[str, QueueFigures] = {}
-    for queue_key, (fresh, again, suspects, leased, expired, parked, oldest) in zip(queue_keys, answers, strict=True):
-        figures[queue_key] = QueueFigures(
-            queued=fresh + again + suspects + parked,
-            active=leased,
-            parked=parked,
-            again=again,
-            expired=expired,
-            oldest_seconds=float(oldest) / 1000 if oldest else None,
-        )
+    for queue_key, answer in answers.items():
+        with suppress(WrongKeyType), redis_errors_as_ours():
+            if isinstance(answer, Exception):
+                raise answer
+            figures[queue_key] = _figures(answer)
     return figures
+
+
+async def _count(client: Redis, queue_keys: Sequence[str]) -> list[Any]:
+    """Return what the script says of each queue, or the error that it met."""
+    script = load_script(client, "figures")
+
+    async def ask() -> list[Any]:
+        pipeline = client.pipeline(transaction=False)
+        for queue_key in queue_keys:
+            names = (queue_key, *(of(queue_key) for of in (keys.again, keys.suspects, keys.leases, keys.parked)))
+            pipeline.evalsha(script.sha, len(names), *names)
+        return list(await pipeline.execute(raise_on_error=False))
+
+    with redis_errors_as_ours():
+        answers = await ask()
+        if any(isinstance(answer, NoScriptError) for answer in answers):
+            await client.script_load(script.script)
+            answers = await ask()
+    return answers
+
+
+def _figures(answer: Sequence[Any]) -> QueueFigures:
+    fresh, again, suspects, leased, expired, parked, oldest = answer
+    return QueueFigures(
+        queued=fresh + again + suspects + parked,
+        active=leased,
+        parked=parked,
+        again=again,
+        expired=expired,
+        oldest_seconds=float(oldest) / 1000 if oldest else None,
+    )
 
 
 async def known_queues(database: Database) -> list[str]:

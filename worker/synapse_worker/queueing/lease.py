@@ -68,12 +68,11 @@ class Release:
 
 def load_script(client: Redis, name: str) -> AsyncScript:
     """Return the script `name` of the scripts folder, ready to be called on `client`."""
-    return client.register_script(script_text(name))
+    return client.register_script(_script_text(name))
 
 
 @cache
-def script_text(name: str) -> str:
-    """Return the text of the script `name` of the scripts folder."""
+def _script_text(name: str) -> str:
     return (resources.files(__package__) / "scripts" / f"{name}.lua").read_text(encoding="ascii")
 
 
@@ -104,6 +103,8 @@ class LeaseQueue:
         """Leases of dead owners that this process has returned to the queue."""
         self.suspects = 0
         """Suspects that waited when this process last looked."""
+        self.drained = False
+        """Whether the last claim found less than it wanted, and nothing was given back here since."""
 
     async def claim(self, want: int, now: float) -> list[Lease]:
         """Take up to `want` due jobs, oldest first.
@@ -114,6 +115,7 @@ class LeaseQueue:
         """
         taken: list[Lease] = []
         offset = 0
+        self.drained = True  # and not at the end: what is given back meanwhile is not seen
         with redis_errors_as_ours():
             for _ in range(_MAX_PAGES):
                 missing = want - len(taken)
@@ -132,6 +134,8 @@ class LeaseQueue:
                     break
                 # Only ids that a stock worker runs are still where they were: pass over them.
                 offset += len(fresh) // 2 - len(got)
+        if len(taken) >= want:
+            self.drained = False
         return taken
 
     async def claim_suspect(self, now: float) -> list[Lease]:
@@ -220,9 +224,9 @@ class LeaseQueue:
             arguments += [item.lease.job_id, item.lease.token, "" if item.delay_ms is None else item.delay_ms]
         with redis_errors_as_ours():
             in_progress = [keys.in_progress(item.lease.job_id) for item in items]
-            return _texts(
-                await self._call(self._hand_back, [place, self._leases, self._claims], in_progress, arguments)
-            )
+            lost = await self._call(self._hand_back, [place, self._leases, self._claims], in_progress, arguments)
+        self.drained = False
+        return _texts(lost)
 
     async def _call(
         self, script: AsyncScript, names: Sequence[str], of_jobs: Sequence[str], arguments: Sequence[str | int | bytes]

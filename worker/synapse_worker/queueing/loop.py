@@ -18,7 +18,8 @@ from typing import Protocol
 
 from synapse_worker.errors import StoreRefused, StoreUnavailable, WrongKeyType
 from synapse_worker.gate import StoreGate
-from synapse_worker.queueing.lease import HandBack, Lease, LeaseQueue, Release
+from synapse_worker.queueing.lease import HandBack, Lease, Release
+from synapse_worker.queueing.served import Served
 from synapse_worker.queueing.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -106,14 +107,14 @@ class _Held:
 
 
 class ClaimLoop:
-    """Serves a list of queues with a number of slots. Run `run` as a task; `stop` ends it.
+    """Serves queues with a number of slots. Run `run` as a task; `stop` ends it.
 
     `weight` says how much of a full house a queue gets beside the others, by its key.
     """
 
     def __init__(
         self,
-        queues: Sequence[LeaseQueue],
+        served: Served,
         handler: Handler,
         gate: StoreGate,
         *,
@@ -121,8 +122,8 @@ class ClaimLoop:
         lease_seconds: int,
         weight: Callable[[str], int] = lambda _: 1,
     ) -> None:
-        self._queues = {queue.queue_key: queue for queue in queues}
-        self._turns = Turns(list(self._queues), weight)
+        self._served = served
+        self._turns = Turns(weight)
         self._handler = handler
         self._gate = gate
         self.slots = slots
@@ -155,7 +156,7 @@ class ClaimLoop:
     @property
     def recovered(self) -> int:
         """Leases of dead owners that this process returned to their queues."""
-        return sum(queue.recovered for queue in self._queues.values())
+        return self._served.recovered
 
     async def run(self) -> None:
         """Claim until `stop`, then wait until every lease has ended."""
@@ -206,24 +207,32 @@ class ClaimLoop:
                 await self._wait(self._stopping, pause * random.uniform(0.75, 1.0))  # noqa: S311 - spreads polls
 
     async def _claim_from_each(self, free: int) -> int:
-        claimed = 0
-        for queue in map(self._queues.__getitem__, self._turns.next()):
-            if claimed >= free:
-                break
-            now = asyncio.get_running_loop().time()
-            if self._refused.get(queue.queue_key, 0.0) > now:
-                continue
-            try:
-                leases = await queue.claim(free - claimed, now)
-            except WrongKeyType as error:
-                self._refuse(queue.queue_key, error)
-                continue
-            if self._refused.pop(queue.queue_key, None) is not None:
-                log.info("queue %s is served again", queue.queue_key)
-            if leases:
-                claimed += len(leases)
-                self._hold(leases)
-        return claimed
+        clock = asyncio.get_running_loop().time
+        await self._served.look(clock())
+        queues = {
+            queue.queue_key: queue
+            for queue in self._served.to_ask
+            if self._refused.get(queue.queue_key, 0.0) <= clock()
+        }
+        idle = {queue_key for queue_key, queue in queues.items() if queue.drained}
+        claimed: list[Lease] = []
+        try:
+            for queue_key, most in self._turns.share(free, list(queues), idle):
+                if len(claimed) >= free:
+                    break
+                try:
+                    leases = await queues[queue_key].claim(min(most, free - len(claimed)), clock())
+                except WrongKeyType as error:
+                    self._refuse(queue_key, error)
+                    continue
+                if self._refused.pop(queue_key, None) is not None:
+                    log.info("queue %s is served again", queue_key)
+                self._turns.took(queue_key, len(leases))
+                claimed += leases
+        finally:
+            if claimed:
+                self._hold(claimed)
+        return len(claimed)
 
     async def _isolates(self) -> bool:
         """Take a suspect when this process is empty, or get empty for one; False = claim as usual.
@@ -231,7 +240,7 @@ class ClaimLoop:
         A job whose owner crashed is run where nothing else runs, so that it can hurt nobody, and so that a further
         crash is known to be its own.
         """
-        for queue in self._queues.values():
+        for queue in self._served.queues:
             if not queue.suspects or queue.queue_key in self._refused:
                 continue
             if self._held or self._starting:
@@ -324,7 +333,7 @@ class ClaimLoop:
                 by_queue[lease.queue_key][isinstance(ending, HandBack)].append(ending)  # type: ignore[arg-type]
             try:
                 for queue_key, (releases, hand_backs) in by_queue.items():
-                    queue = self._queues[queue_key]
+                    queue = self._served[queue_key]
                     try:
                         for start in range(0, len(releases), _CHUNK):
                             await queue.release(releases[start : start + _CHUNK])
@@ -391,7 +400,7 @@ class ClaimLoop:
             for start in range(0, len(helds), _CHUNK):
                 chunk = helds[start : start + _CHUNK]
                 async with asyncio.timeout(timeout):
-                    lost = await self._queues[queue_key].extend([held.lease for held in chunk])
+                    lost = await self._served[queue_key].extend([held.lease for held in chunk])
                 for held in chunk:
                     if held.lease.job_id not in lost:
                         held.expires = started + self._lease_seconds

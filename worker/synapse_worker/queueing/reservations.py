@@ -18,8 +18,9 @@ from synapse_worker.connections import redis_errors_as_ours
 from synapse_worker.errors import PayloadError, StoreRefused, StoreUnavailable, WrongKeyType
 from synapse_worker.gate import StoreGate
 from synapse_worker.queueing import keys
-from synapse_worker.queueing.lease import LeaseQueue, load_script
+from synapse_worker.queueing.lease import load_script
 from synapse_worker.queueing.payload import decode
+from synapse_worker.queueing.served import Served
 from synapse_worker.store.tenants import Tenant
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class Reservations:
         self,
         client: Redis,
         gate: StoreGate,
-        queues: Sequence[LeaseQueue],
+        served: Served,
         read_tenants: ReadTenants,
         tenants: Mapping[str, Tenant],
         *,
@@ -50,7 +51,7 @@ class Reservations:
     ) -> None:
         self._client = client
         self._gate = gate
-        self._queues = {queue.queue_key: queue for queue in queues}
+        self._served = served
         self._read_tenants = read_tenants
         self._worker_id = worker_id
         self._lease_seconds = lease_seconds
@@ -61,8 +62,9 @@ class Reservations:
         self._held: dict[str, set[str]] = defaultdict(set)
         self._freed: dict[str, list[str]] = defaultdict(list)
         self._something_freed = asyncio.Event()
-        self._parked: dict[str, Mapping[str, int]] = {queue.queue_key: {} for queue in queues}
+        self._parked: dict[str, Mapping[str, int]] = {}
         """Queue -> tenant -> parked jobs, when last seen."""
+        self._unreadable: set[str] = set()
         self._walks: dict[str, asyncio.Task[None]] = {}
 
     async def reserve(self, wanted: Iterable[tuple[str, str]]) -> set[str]:
@@ -144,20 +146,35 @@ class Reservations:
                 self._gate.trip(error)  # what was not taken out expires
 
     async def _tick(self) -> None:
-        for queue_key in self._queues:
+        names = self._served.keys
+        parked: dict[str, Mapping[str, int]] = {}
+        mine: list[str] = []
+        for start in range(0, len(names), _PAGE):
+            page = names[start : start + _PAGE]
             pipeline = self._client.pipeline(transaction=False)
-            pipeline.set(keys.tick(queue_key), self._worker_id, nx=True, px=int(_TICK_SECONDS * 1000))
-            pipeline.hgetall(keys.parked(queue_key))
-            try:
-                with redis_errors_as_ours():
-                    mine, parked = await pipeline.execute()
-            except WrongKeyType as error:
-                if self._parked.pop(queue_key, None) is not None:
-                    log.error("what is parked of queue %s cannot be looked after: %s", queue_key, error)
-                continue
-            self._parked[queue_key] = {tenant.decode(): int(count) for tenant, count in parked.items()}
-            if mine:
-                await self._unpark_some(queue_key, set(self._parked[queue_key]))
+            for queue_key in page:
+                pipeline.set(keys.tick(queue_key), self._worker_id, nx=True, px=int(_TICK_SECONDS * 1000))
+                pipeline.hgetall(keys.parked(queue_key))
+            with redis_errors_as_ours():
+                answers = await pipeline.execute(raise_on_error=False)
+            for queue_key, first, counts in zip(page, answers[::2], answers[1::2], strict=True):
+                try:
+                    with redis_errors_as_ours():
+                        for answer in (first, counts):
+                            if isinstance(answer, Exception):
+                                raise answer
+                except WrongKeyType as error:
+                    if queue_key not in self._unreadable:
+                        log.error("what is parked of queue %s cannot be looked after: %s", queue_key, error)
+                    self._unreadable.add(queue_key)
+                    continue
+                self._unreadable.discard(queue_key)
+                parked[queue_key] = {tenant.decode(): int(count) for tenant, count in counts.items()}
+                if first:
+                    mine.append(queue_key)
+        self._parked = parked
+        for queue_key in mine:
+            await self._unpark_some(queue_key, set(parked[queue_key]))
 
     async def _unpark_some(self, queue_key: str, tenants: set[str]) -> None:
         """Reserve for the oldest parked jobs, and let those that got a place wait for a slot."""
@@ -184,6 +201,7 @@ class Reservations:
                 ids = [job_id for job_id in ids if job_id not in refused]
             if ids:
                 await self._unpark(keys=[name, keys.parked(queue_key), keys.again(queue_key)], args=[tenant, *ids])
+                self._served[queue_key].drained = False
 
     async def _reserve_all(self, by_tenant: Mapping[str, Sequence[str]]) -> list[tuple[str, set[str]]]:
         """Reserve for each tenant; returns (tenant, ids refused) pairs."""
@@ -234,7 +252,7 @@ class Reservations:
                 over[tenant].append(job_id)
         moved = 0
         for tenant, parked in over.items():
-            moved += await self._queues[queue_key].park_waiting(tenant, parked)
+            moved += await self._served[queue_key].park_waiting(tenant, parked)
         return moved
 
     def _tenant_of(self, raw: bytes | None) -> str:
