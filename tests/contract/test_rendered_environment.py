@@ -86,6 +86,20 @@ def test_both_ends_of_every_range_are_accepted(field: str, variable: str, end: s
     settings.load(environment)
 
 
+def test_the_workers_of_every_shard_and_of_the_tenant_pool_can_start() -> None:
+    spec = {"queue": {"shards": contract.MAX_SHARDS}, "tenancy": {"isolation": True}}
+    maps = [
+        each.body["data"] for each in what_is_desired(a_scale(spec=spec)).manifests if each.ref.kind is Kind.CONFIG_MAP
+    ]
+    urls = {"REDIS_URL": REDIS_URL, "SCALE_POSTGRES_URL": POSTGRES_URL}
+    served = [settings.load({**data, **urls}).shards for data in maps]
+    assert served == [
+        (contract.DEFAULT_QUEUE, "0"),
+        *((str(index),) for index in range(1, contract.MAX_SHARDS)),
+        (contract.TENANT_POOL,),
+    ]
+
+
 def test_every_rendered_variable_is_one_that_the_image_reads() -> None:
     for name in _environment(EVERYTHING):
         assert contract.BY_NAME[name].read, name
