@@ -51,12 +51,6 @@ NOT_BUILT_YET: tuple[NotBuiltYet, ...] = (
         command="api",
     ),
     NotBuiltYet(
-        "Queue shards",
-        "This allows you to dedicate certain worker capacity to specific tenants or job priorities",
-        "C",
-        field="queue.routes",
-    ),
-    NotBuiltYet(
         "Auto-sync on change",
         "Pushes the updated definition to Postgres whenever you save one",
         "C",
@@ -112,19 +106,13 @@ NOT_BUILT_YET: tuple[NotBuiltYet, ...] = (
         "Requests above this limit return 429 Too Many Requests",
         "E",
         variables=("RATE_LIMIT_PER_TENANT_RPS",),
-        field="tenancy",
-    ),
-    NotBuiltYet(
-        "Tenant isolation",
-        "Enabled: a Redis queue shard for each tenant, a backlogged tenant cannot delay jobs from other tenants",
-        "C",
-        field="tenancy",
+        field="tenancy.rateLimitRps",
     ),
     NotBuiltYet(
         "Adding a tenant",
         "max_queued_runs, max_concurrent_runs; a tenant that is not created uses the global defaults",
         "C",
-        field="tenancy",
+        field="tenancy.maxQueuedRuns",
     ),
     NotBuiltYet(
         "Environment variables reference",
