@@ -427,8 +427,8 @@ def _effective(scale: SynapseScale, observed: Observed) -> JsonObject:
             found[name] = {"value": given, "source": "Spec"}
         elif isinstance(observed.stored, Unknown):
             continue
-        elif variable.stored in observed.stored:
-            found[name] = {"value": observed.stored[variable.stored], "source": "Stored"}
+        elif (stored := observed.stored.get(variable.stored or "")) is not None:
+            found[name] = {"value": stored, "source": "Stored"}
         else:
             found[name] = {"value": int(variable.default or 0), "source": "Default"}
     return found

@@ -253,6 +253,7 @@ def test_maps_quantities_and_free_form_parts() -> None:
             "additionalProperties": {
                 "description": "A quantity.",
                 "maxLength": 32,
+                "pattern": r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$",
                 "x-kubernetes-int-or-string": True,
             },
         },

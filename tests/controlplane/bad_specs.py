@@ -300,6 +300,16 @@ BAD_SPECS: tuple[BadSpec, ...] = (
         "spec.workers.template.resources.limits.cpu in body must be of type integer,string",
     ),
     BadSpec(
+        "quantity-in-words",
+        _template(resources={"limits": {"cpu": "lots"}}),
+        "spec.workers.template.resources.limits.cpu in body should match",
+    ),
+    BadSpec(
+        "quantity-below-0",
+        _template(resources={"requests": {"memory": "-1Gi"}}),
+        "spec.workers.template.resources.requests.memory in body should match",
+    ),
+    BadSpec(
         "claims",
         _template(resources={"claims": []}),
         ".spec.workers.template.resources.claims: field not declared in schema",

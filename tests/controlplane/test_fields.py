@@ -72,13 +72,17 @@ def test_a_whole_overlay_is_applied_once(plane: ControlPlane, ns: str, operator:
 
 
 BAD_OVERLAYS: dict[str, tuple[Json, str]] = {
-    "quantity": ({"resources": {"limits": {"cpu": "lots"}}}, "quantities must match the regular expression"),
+    "quantity": (
+        {"volumes": [{"name": "x", "emptyDir": {"sizeLimit": "lots"}}]},
+        "quantities must match the regular expression",
+    ),
+    "name of a resource": ({"resources": {"limits": {"a b": 1}}}, "must be a standard resource for containers"),
     "request above limit": (
         {"resources": {"requests": {"memory": "2Gi"}, "limits": {"memory": "1Gi"}}},
         "must be less than or equal to memory limit",
     ),
     "mount of nothing": ({"volumeMounts": [{"name": "none", "mountPath": "/x"}]}, 'Not found: "none"'),
-    "volume without a source": ({"volumes": [{"name": "none"}]}, "must specify a volume type"),
+    "two sources": ({"volumes": [{"name": "x", "emptyDir": {}, "secret": {"secretName": "s"}}]}, "more than 1 volume"),
     "unknown source": ({"volumes": [{"name": "x", "diskette": {}}]}, "diskette: field not declared in schema"),
     "affinity": ({"affinity": {"nodeAfinity": {}}}, "nodeAfinity: field not declared in schema"),
     "label key": ({"labels": {"a b": "c"}}, "a b"),
@@ -172,7 +176,7 @@ def test_names_at_their_limits(plane: ControlPlane, ns: str) -> None:
     longest = "a." + "b" * 251
     plane.apply(harness.scale(ns, longest, queue={"shards": 2}, networkPolicy={"enabled": True}))
     eventually("both shards", lambda: set(plane.deployments(ns, longest)) == {"0", "1"})
-    names = [child["metadata"]["name"] for child in plane.children(ns, longest)]
+    names = [(child["kind"], child["metadata"]["name"]) for child in plane.children(ns, longest)]
     assert len(names) == len(set(names)) == 8
-    assert all(len(name) <= 63 for name in names)
+    assert all(len(name) <= 63 for _, name in names)
     plane.await_condition(ns, "ChildrenApplied", "True", "Applied", scale=longest)

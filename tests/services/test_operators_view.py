@@ -1,20 +1,39 @@
-"""What the operator sees of a Redis in each of its forms, through the connections that it keeps for a scale."""
+"""What the operator sees of a scale's stores in each of their forms, and what it writes there."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from synapse_operator.backends import Backends, Stores, View
-from synapse_operator.observed import Found, QueueFigures, RedisAnswers, SecretMissing, Unreachable, Unusable
+from synapse_operator.desired.shards import Flip
+from synapse_operator.observed import (
+    Found,
+    PostgresAnswers,
+    QueueFigures,
+    RedisAnswers,
+    SecretMissing,
+    TopologyRecord,
+    Unknown,
+    Unreachable,
+    Unusable,
+)
 from synapse_worker.connections import open_redis
-from synapse_worker.contract import DEFAULT_QUEUE
+from synapse_worker.contract import DEFAULT_QUEUE, MAX_SHARDS
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import put
+from synapse_worker.routing import Route, Topology
+from synapse_worker.store import topology
+from synapse_worker.store.database import Database
+from tests.page.support import TlsPostgresServer, TlsRedisServer
 from tests.support.servers import RedisCluster, RedisServer, free_port
+
+DEAD_REDIS = "redis://127.0.0.1:1"
+DEAD_POSTGRES = "postgresql://synapse@127.0.0.1:1/synapse"
 
 
 @pytest.fixture
@@ -27,7 +46,7 @@ async def backends() -> AsyncIterator[Backends]:
 
 async def _look(backends: Backends, url: str) -> View:
     stores = Stores("team-a", Found(SecretStr(url)), SecretMissing("not asked for"), None, None, pgbouncer=False)
-    return await backends.look("scale", stores, [DEFAULT_QUEUE, "1"])
+    return await backends.look("scale", stores)
 
 
 async def test_a_cluster_answers_with_the_figures_of_all_queues(
@@ -41,7 +60,8 @@ async def test_a_cluster_answers_with_the_figures_of_all_queues(
     assert isinstance(seen.redis, RedisAnswers)
     assert (seen.redis.eviction_policy, seen.redis.clustered) == ("noeviction", True)
     assert isinstance(seen.queues, dict)
-    assert {shard: figures.queued for shard, figures in seen.queues.items()} == {DEFAULT_QUEUE: 1, "1": 1}
+    assert set(seen.queues) == {DEFAULT_QUEUE, *map(str, range(MAX_SHARDS))}
+    assert {shard for shard, figures in seen.queues.items() if figures.queued} == {DEFAULT_QUEUE, "1"}
 
 
 async def test_a_master_with_an_unsafe_policy_is_seen_among_safe_ones(
@@ -62,7 +82,8 @@ async def test_a_single_redis_is_not_clustered(
     seen = await _look(backends, redis_server.url)
     assert isinstance(seen.redis, RedisAnswers)
     assert not seen.redis.clustered
-    assert seen.queues == {DEFAULT_QUEUE: QueueFigures(0, 0, None), "1": QueueFigures(0, 0, None)}
+    assert isinstance(seen.queues, dict)
+    assert set(seen.queues.values()) == {QueueFigures(0, 0, None)}
 
 
 async def test_the_wrong_form_has_to_be_changed_by_somebody(
@@ -79,3 +100,111 @@ async def test_nodes_that_are_away_are_unreachable(backends: Backends) -> None:
     seen = await _look(backends, f"redis+cluster://127.0.0.1:{free_port()},127.0.0.1:{free_port()}")
     assert isinstance(seen.redis, Unreachable)
     assert "none of the cluster's nodes answers (2 asked)" in seen.redis.sentence
+
+
+# ---- PostgreSQL
+
+
+def _both(redis_url: str, postgres_url: str, *, ca: str = "") -> Stores:
+    authority = Found(SecretStr(ca)) if ca else None
+    return Stores(
+        "team-a", Found(SecretStr(redis_url)), Found(SecretStr(postgres_url)), authority, authority, pgbouncer=False
+    )
+
+
+async def test_a_database_without_tables_leaves_the_topology_unknown(
+    backends: Backends, redis_server: RedisServer, postgres_url: str
+) -> None:
+    seen = await backends.look("scale", _both(redis_server.url, postgres_url))
+    assert isinstance(seen.postgres, PostgresAnswers)
+    assert isinstance(seen.topology, Unknown)
+    assert isinstance(seen.behind, Unknown)
+    assert isinstance(seen.stored, Unknown)
+
+
+async def test_the_row_is_written_once_and_never_over_anothers_change(
+    backends: Backends, redis_server: RedisServer, redis_client: Redis, postgres_url: str, database: Database
+) -> None:
+    stores = _both(redis_server.url, postgres_url)
+    assert (await backends.look("scale", stores)).topology is None
+    first = Flip(None, Topology(3, routes=(Route(1, ("acme",)),)), enabled=True)
+    assert await backends.flip("scale", first, "uid") == ""
+    row = (await backends.look("scale", stores)).topology
+    assert row == TopologyRecord(1, first.topology, enabled=True, owner_uid="uid")
+    # Out of date: somebody else was first.
+    assert await backends.flip("scale", Flip(None, Topology(9), enabled=True), "other") == ""
+    assert (await backends.look("scale", stores)).topology == row
+    assert await backends.flip("scale", Flip(row, Topology(2), enabled=False), "uid") == ""
+    now = (await backends.look("scale", stores)).topology
+    assert now == TopologyRecord(2, Topology(2), enabled=False, owner_uid="uid")
+
+
+async def test_a_row_that_cannot_be_written_is_a_sentence(
+    backends: Backends, redis_server: RedisServer, postgres_url: str, database: Database
+) -> None:
+    stores = _both(redis_server.url, postgres_url)
+    await backends.look("scale", stores)
+    await database.execute("ALTER TABLE scale_topology RENAME TO elsewhere")
+    assert "scale_topology" in await backends.flip("scale", Flip(None, Topology(), enabled=True), "uid")
+
+
+async def test_a_producer_behind_is_named_until_it_reports(
+    backends: Backends, redis_server: RedisServer, postgres_url: str, database: Database
+) -> None:
+    stores = _both(redis_server.url, postgres_url)
+    await topology.write(database, None, Topology(2), enabled=True, owner_uid="uid")
+    for epoch, behind in ((0, ("api-1",)), (1, ())):
+        await topology.report(database, "api-1", hostname="api", role=topology.Role.API, epoch=epoch)
+        assert (await backends.look("scale", stores)).behind == behind
+
+
+async def test_the_queues_of_tenants_are_among_the_figures(
+    backends: Backends, redis_server: RedisServer, redis_client: Redis, postgres_url: str, database: Database
+) -> None:
+    stores = _both(redis_server.url, postgres_url)
+    await database.execute("INSERT INTO tenants (tenant_id, name) VALUES ('acme', 'Acme')")
+    assert await put(redis_client, keys.queue("acme"), "job", b"payload")
+    await backends.look("scale", stores)
+    seen = await backends.look("scale", stores)
+    assert isinstance(seen.queues, dict)
+    assert seen.queues["acme"].queued == 1
+
+
+async def test_stored_settings_are_seen_without_the_keys_of_models(
+    backends: Backends, redis_server: RedisServer, postgres_url: str, database: Database
+) -> None:
+    for key, value in (("worker_concurrency", "7"), ("max_retries", '"many"'), ("openai_key", '"sk-hidden"')):
+        await database.execute("INSERT INTO scale_settings (key, value) VALUES ($1, $2)", key, value)
+    seen = await backends.look("scale", _both(redis_server.url, postgres_url))
+    assert seen.stored == {"worker_concurrency": 7}
+    assert "sk-hidden" not in repr(seen)
+
+
+# ---- certificates of a private authority
+
+
+async def test_both_stores_are_reached_with_the_certificates_of_the_spec(backends: Backends) -> None:
+    redis, postgres = TlsRedisServer(), TlsPostgresServer()
+    try:
+        redis.start()
+        postgres.start()
+        for server, url in ((redis, redis.url), (postgres, postgres.url() + "?sslmode=verify-full")):
+            ca = Path(server.authority).read_text(encoding="ascii")
+            mine = (url, DEAD_POSTGRES) if server is redis else (DEAD_REDIS, url)
+            with_it = await backends.look("scale", _both(*mine, ca=ca))
+            without = await backends.look("scale", _both(*mine))
+            states = (with_it.redis, without.redis) if server is redis else (with_it.postgres, without.postgres)
+            assert isinstance(states[0], RedisAnswers | PostgresAnswers), states[0]
+            assert isinstance(states[1], Unreachable)
+            assert "certificate" in states[1].sentence
+    finally:
+        redis.remove()
+        postgres.remove()
+
+
+async def test_what_is_no_certificate_has_to_be_changed_by_somebody(backends: Backends) -> None:
+    tls = _both("rediss://127.0.0.1:1", "postgresql://p@127.0.0.1:1/d?sslmode=verify-full", ca="not a certificate")
+    seen = await backends.look("scale", tls)
+    assert isinstance(seen.redis, Unusable)
+    assert isinstance(seen.postgres, Unusable)
+    assert seen.redis.sentence.startswith("the CA of Redis is not a certificate in PEM form")

@@ -35,9 +35,13 @@ OPERATOR_ENVIRONMENT = tuple(
 
 _ENTRIES = 64
 
+_QUANTITY = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$"
+
 Quantity = Annotated[
     str | int,
-    WithJsonSchema({"x-kubernetes-int-or-string": True, "maxLength": 32, "description": "A quantity."}),
+    WithJsonSchema(
+        {"x-kubernetes-int-or-string": True, "maxLength": 32, "pattern": _QUANTITY, "description": "A quantity."}
+    ),
 ]
 """A Kubernetes quantity, for example `500m`, `2` or `1Gi`."""
 

@@ -32,7 +32,7 @@ PARALLEL_CALLS = 16
 
 APPLY_PATCH = "application/apply-patch+yaml"
 
-_UNREADABLE_APPLY = "failed to create typed patch object"
+_UNREADABLE_APPLY = ("failed to create typed patch object", "failed to convert new object")
 
 _VERBS = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
@@ -148,7 +148,7 @@ class Client(ApiClient):
             if status == 404:
                 raise ApiNotFound(status, reason, message) from None
             # What a server-side apply cannot even read comes as a 500; only its sender can repair it.
-            unreadable = _UNREADABLE_APPLY in message
+            unreadable = message.startswith(_UNREADABLE_APPLY)
             if (status == 429 or status >= 500 or status < 400) and not unreadable:
                 raise ApiUnavailable(f"The API server cannot serve now ({status} {reason}): {message}") from None
             raise ApiRefused(status, reason, message) from None
