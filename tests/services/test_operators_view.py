@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from pydantic import SecretStr
@@ -30,7 +29,7 @@ from synapse_worker.routing import Route, Topology
 from synapse_worker.store import topology
 from synapse_worker.store.database import Database
 from tests.page.support import TlsPostgresServer, TlsRedisServer
-from tests.support.servers import RedisCluster, RedisServer, free_port
+from tests.support.servers import RedisCluster, RedisServer, Server, free_port
 
 DEAD_REDIS = "redis://127.0.0.1:1"
 DEAD_POSTGRES = "postgresql://synapse@127.0.0.1:1/synapse"
@@ -183,23 +182,45 @@ async def test_stored_settings_are_seen_without_the_keys_of_models(
 # ---- certificates of a private authority
 
 
-async def test_both_stores_are_reached_with_the_certificates_of_the_spec(backends: Backends) -> None:
-    redis, postgres = TlsRedisServer(), TlsPostgresServer()
-    try:
-        redis.start()
-        postgres.start()
-        for server, url in ((redis, redis.url), (postgres, postgres.url() + "?sslmode=verify-full")):
-            ca = Path(server.authority).read_text(encoding="ascii")
-            mine = (url, DEAD_POSTGRES) if server is redis else (DEAD_REDIS, url)
-            with_it = await backends.look("scale", _both(*mine, ca=ca))
-            without = await backends.look("scale", _both(*mine))
-            states = (with_it.redis, without.redis) if server is redis else (with_it.postgres, without.postgres)
-            assert isinstance(states[0], RedisAnswers | PostgresAnswers), states[0]
-            assert isinstance(states[1], Unreachable)
-            assert "certificate" in states[1].sentence
-    finally:
-        redis.remove()
-        postgres.remove()
+@pytest.fixture
+def tls_redis() -> Iterator[TlsRedisServer]:
+    server = TlsRedisServer()
+    server.start()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def tls_postgres() -> Iterator[TlsPostgresServer]:
+    server = TlsPostgresServer()
+    server.start()
+    yield server
+    server.remove()
+
+
+def _authority(server: Server) -> str:
+    return (server.folder / "ca.crt").read_text(encoding="ascii")
+
+
+async def test_redis_is_reached_with_the_certificates_of_the_spec(
+    backends: Backends, tls_redis: TlsRedisServer
+) -> None:
+    seen = await backends.look("scale", _both(tls_redis.url, DEAD_POSTGRES, ca=_authority(tls_redis)))
+    assert isinstance(seen.redis, RedisAnswers)
+    seen = await backends.look("scale", _both(tls_redis.url, DEAD_POSTGRES))
+    assert isinstance(seen.redis, Unreachable)
+    assert "certificate" in seen.redis.sentence
+
+
+async def test_postgres_is_reached_with_the_certificates_of_the_spec(
+    backends: Backends, tls_postgres: TlsPostgresServer
+) -> None:
+    url = tls_postgres.url() + "?sslmode=verify-full"
+    seen = await backends.look("scale", _both(DEAD_REDIS, url, ca=_authority(tls_postgres)))
+    assert isinstance(seen.postgres, PostgresAnswers)
+    seen = await backends.look("scale", _both(DEAD_REDIS, url))
+    assert isinstance(seen.postgres, Unreachable)
+    assert "certificate" in seen.postgres.sentence
 
 
 async def test_what_is_no_certificate_has_to_be_changed_by_somebody(backends: Backends) -> None:
