@@ -117,7 +117,7 @@ def next_status(
     moving = not scale.metadata.paused and _moving(desired, report, rollouts)
     verdicts = (
         _ready(scale, desired, observed, problem, ready, wanted),
-        _reconciling(problem, moving, ready, wanted, applied),
+        _reconciling(problem, moving, _draining(desired, observed), ready, wanted, applied),
         _stalled(problem),
         _redis_reachable(observed),
         _redis_safe(observed),
@@ -302,12 +302,30 @@ def _ready(
     return _Verdict(type_, _Status.TRUE, Reason.WORKERS_READY, f"{min(ready, wanted)} of {wanted} workers are ready")
 
 
-def _reconciling(problem: _Problem | None, moving: bool, ready: int, wanted: int, applied: _Verdict) -> _Verdict:
+def _draining(desired: Desired | Blocked, observed: Observed) -> str:
+    """Return what the removal of shards waits for, as a sentence; "" = none is being removed."""
+    shards = [] if isinstance(desired, Blocked) else [s for s in desired.shards if s.state is ShardState.DRAINING]
+    if not shards:
+        return ""
+    names = ", ".join(shard.name for shard in shards)
+    if isinstance(observed.queues, Unknown) or isinstance(observed.behind, Unknown):
+        return f"Shards {names} stay until both stores answer"
+    if observed.behind:
+        return f"Shards {names} stay until these producers have heard of it: {', '.join(observed.behind[:10])}"
+    jobs = sum(each.queued + each.active for shard in shards for each in queues_of(shard, observed).values())
+    return f"Shards {names} work off what they hold: {jobs} job{'' if jobs == 1 else 's'}"
+
+
+def _reconciling(
+    problem: _Problem | None, moving: bool, draining: str, ready: int, wanted: int, applied: _Verdict
+) -> _Verdict:
     type_ = ConditionType.RECONCILING
     if problem is not None and problem.stalled:
         return _Verdict(type_, _Status.FALSE, Reason.SETTLED, "Nothing is under way; see Stalled")
     if applied.status is _Status.FALSE:
         return _Verdict(type_, _Status.TRUE, Reason.APPLYING, f"It is tried again: {applied.message}")
+    if moving and draining:
+        return _Verdict(type_, _Status.TRUE, Reason.DRAINING, draining)
     if moving:
         return _Verdict(type_, _Status.TRUE, Reason.ROLLING_OUT, f"{ready} of {wanted} workers are ready")
     return _Verdict(type_, _Status.FALSE, Reason.SETTLED, "Nothing is under way")

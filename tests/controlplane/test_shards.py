@@ -157,3 +157,21 @@ def test_routes_are_told_to_producers(plane: ControlPlane, ns: str, stores: Stor
 
     eventually("the route", told)
     assert naming.deployment_name("main", "1") in {each["metadata"]["name"] for each in plane.deployments(ns).values()}
+
+
+def test_tenant_isolation_brings_the_pool_and_takes_it_away(plane: ControlPlane, ns: str, stores: Stores) -> None:
+    grown(plane, ns, stores, 1)
+    plane.apply(harness.scale(ns, tenancy={"isolation": True, "pool": {"replicas": 2}}))
+    eventually("the pool", lambda: set(plane.deployments(ns)) == {"0", "tenants"})
+    assert plane.deployments(ns)["tenants"]["spec"]["replicas"] == 2
+    row = stores.topology()
+    assert row is not None
+    assert not row.topology.isolation
+    plane.make_pods_ready(ns)
+    eventually("producers are told", lambda: (found := stores.topology()) and found.topology.isolation)
+    plane.apply(harness.scale(ns))
+    eventually("and told again", lambda: (found := stores.topology()) and not found.topology.isolation)
+    condition = plane.await_condition(ns, "Reconciling", "True", "Draining")
+    assert condition["message"].startswith("Shards tenants work off what they hold")
+    eventually("the pool goes", lambda: set(plane.deployments(ns)) == {"0"}, seconds=90)
+    plane.await_condition(ns, "Reconciling", "False", "Settled")

@@ -46,6 +46,7 @@ class Reason(_Documented):
     # Reconciling
     SETTLED = "Settled", "nothing is under way"
     ROLLING_OUT = "RollingOut", "pods are being created, replaced or removed"
+    DRAINING = "Draining", "shards that are wanted no more work off what they hold; their workers go afterwards"
     APPLYING = "Applying", "objects of the scale are still to be written"
     # Stalled
     NOTHING_TO_DO = "NothingToDo", "nothing needs attention"

@@ -195,6 +195,23 @@ def test_a_shard_tells_its_pool_and_its_own_figures() -> None:
     assert told.condition(ConditionType.RECONCILING) == ("True", "RollingOut")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"queues": Unknown("away")}, "Shards 1 stay until both stores answer"),
+        ({"behind": ("api-1", "api-2")}, "Shards 1 stay until these producers have heard of it: api-1, api-2"),
+        ({"queues": {"1": QueueFigures(1, 0, 1.0)}}, "Shards 1 work off what they hold: 1 job"),
+        ({}, "Shards 1 work off what they hold: 0 jobs"),
+    ],
+)
+def test_a_drain_says_what_it_waits_for(changes: dict[str, Any], message: str) -> None:
+    two = a_scale(spec={"queue": {"shards": 2}})
+    told = _told(scale=a_scale(), children=children_of(what_is_desired(two)), **changes)
+    assert told.condition(ConditionType.RECONCILING) == ("True", "Draining")
+    assert told.message(ConditionType.RECONCILING) == message
+    assert told.condition(ConditionType.READY) == ("True", "WorkersReady")
+
+
 def test_figures_of_shards_wait_too() -> None:
     assert _next(previous=READY.status, figures=False, queues={"default": QueueFigures(9, 1, None)}) is None
 
