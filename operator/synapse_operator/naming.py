@@ -42,6 +42,12 @@ HASH_ANNOTATION = f"{GROUP}/applied-hash"
 CONFIG_HASH_ANNOTATION = f"{GROUP}/config-hash"
 """On the pod template: hash of what a worker reads at start, so that a change rolls the pods."""
 
+STORED_ANNOTATION = f"{GROUP}/stored-settings"
+"""On the pod template: hash of the stored settings that stand in for variables; kept while they cannot be read."""
+
+POD_ANNOTATIONS = (CONFIG_HASH_ANNOTATION, STORED_ANNOTATION)
+"""Annotations of a worker pod that nobody else may set."""
+
 PAUSED_ANNOTATION = f"{GROUP}/paused"
 """On a SynapseScale: its children are left alone while it is there and not `false`."""
 

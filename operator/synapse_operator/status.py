@@ -24,8 +24,8 @@ from synapse_operator.api.reasons import ConditionType, EventReason, Reason
 from synapse_operator.api.scale import InvalidScale, SynapseScale, SynapseScaleStatus
 from synapse_operator.api.workers import CONCURRENCY, JOB_TIMEOUT, MAX_RETRIES
 from synapse_operator.desired.model import Blocked, Desired
-from synapse_operator.desired.shards import Shard, ShardState, queues_of
-from synapse_operator.naming import Kind, Ref
+from synapse_operator.desired.shards import Shard, ShardState, deployment_of, queues_of
+from synapse_operator.naming import Kind
 from synapse_operator.observed import (
     Found,
     NotTried,
@@ -414,8 +414,7 @@ def _queue_figures(observed: Observed) -> JsonObject:
 
 
 def _shard(scale: SynapseScale, shard: Shard, observed: Observed) -> JsonObject:
-    ref = Ref(Kind.DEPLOYMENT, scale.metadata.namespace, naming.deployment_name(scale.metadata.name, shard.name))
-    child = observed.child(ref)
+    child = deployment_of(scale, observed, shard.name)
     pool = scale.spec.pool_of(int(shard.name)) if shard.name.isdecimal() else None
     told: JsonObject = {
         "name": shard.name,

@@ -19,7 +19,7 @@ from synapse_operator.api.common import (
     SecretKeySelector,
     rule,
 )
-from synapse_operator.naming import CONFIG_HASH_ANNOTATION, MOUNT_PATHS, POD_LABELS, VOLUMES
+from synapse_operator.naming import MOUNT_PATHS, POD_ANNOTATIONS, POD_LABELS, VOLUMES
 from synapse_worker.contract import BY_NAME
 
 OPERATOR_ENVIRONMENT = tuple(
@@ -294,8 +294,8 @@ class PodOverlay(ApiModel):
         json_schema_extra={
             "x-kubernetes-validations": [
                 rule(
-                    f"!('{CONFIG_HASH_ANNOTATION}' in self)",
-                    f"workers.template.annotations: {CONFIG_HASH_ANNOTATION} is the operator's",
+                    f"!{_listed(POD_ANNOTATIONS)}.exists(name, name in self)",
+                    f"workers.template.annotations: {', '.join(POD_ANNOTATIONS)} are the operator's",
                 )
             ]
         },

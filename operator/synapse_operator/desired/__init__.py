@@ -11,13 +11,20 @@ from synapse_operator.api.reasons import Reason
 from synapse_operator.api.scale import SynapseScale
 from synapse_operator.desired.configmap import environment_config_map
 from synapse_operator.desired.deployment import worker_deployment
-from synapse_operator.desired.environment import POSTGRES_CA, POSTGRES_URL, REDIS_CA, REDIS_URL, worker_environment
+from synapse_operator.desired.environment import (
+    POSTGRES_CA,
+    POSTGRES_URL,
+    REDIS_CA,
+    REDIS_URL,
+    stored_settings,
+    worker_environment,
+)
 from synapse_operator.desired.model import Blocked, Desired
 from synapse_operator.desired.networkpolicy import worker_network_policy
 from synapse_operator.desired.pdb import worker_disruption_budget
 from synapse_operator.desired.service import metrics_service
 from synapse_operator.desired.serviceaccount import worker_service_account
-from synapse_operator.desired.shards import flip_of, shards_of, workers_of
+from synapse_operator.desired.shards import deployment_of, flip_of, shards_of, workers_of
 from synapse_operator.observed import Found, KeyMissing, Observed, SecretLookup, SecretMissing, Unusable
 
 __all__ = ["Blocked", "Desired", "desired_for_scale"]
@@ -59,13 +66,16 @@ def desired_for_scale(
         manifests.append(worker_network_policy(scale, secrets))
     for shard in shards:
         workers = workers_of(scale, shard.name)
-        config_map = environment_config_map(scale, worker_environment(scale, workers, shard.serves))
+        environment = worker_environment(scale, workers, shard.serves)
+        config_map = environment_config_map(scale, environment)
+        live = deployment_of(scale, observed, shard.name)
         deployment = worker_deployment(
             scale,
             shard,
             workers,
             image=image,
             config_map=config_map,
+            stored=stored_settings(observed, workers, environment, live),
             secrets=secrets,
             hash_key=hash_key,
         )

@@ -52,6 +52,7 @@ def worker_deployment(
     *,
     image: str,
     config_map: Manifest,
+    stored: str,
     secrets: Mapping[str, SecretStr],
     hash_key: SecretStr,
 ) -> Manifest:
@@ -63,6 +64,7 @@ def worker_deployment(
         workers: what its workers are like; how many there are says `shard`.
         image: their image.
         config_map: the ConfigMap with their variables.
+        stored: hash of the stored settings that they read at their start.
         secrets: variable -> what a worker reads from a Secret (URLs, certificates); only a keyed fingerprint of them
             gets into the manifest.
         hash_key: key of that fingerprint.
@@ -73,7 +75,7 @@ def worker_deployment(
     pod: JsonObject = {
         "metadata": {
             "labels": {**workers.template.labels, **labels},
-            "annotations": dict(workers.template.annotations),
+            "annotations": {**workers.template.annotations, naming.STORED_ANNOTATION: stored},
         },
         "spec": _pod_spec(scale, workers, selector, image, config_map.ref.name),
     }

@@ -6,13 +6,15 @@ open is not rendered: a variable that is set hides the value stored in Postgres.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from synapse_operator import naming
 from synapse_operator.api.common import JsonObject, SecretKeySelector
 from synapse_operator.api.scale import SynapseScale
 from synapse_operator.api.workers import DEFAULT_HEALTH_PORT, WorkersSpec
 from synapse_operator.naming import POSTGRES_CA_PATH, REDIS_CA_PATH
-from synapse_worker.contract import BY_NAME
+from synapse_operator.observed import Child, Observed, Unknown
+from synapse_worker.contract import BY_NAME, VARIABLES
 
 REDIS_URL = BY_NAME["REDIS_URL"].name
 POSTGRES_URL = BY_NAME["SCALE_POSTGRES_URL"].name
@@ -60,6 +62,26 @@ def worker_environment(scale: SynapseScale, workers: WorkersSpec, serves: Sequen
     if scale.spec.postgres.ca_secret_ref is not None:
         environment[POSTGRES_CA] = f"{POSTGRES_CA_PATH}/{CA_FILE}"
     return environment
+
+
+def stored_settings(
+    observed: Observed, workers: WorkersSpec, environment: Mapping[str, str], live: Child | None
+) -> str:
+    """Return a hash of the stored settings that workers read at their start, since no variable says otherwise.
+
+    Args:
+        observed: holds the settings.
+        workers: what the workers are like; their overlay may set variables too.
+        environment: the variables of the workers.
+        live: their present Deployment, whose hash is kept while the settings cannot be read; None = there is none.
+    """
+    if isinstance(observed.stored, Unknown):
+        template = live.raw["spec"]["template"]["metadata"] if live else {}
+        kept = (template.get("annotations") or {}).get(naming.STORED_ANNOTATION)
+        return str(kept) if kept else naming.content_hash({})
+    given = {*environment, *(variable.name for variable in workers.template.env)}
+    open_ = {variable.stored for variable in VARIABLES if variable.stored and variable.name not in given}
+    return naming.content_hash({key: value for key, value in observed.stored.items() if key in open_})
 
 
 def url_variable(name: str, reference: SecretKeySelector | None, url: str | None) -> JsonObject:

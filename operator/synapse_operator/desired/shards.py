@@ -15,7 +15,7 @@ from synapse_operator import naming
 from synapse_operator.api.scale import SynapseScale
 from synapse_operator.api.workers import WorkersSpec
 from synapse_operator.naming import Kind, Ref
-from synapse_operator.observed import Observed, QueueFigures, Rollout, TopologyRecord, Unknown
+from synapse_operator.observed import Child, Observed, QueueFigures, Rollout, TopologyRecord, Unknown
 from synapse_worker.contract import DEFAULT_QUEUE, MAX_SHARDS, TENANT_POOL
 from synapse_worker.routing import ONE_QUEUE, Route, Topology, is_tenants_own
 
@@ -92,6 +92,12 @@ def workers_of(scale: SynapseScale, name: str) -> WorkersSpec:
     if name == TENANT_POOL:
         return scale.spec.workers.overridden(scale.spec.tenancy.pool)
     return scale.spec.workers_of(int(name))
+
+
+def deployment_of(scale: SynapseScale, observed: Observed, name: str) -> Child | None:
+    """Return the Deployment of a shard as it is; None = there is none."""
+    metadata = scale.metadata
+    return observed.child(Ref(Kind.DEPLOYMENT, metadata.namespace, naming.deployment_name(metadata.name, name)))
 
 
 def is_used(topology: Topology, name: str) -> bool:
@@ -173,7 +179,5 @@ def _holds_jobs(observed: Observed, name: str) -> bool:
 
 def _rollout(scale: SynapseScale, observed: Observed, name: str) -> Rollout | None:
     """Return how far the shard's Deployment is; None = there is none, or it goes."""
-    metadata = scale.metadata
-    ref = Ref(Kind.DEPLOYMENT, metadata.namespace, naming.deployment_name(metadata.name, name))
-    child = observed.child(ref)
+    child = deployment_of(scale, observed, name)
     return None if child is None or child.terminating else Rollout.of(child)

@@ -14,7 +14,7 @@ from synapse_operator.api.scale import SynapseScale
 from synapse_operator.desired import Desired
 from synapse_operator.desired.shards import Flip, Shard, ShardState
 from synapse_operator.drains import EMPTY_FOR, drained, emptied
-from synapse_operator.naming import CONFIG_HASH_ANNOTATION, Kind
+from synapse_operator.naming import CONFIG_HASH_ANNOTATION, STORED_ANNOTATION, Kind
 from synapse_operator.observed import Child, Observed, QueueFigures, TopologyRecord, Unknown
 from synapse_operator.plan import LOOK_AGAIN_SOON, Cause, plan
 from synapse_worker.contract import MAX_SHARDS
@@ -420,3 +420,33 @@ def test_the_hash_of_a_pod_covers_all_of_it() -> None:
     assert config_hash() != config_hash(template={"labels": {"a": "b"}})
     assert config_hash() != config_hash(template={"nodeSelector": {"a": "b"}})
     assert config_hash() == config_hash(replicas=9)
+
+
+# ---- stored settings
+
+
+def _stored_hash(stored: Any, children: tuple[Child, ...] = (), **workers: Any) -> str:
+    observed = an_observed(stored=stored, children=children)
+    (body,) = _deployments(what_is_desired(_scale(1, workers=workers), observed)).values()
+    found: str = body["spec"]["template"]["metadata"]["annotations"][STORED_ANNOTATION]
+    return found
+
+
+def test_a_saved_setting_rolls_the_pods_that_read_it() -> None:
+    assert _stored_hash({"worker_concurrency": 7}) != _stored_hash({"worker_concurrency": 8})
+    assert _stored_hash({"event_ttl": 60}) != _stored_hash({})
+
+
+@pytest.mark.parametrize(
+    "workers", [{"concurrency": 5}, {"template": {"env": [{"name": "PUBSUB_EVENT_TTL", "value": "60"}]}}]
+)
+def test_one_that_a_variable_hides_rolls_nothing(workers: dict[str, Any]) -> None:
+    hidden = {"concurrency": "worker_concurrency", "template": "event_ttl"}[next(iter(workers))]
+    assert _stored_hash({hidden: 70}, **workers) == _stored_hash({hidden: 80}, **workers)
+
+
+def test_settings_that_cannot_be_read_roll_nothing() -> None:
+    saved = an_observed(stored={"worker_concurrency": 7})
+    children = children_of(what_is_desired(_scale(1), saved))
+    assert _stored_hash(UNKNOWN, children) == _stored_hash({"worker_concurrency": 7})
+    assert _stored_hash(UNKNOWN) == _stored_hash({})
