@@ -30,9 +30,12 @@ from synapse_operator.observed import (
     PostgresAnswers,
     QueueFigures,
     RedisAnswers,
+    TopologyRecord,
 )
+from synapse_worker.routing import ONE_QUEUE
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
+SCALE_UID = "11111111-1111-4111-8111-111111111111"
 IMAGE = "registry.example/synapse-scale-worker:1"
 SCALE_UID = "11111111-1111-4111-8111-111111111111"
 HASH_KEY = SecretStr("the-key-of-this-installation")
@@ -110,9 +113,15 @@ def an_observed(**changes: Any) -> Observed:
     ordinary: dict[str, Any] = {
         "redis_url": Found(SecretStr(REDIS_URL)),
         "postgres_url": Found(SecretStr(POSTGRES_URL)),
+        "redis_ca": None,
+        "postgres_ca": None,
         "redis": RedisAnswers("7.2.4", "noeviction"),
         "postgres": PostgresAnswers(schema_version=1),
         "queues": {"default": QueueFigures(queued=0, active=0, oldest_seconds=None)},
+        "topology": TopologyRecord(1, ONE_QUEUE, enabled=True, owner_uid=SCALE_UID),
+        "stored": {},
+        "behind": (),
+        "drained": frozenset(),
         "overview": Overview(dead_letters=0, slots=10, active_jobs=0, open_jobs=0),
         "redis_owner": SCALE_UID,
         "children": (),
@@ -185,11 +194,13 @@ def a_deployment_status(replicas: int, *, ready: int | None = None, updated: int
 
 
 def children_of(desired: Desired, *, ready: int | None = None) -> tuple[Child, ...]:
-    """Return all children as they are once a plan was carried out, with `ready` workers (default: all)."""
+    """Return all children as they are once a plan was carried out, each shard with `ready` workers (default: all)."""
     return tuple(
         a_child(
             manifest,
-            status=a_deployment_status(desired.replicas, ready=ready) if manifest.ref.kind is Kind.DEPLOYMENT else None,
+            status=a_deployment_status(manifest.body["spec"]["replicas"], ready=ready)
+            if manifest.ref.kind is Kind.DEPLOYMENT
+            else None,
         )
         for manifest in desired.manifests
     )
@@ -237,7 +248,7 @@ _LIST_KEYS = {
     "topologySpreadConstraints": ("topologyKey", "whenUnsatisfiable"),
 }
 _REFERENCE_KEYS = {"ownerReferences": ("uid",), "imagePullSecrets": ("name",)}
-_ATOMIC = ("selector", "labelSelector", "secretKeyRef")
+_ATOMIC = ("selector", "labelSelector", "podSelector", "secretKeyRef")
 
 
 def fields_of(body: JsonObject) -> JsonObject:

@@ -12,12 +12,13 @@ import asyncio
 import logging
 from collections.abc import Coroutine, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
+from synapse_operator.desired.shards import Flip
 from synapse_operator.observed import (
     Found,
     NotTried,
@@ -28,17 +29,21 @@ from synapse_operator.observed import (
     RedisAnswers,
     RedisState,
     SecretLookup,
+    TopologyRecord,
     Unknown,
     Unreachable,
     Unusable,
 )
 from synapse_operator.tenants import NotMigrated, TenantStore
 from synapse_worker.connections import open_database, open_redis, ping_redis
+from synapse_worker.contract import DEFAULT_QUEUE, MAX_SHARDS, VARIABLES
 from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
 from synapse_worker.queueing import keys
-from synapse_worker.queueing.client import queue_figures
+from synapse_worker.queueing.client import known_queues, queue_figures
 from synapse_worker.queueing.owner import disown, own
+from synapse_worker.store import topology
 from synapse_worker.store.database import Database
+from synapse_worker.store.definitions import stored_settings
 from synapse_worker.store.migrate import is_migrated
 from synapse_worker.store.overview import overview
 from synapse_worker.store.tenants import ManagedRow, RowChanges, bring_to, standing
@@ -50,6 +55,8 @@ CALL_SECONDS = 3.0
 
 QUESTION_SECONDS = 4.0
 """Longest wait for all that one reconcile asks of one store, name resolution and connecting included."""
+
+_STORED = tuple(variable.stored for variable in VARIABLES if variable.stored is not None)
 
 _NO_URL = "there is no URL to ask with"
 
@@ -64,6 +71,8 @@ class Stores:
     namespace: str
     redis_url: SecretLookup
     postgres_url: SecretLookup
+    redis_ca: SecretLookup | None
+    postgres_ca: SecretLookup | None
     pgbouncer: bool
 
 
@@ -76,6 +85,9 @@ class View:
     redis_owner: str | Unknown
     postgres: PostgresState
     overview: Overview | Unknown
+    stored: Mapping[str, int] | Unknown
+    topology: TopologyRecord | Unknown | None
+    behind: tuple[str, ...] | Unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,23 +112,56 @@ class Backends:
         self._open: dict[Hashable, _Connections] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
-    async def look(self, scale: Hashable, uid: str, stores: Stores, shards: Sequence[str]) -> View:
+    async def look(self, scale: Hashable, uid: str, stores: Stores) -> View:
         """Ask both stores at the same time, and mark Redis as the scale's; returns within `QUESTION_SECONDS`.
 
         Args:
             scale: whose stores they are.
             uid: its UID, which Redis is marked with unless another's mark is there.
             stores: its URLs; when they differ from the last time, the old connections are closed.
-            shards: names of the queues whose figures are wanted.
         """
         connections = self._open.get(scale)
         if connections is None or (connections.uid, connections.stores) != (uid, stores):
             self._close(scale)
             connections = self._open[scale] = _Connections(uid, stores)
-        (redis, queues, owner), (postgres, totals) = await asyncio.gather(
-            _ask_redis(connections.redis, shards, uid), _ask_postgres(connections.database)
+        (redis, queues, owner), said = await asyncio.gather(
+            _ask_redis(connections.redis, connections.queues, uid), _ask_postgres(connections.database)
         )
-        return View(redis, queues, owner, postgres, totals)
+        if said.queues is not None:
+            connections.queues = said.queues
+        return View(
+            redis=redis,
+            queues=queues,
+            redis_owner=owner,
+            postgres=said.state,
+            overview=said.overview,
+            stored=said.stored,
+            topology=said.topology,
+            behind=said.behind,
+        )
+
+    async def flip(self, scale: Hashable, flip: Flip, owner_uid: str) -> str:
+        """Change the row of the topology, unless somebody else has done so meanwhile: the next look tells.
+
+        Args:
+            scale: whose stores they are, after a `look`.
+            flip: the change.
+            owner_uid: UID of the scale, for the row.
+
+        Returns:
+            Why it could not be done, as a sentence; "" = it was done, or is out of date.
+        """
+        database = self._open[scale].database
+        if not isinstance(database, Database):
+            return database.sentence
+        seen = flip.was
+        was = None if seen is None else topology.TopologyRow(seen.epoch, seen.topology, seen.enabled, seen.owner_uid)
+        try:
+            async with asyncio.timeout(QUESTION_SECONDS):
+                await topology.write(database, was, flip.topology, enabled=flip.enabled, owner_uid=owner_uid)
+        except (TimeoutError, StoreUnavailable, StoreRefused) as error:
+            return _failed("PostgreSQL", error).sentence
+        return ""
 
     async def keep_tenants(
         self, scale: Hashable, uid: str, rows: Sequence[ManagedRow], living: Sequence[str]
@@ -170,19 +215,27 @@ class _Connections:
     def __init__(self, uid: str, stores: Stores) -> None:
         self.uid = uid
         self.stores = stores
+        # Until PostgreSQL says which tenants have queues too.
+        self.queues: Sequence[str] = [keys.queue(shard) for shard in (DEFAULT_QUEUE, *map(str, range(MAX_SHARDS)))]
         self.redis: Redis | Unusable | NotTried = NotTried(_NO_URL)
         self.database: Database | Unusable | NotTried = NotTried(_NO_URL)
         if isinstance(stores.redis_url, Found):
             try:
                 url = seen_from_here(stores.redis_url.value, stores.namespace)
-                self.redis = open_redis(url, timeout=CALL_SECONDS)
+                self.redis = open_redis(url, ca_text=_text(stores.redis_ca), timeout=CALL_SECONDS)
             except ConfigurationError as error:
                 self.redis = Unusable(str(error))
         if isinstance(stores.postgres_url, Found):
             try:
                 url = seen_from_here(stores.postgres_url.value, stores.namespace)
                 # One connection, since a hundred scales may share one server; a second while a sync has the first.
-                self.database = open_database(url, pgbouncer=stores.pgbouncer, pool_size=2, timeout=CALL_SECONDS)
+                self.database = open_database(
+                    url,
+                    pgbouncer=stores.pgbouncer,
+                    pool_size=2,
+                    ca_text=_text(stores.postgres_ca),
+                    timeout=CALL_SECONDS,
+                )
             except ConfigurationError as error:
                 self.database = Unusable(str(error))
 
@@ -193,6 +246,11 @@ class _Connections:
             await _quietly(self.redis.aclose(close_connection_pool=True))
         if isinstance(self.database, Database):
             await _quietly(self.database.close())
+
+
+def _text(lookup: SecretLookup | None) -> str:
+    """Return certificates; while they cannot be read, those of the system are asked with, and the status says why."""
+    return lookup.value.get_secret_value() if isinstance(lookup, Found) else ""
 
 
 def seen_from_here(url: SecretStr, namespace: str) -> SecretStr:
@@ -220,7 +278,7 @@ def _seen_from_here(place: str, namespace: str) -> str:
 
 
 async def _ask_redis(
-    client: Redis | Unusable | NotTried, shards: Sequence[str], uid: str
+    client: Redis | Unusable | NotTried, queue_keys: Sequence[str], uid: str
 ) -> tuple[RedisState, Mapping[str, QueueFigures] | Unknown, str | Unknown]:
     if not isinstance(client, Redis):
         unknown = Unknown(client.sentence)
@@ -228,14 +286,14 @@ async def _ask_redis(
     try:
         async with asyncio.timeout(QUESTION_SECONDS):
             facts = await ping_redis(client)
-            figures = await queue_figures(client, [keys.queue(shard) for shard in shards])
+            figures = await queue_figures(client, queue_keys)
             owner = await _mark(client, uid)
     except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError) as error:
         state = _failed("Redis", error)
         unknown = Unknown(state.sentence)
         return state, unknown, unknown
     queues = {
-        keys.shard_of(queue_key): QueueFigures(figure.queued, figure.active, figure.oldest_seconds)
+        keys.shard_of(queue_key): QueueFigures(figure.queued, figure.active, figure.oldest_seconds, figure.parked)
         for queue_key, figure in figures.items()
     }
     return RedisAnswers(facts.version, facts.maxmemory_policy, facts.clustered), queues, owner
@@ -275,21 +333,46 @@ async def _keep_rows(
         return _failed("PostgreSQL", error), nothing
 
 
-async def _ask_postgres(database: Database | Unusable | NotTried) -> tuple[PostgresState, Overview | Unknown]:
+class _PostgresView(NamedTuple):
+    """What PostgreSQL said; `queues` are the keys of all queues that may hold jobs, None = not known."""
+
+    state: PostgresState
+    overview: Overview | Unknown
+    stored: Mapping[str, int] | Unknown
+    topology: TopologyRecord | Unknown | None
+    behind: tuple[str, ...] | Unknown
+    queues: Sequence[str] | None
+
+
+async def _ask_postgres(database: Database | Unusable | NotTried) -> _PostgresView:
     if not isinstance(database, Database):
-        return database, Unknown(database.sentence)
+        unknown = Unknown(database.sentence)
+        return _PostgresView(database, unknown, unknown, unknown, unknown, None)
     try:
         async with asyncio.timeout(QUESTION_SECONDS):
             totals = await overview(database)
+            figures = Overview(
+                dead_letters=totals.dead_letters,
+                slots=totals.slots,
+                active_jobs=totals.active_jobs,
+                open_jobs=totals.open_jobs,
+            )
+            state = PostgresAnswers(totals.schema_version)
+            if totals.schema_version is None:
+                unknown = Unknown("the tables of this release are not there yet")
+                return _PostgresView(state, figures, unknown, unknown, unknown, None)
+            row = await topology.read(database)
+            behind = await topology.producers_behind(database, 0 if row is None else row.epoch)
+            known = await known_queues(database)
+            # Keys of model providers are among them; only what a worker's variables can be is kept.
+            settings = await stored_settings(database)
+            stored = {key: value for key in _STORED if type(value := settings.get(key)) is int}
     except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError) as error:
-        state = _failed("PostgreSQL", error)
-        return state, Unknown(state.sentence)
-    return PostgresAnswers(totals.schema_version), Overview(
-        dead_letters=totals.dead_letters,
-        slots=totals.slots,
-        active_jobs=totals.active_jobs,
-        open_jobs=totals.open_jobs,
-    )
+        failed = _failed("PostgreSQL", error)
+        unknown = Unknown(failed.sentence)
+        return _PostgresView(failed, unknown, unknown, unknown, unknown, None)
+    record = None if row is None else TopologyRecord(row.epoch, row.topology, row.enabled, row.owner_uid)
+    return _PostgresView(state, figures, stored, record, tuple(behind), known)
 
 
 def _failed(store: str, error: Exception) -> Unreachable | Unusable:

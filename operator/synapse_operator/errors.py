@@ -19,7 +19,7 @@ class ApiRefused(OperatorError):
     """The API server said no to one request: repeating it unchanged repairs nothing by itself.
 
     Attributes:
-        status: HTTP status, 400 to 499.
+        status: HTTP status, 400 to 499; 500 for an apply that the server cannot read.
         reason: machine-readable reason of the Status object ("" = none), such as `Forbidden` or `Conflict`.
         message: the server's own sentence.
     """

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -50,6 +50,30 @@ HASH_ANNOTATION = f"{GROUP}/applied-hash"
 CONFIG_HASH_ANNOTATION = f"{GROUP}/config-hash"
 """On the pod template: hash of what a worker reads at start, so that a change rolls the pods."""
 
+STORED_ANNOTATION = f"{GROUP}/stored-settings"
+"""On the pod template: hash of the stored settings that stand in for variables; kept while they cannot be read."""
+
+POD_ANNOTATIONS = (CONFIG_HASH_ANNOTATION, STORED_ANNOTATION)
+"""Annotations of a worker pod that nobody else may set."""
+
+PAUSED_ANNOTATION = f"{GROUP}/paused"
+"""On a SynapseScale: its children are left alone while it is there and not `false`."""
+
+POD_LABELS = (
+    *("app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/part-of"),
+    *(MANAGED_BY_LABEL, SCALE_LABEL, ROLE_LABEL, SHARD_LABEL),
+)
+"""Labels of a worker pod that nobody else may set: selectors and watches depend on them."""
+
+TMP_VOLUME, DATA_VOLUME, REDIS_CA_VOLUME, POSTGRES_CA_VOLUME = VOLUMES = ("tmp", "data", "redis-ca", "postgres-ca")
+"""Volumes of a worker pod that we make."""
+
+TMP_PATH, DATA_PATH, REDIS_CA_PATH, POSTGRES_CA_PATH = MOUNT_PATHS = (
+    *("/tmp", "/data"),  # noqa: S108
+    *("/etc/synapse/redis-ca", "/etc/synapse/postgres-ca"),
+)
+"""Where a worker sees them."""
+
 WORKER_ROLE = "worker"
 
 LABEL_VALUE_LENGTH = 63
@@ -71,6 +95,7 @@ class Kind(Enum):
     DEPLOYMENT = ("Deployment", "apps", "v1", "deployments")
     POD_DISRUPTION_BUDGET = ("PodDisruptionBudget", "policy", "v1", "poddisruptionbudgets")
     SERVICE = ("Service", "", "v1", "services")
+    NETWORK_POLICY = ("NetworkPolicy", "networking.k8s.io", "v1", "networkpolicies")
 
     def __init__(self, kind: str, group: str, version: str, plural: str) -> None:
         self.kind = kind
@@ -101,9 +126,9 @@ def service_account_name(scale: str) -> str:
     return _child_name(scale, "workers", limit=LABEL_VALUE_LENGTH)
 
 
-def deployment_name(scale: str, shard: int) -> str:
-    """Return the name of the Deployment that serves `shard`."""
-    return _child_name(scale, WORKER_ROLE, str(shard), limit=DEPLOYMENT_NAME_LENGTH)
+def deployment_name(scale: str, shard: str) -> str:
+    """Return the name of the Deployment that serves `shard`: an index, or `tenants` for the tenant pool."""
+    return _child_name(scale, WORKER_ROLE, shard, limit=DEPLOYMENT_NAME_LENGTH)
 
 
 def metrics_service_name(scale: str) -> str:
@@ -111,23 +136,38 @@ def metrics_service_name(scale: str) -> str:
     return _child_name(scale, "metrics", limit=SERVICE_NAME_LENGTH)
 
 
+def network_policy_name(scale: str) -> str:
+    """Return the name of the NetworkPolicy of the workers."""
+    return _child_name(scale, "workers", limit=LABEL_VALUE_LENGTH)
+
+
 def config_map_name(scale: str, data: Mapping[str, str]) -> str:
     """Return the name of the ConfigMap that holds `data`: other data, other name."""
     return _child_name(scale, "env", limit=LABEL_VALUE_LENGTH, also=content_hash(dict(data)))
 
 
-def expected_refs(namespace: str, scale: str, *, shards: int) -> tuple[Ref, ...]:
+def expected_refs(
+    namespace: str, scale: str, *, shards: Sequence[str], budgets: bool, network_policy: bool
+) -> tuple[Ref, ...]:
     """Return the children whose names do not depend on their content.
 
     An observer that lists by label asks for these by name too: one that lost its labels, or that somebody
     else made under our name, is not in the list.
+
+    Args:
+        namespace: of the scale and its children.
+        scale: its name.
+        shards: shards with a Deployment each.
+        budgets: whether each of them has a PodDisruptionBudget.
+        network_policy: whether there is a NetworkPolicy.
     """
-    deployments = [deployment_name(scale, shard) for shard in range(shards)]
+    deployments = [deployment_name(scale, shard) for shard in shards]
     return (
         Ref(Kind.SERVICE_ACCOUNT, namespace, service_account_name(scale)),
         *(Ref(Kind.DEPLOYMENT, namespace, name) for name in deployments),
-        *(Ref(Kind.POD_DISRUPTION_BUDGET, namespace, name) for name in deployments),
+        *(Ref(Kind.POD_DISRUPTION_BUDGET, namespace, name) for name in deployments if budgets),
         Ref(Kind.SERVICE, namespace, metrics_service_name(scale)),
+        *(Ref(Kind.NETWORK_POLICY, namespace, network_policy_name(scale)) for _ in range(network_policy)),
     )
 
 
@@ -155,9 +195,9 @@ def worker_selector(scale: str) -> dict[str, str]:
     return {SCALE_LABEL: scale_label(scale), ROLE_LABEL: WORKER_ROLE}
 
 
-def shard_selector(scale: str, shard: int) -> dict[str, str]:
+def shard_selector(scale: str, shard: str) -> dict[str, str]:
     """Return the labels that select the workers of one shard: a Deployment's selector, which can never change."""
-    return {**worker_selector(scale), SHARD_LABEL: str(shard)}
+    return {**worker_selector(scale), SHARD_LABEL: shard}
 
 
 def selector_text(labels: Mapping[str, str]) -> str:

@@ -14,7 +14,7 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
@@ -23,6 +23,7 @@ from pydantic import SecretStr
 from synapse_operator import naming
 from synapse_operator.api.common import JsonObject, SecretKeySelector
 from synapse_operator.naming import Kind, Ref
+from synapse_worker.routing import Topology
 from synapse_worker.sync.documents import SUFFIXES, Problem, Source
 
 
@@ -60,12 +61,13 @@ class KeyMissing:
 SecretLookup = Found | SecretMissing | KeyMissing | Unknown
 
 
-def read_secret_key(secret: JsonObject | None, selector: SecretKeySelector) -> SecretLookup:
+def read_secret_key(secret: JsonObject | None, selector: SecretKeySelector, content: str) -> SecretLookup:
     """Look up one key.
 
     Args:
         secret: the Secret as the API server sent it; None = it said 404.
         selector: which key of it.
+        content: what should be there, for the sentence: `the URL`.
     """
     if secret is None:
         return SecretMissing(
@@ -77,9 +79,9 @@ def read_secret_key(secret: JsonObject | None, selector: SecretKeySelector) -> S
     try:
         text = base64.b64decode(encoded, validate=True).decode()
     except (binascii.Error, UnicodeDecodeError, ValueError):
-        return KeyMissing(f"key {selector.key} of Secret {selector.name} is not text; put the URL there")
+        return KeyMissing(f"key {selector.key} of Secret {selector.name} is not text; put {content} there")
     if not text.strip():
-        return KeyMissing(f"key {selector.key} of Secret {selector.name} is empty; put the URL there")
+        return KeyMissing(f"key {selector.key} of Secret {selector.name} is empty; put {content} there")
     return Found(SecretStr(text))
 
 
@@ -209,12 +211,24 @@ class QueueFigures:
     Attributes:
         queued: jobs that wait for a worker.
         active: jobs under a lease.
+        parked: jobs of `queued` that wait because their tenants run as many as they may.
         oldest_seconds: how long the first one has been due; None = nothing waits.
     """
 
     queued: int
     active: int
     oldest_seconds: float | None
+    parked: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TopologyRecord:
+    """The topology's row, which producers go by: `epoch` is one more with each change, `owner_uid` its writer's."""
+
+    epoch: int
+    topology: Topology
+    enabled: bool
+    owner_uid: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -438,8 +452,14 @@ class Observed:
     Attributes:
         redis_url: the URL, from the Secret or (as `Found`) from the spec.
         postgres_url: the same for PostgreSQL.
-        queues: figures by shard name, for the names of `desired.environment.served_shards`.
+        redis_ca: the certificates (PEM) that Redis is checked with; None = the system's.
+        postgres_ca: the same for PostgreSQL.
+        queues: figures by name, of every queue that may hold jobs whatever the topology says now.
         redis_owner: UID of the SynapseScale that Redis is marked with, after our own try to mark it.
+        stored: settings that are saved in PostgreSQL and stand in for variables, by their key there.
+        topology: the topology's row; None = the tables are there, and nobody has written it.
+        behind: ids of producers that are alive and may still go by an older row.
+        drained: shards that producers use no more and that have been empty for long enough (`drains`).
         children: found by label, and by name for those of `naming.expected_refs` that the list lacks.
         pods: all worker pods of the scale (`naming.worker_selector`).
         sync: the last sync of the sources that the spec names; None = this process has seen none.
@@ -447,18 +467,30 @@ class Observed:
 
     redis_url: SecretLookup
     postgres_url: SecretLookup
+    redis_ca: SecretLookup | None
+    postgres_ca: SecretLookup | None
     redis: RedisState
     postgres: PostgresState
     queues: Mapping[str, QueueFigures] | Unknown
     overview: Overview | Unknown
     redis_owner: str | Unknown
+    stored: Mapping[str, int] | Unknown
+    topology: TopologyRecord | Unknown | None
+    behind: tuple[str, ...] | Unknown
+    drained: frozenset[str]
     children: tuple[Child, ...]
     pods: tuple[Pod, ...]
     sync: SyncOutcome | None = None
+    # A scale of 64 shards has two hundred children, and each is looked up several times.
+    _by_ref: Mapping[Ref, Child] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Index the children."""
+        object.__setattr__(self, "_by_ref", {child.ref: child for child in self.children})
 
     def child(self, ref: Ref) -> Child | None:
         """Return the child with this kind and name."""
-        return next((child for child in self.children if child.ref == ref), None)
+        return self._by_ref.get(ref)
 
     def of_kind(self, kind: Kind) -> tuple[Child, ...]:
         """Return the children of one kind, by name."""
@@ -475,7 +507,13 @@ class Observed:
             queued=sum(figure.queued for figure in figures),
             active=sum(figure.active for figure in figures),
             oldest_seconds=max(ages, default=None),
+            parked=sum(figure.parked for figure in figures),
         )
+
+    @property
+    def any_queued(self) -> bool:
+        """Whether a queue is known to hold jobs."""
+        return not isinstance(self.queue, Unknown) and bool(self.queue.queued or self.queue.active)
 
     @property
     def idle(self) -> bool | Unknown:

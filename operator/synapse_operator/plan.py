@@ -22,8 +22,10 @@ from typing import Literal
 from synapse_operator.api.common import JsonObject
 from synapse_operator.api.reasons import EventReason, Reason
 from synapse_operator.api.scale import SynapseScale
+from synapse_operator.desired.environment import SHARDS_TO_SERVE
 from synapse_operator.desired.manifest import Manifest
 from synapse_operator.desired.model import Blocked, Desired
+from synapse_operator.desired.shards import Flip
 from synapse_operator.naming import CONFIG_HASH_ANNOTATION, SCALE_KIND, Kind, Ref
 from synapse_operator.observed import Child, Observed, Rollout
 
@@ -32,6 +34,9 @@ LOOK_AGAIN = timedelta(seconds=15)
 
 LOOK_AGAIN_SOON = timedelta(seconds=2)
 """How soon when a child is still going away and nothing tells us when it is gone."""
+
+ROLLING_AT_ONCE = 4
+"""Deployments of one scale whose pods are replaced at a time: a rollout needs room for a quarter more pods."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,24 +95,26 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do, in this order: `delete`, then `apply` one by one up to the first failure.
+    """What to do, in this order: `delete`, then `apply` one by one up to the first failure; beside it `flip`.
 
     An object is preceded by what it needs, so a Deployment never starts pods whose ConfigMap was refused.
 
     Attributes:
         failures: what cannot be done at all; reported as it is.
+        flip: how the topology's row is to be changed.
         wake_at: when to look again although nothing happened (UTC); None = the resync is enough.
     """
 
     delete: tuple[Delete, ...] = ()
     apply: tuple[Apply, ...] = ()
     failures: tuple[Failure, ...] = ()
+    flip: Flip | None = None
     wake_at: datetime | None = None
 
     @property
     def empty(self) -> bool:
         """Whether nothing is to be written."""
-        return not (self.delete or self.apply)
+        return not (self.delete or self.apply or self.flip)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,29 +124,33 @@ class ApplyReport:
     Attributes:
         applied: what was written.
         failures: those of the plan, and what the API server refused.
+        flip_failure: why the topology's row could not be changed; "" = it was, or did not have to be.
     """
 
     applied: tuple[Ref, ...] = ()
     failures: tuple[Failure, ...] = ()
+    flip_failure: str = ""
 
 
 def plan(scale: SynapseScale, desired: Desired | Blocked, observed: Observed, now: datetime) -> Plan:
     """Return what brings `observed` to `desired`.
 
     Args:
-        scale: the scale; one that terminates gets an empty plan, since owner references do the work.
+        scale: the scale; one that terminates gets an empty plan, since owner references do the work, and so does one
+            that is paused.
         desired: what is wanted; `Blocked` leaves the children as they are.
         observed: what is there.
         now: the present time, UTC.
     """
     if scale.terminating:
         return Plan()
-    if isinstance(desired, Blocked):
+    if isinstance(desired, Blocked) or scale.metadata.paused:
         return Plan(wake_at=now + LOOK_AGAIN)
-    deletions = list(_superseded_config_maps(scale, desired, observed))
+    deletions = [*_superseded_config_maps(scale, desired, observed), *_unwanted(scale, desired, observed)]
     applies: list[Apply] = []
     failures: list[Failure] = []
     leaving = False
+    rolls = _Rolls(desired, observed)
     for manifest in desired.manifests:
         child = observed.child(manifest.ref)
         if child is None:
@@ -153,6 +164,8 @@ def plan(scale: SynapseScale, desired: Desired | Blocked, observed: Observed, no
             # Immutable: what somebody else put there under our name can only be replaced.
             deletions.append(Delete(child.ref, child.uid))
             applies.append(Apply(manifest, Cause.DRIFTED, _repair(manifest), None))
+        elif child.applied_hash != manifest.applied_hash and not rolls.may_change(child, manifest):
+            continue  # its turn comes when another one is through; that wakes the scale
         elif child.applied_hash != manifest.applied_hash:
             applies.append(Apply(manifest, Cause.CHANGED, _change(child, manifest), child.version))
         elif not owns(child.owned_fields, manifest.body):
@@ -161,8 +174,29 @@ def plan(scale: SynapseScale, desired: Desired | Blocked, observed: Observed, no
         delete=tuple(deletions),
         apply=tuple(applies),
         failures=tuple(failures),
-        wake_at=now + (LOOK_AGAIN_SOON if leaving else LOOK_AGAIN),
+        flip=desired.flip,
+        wake_at=now + (LOOK_AGAIN_SOON if leaving or desired.flip else LOOK_AGAIN),
     )
+
+
+class _Rolls:
+    """Counts the Deployments whose pods are being replaced, so that no more than `ROLLING_AT_ONCE` are at a time."""
+
+    def __init__(self, desired: Desired, observed: Observed) -> None:
+        children = (observed.child(manifest.ref) for manifest in desired.manifests)
+        deployments = [child for child in children if child is not None and child.ref.kind is Kind.DEPLOYMENT]
+        self._rolling = {child.ref for child in deployments if not Rollout.of(child).complete}
+
+    def may_change(self, child: Child, manifest: Manifest) -> bool:
+        """Whether a child may be changed now; one that rolls anyway may, since that may be what repairs it."""
+        if child.ref.kind is not Kind.DEPLOYMENT or child.ref in self._rolling:
+            return True
+        if _config_hash(child.raw) == _config_hash(manifest.body):
+            return True  # no pod is replaced
+        if len(self._rolling) >= ROLLING_AT_ONCE:
+            return False
+        self._rolling.add(child.ref)
+        return True
 
 
 def owns(owned: JsonObject | None, body: JsonObject) -> bool:
@@ -226,7 +260,7 @@ def _spoilt(child: Child, manifest: Manifest) -> bool:
 def _superseded_config_maps(scale: SynapseScale, desired: Desired, observed: Observed) -> Iterator[Delete]:
     """Yield the ConfigMaps that no pod can need any more: all rollouts are over, and it is not the previous one.
 
-    The previous one stays for the ReplicaSet that a Deployment keeps for `kubectl rollout undo`.
+    The previous one of each Deployment stays for the ReplicaSet that it keeps for `kubectl rollout undo`.
     """
     wanted = {manifest.ref: manifest for manifest in desired.manifests}
     for ref, manifest in wanted.items():
@@ -240,9 +274,29 @@ def _superseded_config_maps(scale: SynapseScale, desired: Desired, observed: Obs
         for child in observed.of_kind(Kind.CONFIG_MAP)
         if child.ref not in wanted and not child.terminating and child.owner_uid == scale.metadata.uid
     ]
-    newest_first = sorted(old, key=lambda child: (child.created, child.ref.name), reverse=True)
-    for child in newest_first[1:]:
-        yield Delete(child.ref, child.uid)
+    served = {_served(manifest.body) for manifest in desired.manifests if manifest.ref.kind is Kind.CONFIG_MAP}
+    previous: set[str] = set()
+    for child in sorted(old, key=lambda child: (child.created, child.ref.name), reverse=True):
+        queues = _served(child.raw)
+        if queues in served and queues not in previous:
+            previous.add(queues)
+        else:
+            yield Delete(child.ref, child.uid)
+
+
+def _served(config_map: JsonObject) -> str:
+    """Return which queues the workers of an environment serve: to which Deployment it belongs."""
+    found: str = (config_map.get("data") or {}).get(SHARDS_TO_SERVE, "")
+    return found
+
+
+def _unwanted(scale: SynapseScale, desired: Desired, observed: Observed) -> Iterator[Delete]:
+    """Yield what is wanted no more; what must stay until its work is done, `desired` goes on wanting."""
+    wanted = {manifest.ref for manifest in desired.manifests}
+    for kind in (Kind.DEPLOYMENT, Kind.POD_DISRUPTION_BUDGET, Kind.NETWORK_POLICY):
+        for child in observed.of_kind(kind):
+            if child.ref not in wanted and not child.terminating and child.owner_uid == scale.metadata.uid:
+                yield Delete(child.ref, child.uid)
 
 
 def _creation(manifest: Manifest) -> Event | None:

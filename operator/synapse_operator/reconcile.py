@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from pydantic import SecretStr
@@ -15,7 +16,7 @@ from synapse_operator.cluster.client import Client
 from synapse_operator.cluster.observe import ScaleKey
 from synapse_operator.cluster.report import Reporter
 from synapse_operator.desired import desired_for_scale
-from synapse_operator.desired.environment import served_shards
+from synapse_operator.drains import drained, emptied
 from synapse_operator.naming import SCALE_KIND
 from synapse_operator.observed import Observed
 from synapse_operator.plan import plan
@@ -47,6 +48,7 @@ class Reconciler:
         self._hash_key = hash_key
         self._reporter = Reporter(client, instance)
         self._figures_at: dict[ScaleKey, datetime] = {}
+        self._empty_since: dict[ScaleKey, dict[str, datetime]] = {}
 
     async def __call__(self, key: ScaleKey) -> Again | None:
         """Reconcile once and say when to look again; None = the scale is gone.
@@ -76,6 +78,9 @@ class Reconciler:
         todo = plan(scale, desired, observed, now)
 
         report = await apply.carry_out(self._client, todo)
+        if todo.flip is not None:
+            failure = await self._backends.flip(key, todo.flip, scale.metadata.uid)
+            report = replace(report, flip_failure=failure)
 
         figures = figures_due(self._figures_at.get(key), now)
         status = next_status(scale, desired, observed, report, previous=previous, now=now, figures=figures)
@@ -87,29 +92,34 @@ class Reconciler:
         return Again(after=(todo.wake_at - now).total_seconds() if todo.wake_at else None)
 
     async def _observe(self, key: ScaleKey, scale: SynapseScale, previous: JsonObject) -> Observed:
-        redis_url, postgres_url = await observe.read_urls(self._client, scale)
-        namespace = scale.metadata.namespace
-        stores = Stores(namespace, redis_url, postgres_url, pgbouncer=scale.spec.postgres.pgbouncer)
+        secrets = await observe.read_store_secrets(self._client, scale)
+        stores = Stores(scale.metadata.namespace, *secrets, pgbouncer=scale.spec.postgres.pgbouncer)
         view, children = await asyncio.gather(
-            self._backends.look(key, scale.metadata.uid, stores, served_shards(scale)),
-            observe.read_children(self._client, scale),
+            self._backends.look(key, scale.metadata.uid, stores), observe.read_children(self._client, scale)
         )
         pods = await observe.read_pods(self._client, scale, children)
-        sync = self._syncer.look(key, scale, view.postgres, previous)
+        now = datetime.now(UTC)
+        self._empty_since[key] = emptied(
+            self._empty_since.get(key, {}), topology=view.topology, behind=view.behind, queues=view.queues, now=now
+        )
         return Observed(
-            redis_url,
-            postgres_url,
-            view.redis,
-            view.postgres,
-            view.queues,
-            view.overview,
-            view.redis_owner,
-            children,
-            pods,
-            sync,
+            *secrets,
+            redis=view.redis,
+            postgres=view.postgres,
+            queues=view.queues,
+            overview=view.overview,
+            redis_owner=view.redis_owner,
+            stored=view.stored,
+            topology=view.topology,
+            behind=view.behind,
+            drained=drained(self._empty_since[key], now),
+            children=children,
+            pods=pods,
+            sync=self._syncer.look(key, scale, view.postgres, previous),
         )
 
     def _forget(self, key: ScaleKey) -> None:
         self._syncer.forget(key)
         self._backends.forget(key)
         self._figures_at.pop(key, None)
+        self._empty_since.pop(key, None)

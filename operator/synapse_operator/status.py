@@ -27,9 +27,11 @@ from synapse_operator.api.scale import (
     SynapseScale,
     SynapseScaleStatus,
 )
+from synapse_operator.api.workers import CONCURRENCY, JOB_TIMEOUT, MAX_RETRIES
 from synapse_operator.conditions import ConditionStatus as _Status
 from synapse_operator.conditions import by_type, condition, unless_same, with_old_message
 from synapse_operator.desired.model import Blocked, Desired
+from synapse_operator.desired.shards import Shard, ShardState, deployment_of, queues_of
 from synapse_operator.naming import Kind
 from synapse_operator.observed import (
     Found,
@@ -53,6 +55,9 @@ two for one trouble); transitions are written at once."""
 
 MINIMUM_REDIS = (6, 2)
 SAFE_EVICTION_POLICY = "noeviction"
+
+MAX_UNSERVED = 1024
+"""Names in `unservedQueues`, as the CRD bounds them."""
 
 _SHORTEST_SECRET = 4
 """Shorter ones are not taken out: each occurrence of such a text would be starred, and tell what it is."""
@@ -110,13 +115,13 @@ def next_status(
     rollouts = [Rollout.of(child) for child in observed.of_kind(Kind.DEPLOYMENT) if not child.terminating]
     ready = sum(rollout.ready for rollout in rollouts)
     wanted = desired.workers if isinstance(desired, Desired) else sum(rollout.wanted for rollout in rollouts)
-    applied = _children_applied(desired, report, rollouts)
-    problem = _problem(desired, observed, applied, ready, wanted)
-    moving = _moving(desired, report, rollouts)
+    applied = _children_applied(scale, desired, report, rollouts)
+    problem = _problem(desired, observed, report, applied, ready, wanted)
+    moving = not scale.metadata.paused and _moving(desired, report, rollouts)
     redact = _Redactor(observed)
     verdicts = (
         _ready(scale, desired, observed, problem, ready, wanted),
-        _reconciling(problem, moving, ready, wanted, applied),
+        _reconciling(problem, moving, _draining(desired, observed), ready, wanted, applied),
         _stalled(problem),
         _redis_reachable(observed),
         _redis_safe(observed),
@@ -124,6 +129,7 @@ def next_status(
         _backend_exclusive(scale, observed),
         applied,
         _definitions_synced(scale, observed, previous, redact),
+        _paused(scale.metadata),
     )
     status: JsonObject = {
         **_head(scale.metadata, verdicts, previous, now, redact),
@@ -135,6 +141,14 @@ def next_status(
         status["queue"] = queue
     if (sync := _sync_figures(scale, observed.sync, previous, redact)) is not None:
         status["sync"] = sync
+    if isinstance(desired, Desired):
+        status["shards"] = [_shard(scale, shard, observed) for shard in desired.shards]
+        if unserved := _unserved(desired, observed):
+            status["unservedQueues"] = unserved
+    elif "shards" in previous:
+        status["shards"] = previous["shards"]
+    if effective := _effective(scale, observed):
+        status["effective"] = effective
     image = desired.image if isinstance(desired, Desired) else previous.get("image")
     if image is not None:
         status["image"] = image
@@ -163,10 +177,10 @@ def invalid_status(invalid: InvalidScale, *, previous: JsonObject, now: datetime
             Reason.FROZEN,
             "Children are left as they are until the spec is repaired",
         ),
+        _paused(invalid.metadata),
     )
-    kept: JsonObject = {
-        key: previous[key] for key in ("replicas", "selector", "workers", "image", "sync") if key in previous
-    }
+    keys = ("replicas", "selector", "workers", "shards", "effective", "image", "sync")
+    kept: JsonObject = {key: previous[key] for key in keys if key in previous}
     return _unless_same({**_head(invalid.metadata, verdicts, previous, now, None), **kept}, previous)
 
 
@@ -195,11 +209,24 @@ def transition_events(previous: JsonObject, status: JsonObject) -> tuple[Event, 
 # ---- conditions
 
 
-def _children_applied(desired: Desired | Blocked, report: ApplyReport, rollouts: list[Rollout]) -> _Verdict:
+def _paused(metadata: ObjectMeta) -> _Verdict:
+    type_ = ConditionType.PAUSED
+    if metadata.paused:
+        message = f"Children are left alone while the annotation {naming.PAUSED_ANNOTATION} is there"
+        return _Verdict(type_, _Status.TRUE, Reason.PAUSED_BY_ANNOTATION, message)
+    return _Verdict(type_, _Status.FALSE, Reason.NOT_PAUSED, "Children are kept as they should be")
+
+
+def _children_applied(
+    scale: SynapseScale, desired: Desired | Blocked, report: ApplyReport, rollouts: list[Rollout]
+) -> _Verdict:
     type_ = ConditionType.CHILDREN_APPLIED
     if isinstance(desired, Blocked):
         message = f"Children are left as they are: {desired.sentence}"
         return _Verdict(type_, _Status.UNKNOWN, Reason.FROZEN, message)
+    if scale.metadata.paused:
+        message = "Children are not compared with the spec while it is paused"
+        return _Verdict(type_, _Status.UNKNOWN, Reason.PAUSED_BY_ANNOTATION, message)
     if report.failures:
         first = report.failures[0]
         return _Verdict(type_, _Status.FALSE, first.reason, f"{first.ref}: {first.sentence}")
@@ -211,7 +238,12 @@ def _children_applied(desired: Desired | Blocked, report: ApplyReport, rollouts:
 
 
 def _problem(
-    desired: Desired | Blocked, observed: Observed, applied: _Verdict, ready: int, wanted: int
+    desired: Desired | Blocked,
+    observed: Observed,
+    report: ApplyReport,
+    applied: _Verdict,
+    ready: int,
+    wanted: int,
 ) -> _Problem | None:
     """Return the first thing that keeps the scale from being ready: causes before their consequences."""
     if isinstance(desired, Blocked):
@@ -220,6 +252,8 @@ def _problem(
     if applied.status is _Status.FALSE:
         stalled = applied.reason is not Reason.CLUSTER_UNAVAILABLE
         return _Problem(applied.reason, _with_advice(applied), stalled)
+    if report.flip_failure:
+        return _Problem(Reason.TOPOLOGY_NOT_WRITTEN, report.flip_failure, stalled=False)
     if isinstance(observed.redis, Unreachable):
         return _Problem(Reason.REDIS_UNREACHABLE, _unreachable(observed.redis), stalled=False)
     if isinstance(observed.postgres, Unreachable):
@@ -263,8 +297,9 @@ def _moving(desired: Desired | Blocked, report: ApplyReport, rollouts: list[Roll
     """Whether something was written just now or Kubernetes is not yet through with it."""
     if isinstance(desired, Blocked):
         return False
-    expected = sum(1 for manifest in desired.manifests if manifest.ref.kind is Kind.DEPLOYMENT)
-    return bool(report.applied) or len(rollouts) < expected or not all(rollout.complete for rollout in rollouts)
+    settled = all(shard.state is ShardState.ACTIVE for shard in desired.shards) and desired.flip is None
+    deployed = len(rollouts) == len(desired.shards) and all(rollout.complete for rollout in rollouts)
+    return bool(report.applied) or not (settled and deployed)
 
 
 def _ready(
@@ -287,12 +322,30 @@ def _ready(
     return _Verdict(type_, _Status.TRUE, Reason.WORKERS_READY, f"{min(ready, wanted)} of {wanted} workers are ready")
 
 
-def _reconciling(problem: _Problem | None, moving: bool, ready: int, wanted: int, applied: _Verdict) -> _Verdict:
+def _draining(desired: Desired | Blocked, observed: Observed) -> str:
+    """Return what the removal of shards waits for, as a sentence; "" = none is being removed."""
+    shards = [] if isinstance(desired, Blocked) else [s for s in desired.shards if s.state is ShardState.DRAINING]
+    if not shards:
+        return ""
+    names = ", ".join(shard.name for shard in shards)
+    if isinstance(observed.queues, Unknown) or isinstance(observed.behind, Unknown):
+        return f"Shards {names} stay until both stores answer"
+    if observed.behind:
+        return f"Shards {names} stay until these producers have heard of it: {', '.join(observed.behind[:10])}"
+    jobs = sum(each.queued + each.active for shard in shards for each in queues_of(shard, observed).values())
+    return f"Shards {names} work off what they hold: {jobs} job{'' if jobs == 1 else 's'}"
+
+
+def _reconciling(
+    problem: _Problem | None, moving: bool, draining: str, ready: int, wanted: int, applied: _Verdict
+) -> _Verdict:
     type_ = ConditionType.RECONCILING
     if problem is not None and problem.stalled:
         return _Verdict(type_, _Status.FALSE, Reason.SETTLED, "Nothing is under way; see Stalled")
     if applied.status is _Status.FALSE:
         return _Verdict(type_, _Status.TRUE, Reason.APPLYING, f"It is tried again: {applied.message}")
+    if moving and draining:
+        return _Verdict(type_, _Status.TRUE, Reason.DRAINING, draining)
     if moving:
         return _Verdict(type_, _Status.TRUE, Reason.ROLLING_OUT, f"{ready} of {wanted} workers are ready")
     return _Verdict(type_, _Status.FALSE, Reason.SETTLED, "Nothing is under way")
@@ -425,7 +478,7 @@ def _queue_figures(observed: Observed) -> JsonObject:
     figures: JsonObject = {}
     queue = observed.queue
     if not isinstance(queue, Unknown):
-        figures |= {"queued": queue.queued, "active": queue.active}
+        figures |= {"queued": queue.queued, "active": queue.active, "parked": queue.parked}
         if queue.oldest_seconds is not None:
             figures["oldestSeconds"] = max(0, int(queue.oldest_seconds))
     if not isinstance(observed.overview, Unknown):
@@ -467,6 +520,51 @@ def _clip(text: str) -> str:
     return text.encode(errors="replace").decode()[:MAX_SYNC_MESSAGE]
 
 
+def _shard(scale: SynapseScale, shard: Shard, observed: Observed) -> JsonObject:
+    child = deployment_of(scale, observed, shard.name)
+    pool = scale.spec.pool_of(int(shard.name)) if shard.name.isdecimal() else None
+    told: JsonObject = {
+        "name": shard.name,
+        "queue": ",".join(shard.serves),
+        "desired": shard.replicas,
+        "ready": 0 if child is None else Rollout.of(child).ready,
+        "state": str(shard.state),
+    }
+    if pool is not None:
+        told["pool"] = pool.name
+    if not isinstance(observed.queues, Unknown):
+        figures = queues_of(shard, observed).values()
+        told |= {"queued": sum(each.queued for each in figures), "active": sum(each.active for each in figures)}
+    return told
+
+
+def _effective(scale: SynapseScale, observed: Observed) -> JsonObject:
+    """Return what holds and where it comes from, by the worker's own rule: variable, stored setting, default."""
+    workers = scale.spec.workers
+    found: JsonObject = {}
+    for name, given, variable in (
+        ("concurrency", workers.concurrency, CONCURRENCY),
+        ("jobTimeoutSeconds", workers.job_timeout_seconds, JOB_TIMEOUT),
+        ("maxRetries", workers.max_retries, MAX_RETRIES),
+    ):
+        if given is not None:
+            found[name] = {"value": given, "source": "Spec"}
+        elif isinstance(observed.stored, Unknown):
+            continue
+        elif (stored := observed.stored.get(variable.stored or "")) is not None:
+            found[name] = {"value": stored, "source": "Stored"}
+        else:
+            found[name] = {"value": int(variable.default or 0), "source": "Default"}
+    return found
+
+
+def _unserved(desired: Desired, observed: Observed) -> list[str]:
+    """Return the queues that hold jobs and are to have no worker."""
+    served = {name for shard in desired.shards if shard.replicas for name in queues_of(shard, observed)}
+    queues = {} if isinstance(observed.queues, Unknown) else observed.queues
+    return sorted(name for name, figures in queues.items() if figures.queued and name not in served)[:MAX_UNSERVED]
+
+
 def _with_figures_of(previous: JsonObject, status: JsonObject) -> JsonObject:
     """Return `status` with the figures and messages of `previous`, as far as nothing else changed."""
     before = by_type(previous)
@@ -474,10 +572,18 @@ def _with_figures_of(previous: JsonObject, status: JsonObject) -> JsonObject:
     old, new = previous.get("queue") or {}, status.get("queue") or {}
     if all((key in old) == (key in new) for key in ("queued", "deadLettered")) and old:
         merged["queue"] = old
+    before_shards = {shard["name"]: shard for shard in previous.get("shards") or ()}
+    if "shards" in status:
+        merged["shards"] = [_with_old_counts(before_shards.get(shard["name"], {}), shard) for shard in status["shards"]]
     old, new = previous.get("workers") or {}, status["workers"]
     if "capacity" in old and "capacity" in new:
         merged["workers"] = {**new, **{key: old[key] for key in ("capacity", "active") if key in old}}
     return merged
+
+
+def _with_old_counts(old: JsonObject, shard: JsonObject) -> JsonObject:
+    known = all(key in old and key in shard for key in ("queued", "active"))
+    return {**shard, "queued": old["queued"], "active": old["active"]} if known else shard
 
 
 # ---- form

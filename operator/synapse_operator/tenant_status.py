@@ -13,7 +13,7 @@ from synapse_operator.api.common import JsonObject
 from synapse_operator.api.reasons import ConditionType
 from synapse_operator.api.tenant import InvalidTenant, SynapseTenant, SynapseTenantStatus
 from synapse_operator.conditions import ConditionStatus, by_type, condition, unless_same, with_old_message
-from synapse_operator.tenants import SHARED_WORKERS, Verdict
+from synapse_operator.tenants import Verdict
 
 FIGURES_EVERY = timedelta(seconds=60)
 """Shortest time between two statuses of a tenant that differ in figures or messages only."""
@@ -58,8 +58,8 @@ def next_status(
     status: JsonObject = {"observedGeneration": tenant.metadata.generation, "conditions": [ready]}
     if isinstance(tenant, SynapseTenant):
         status["tenantId"] = tenant.tenant_id
-    if verdict.queue is not None:
-        status |= {"queue": verdict.queue, "servedBy": SHARED_WORKERS}
+    if verdict.place is not None:
+        status |= {"queue": verdict.place.queue, "servedBy": verdict.place.served_by}
     if verdict.standing is not None:
         status |= {"queuedRuns": verdict.standing.queued, "activeRuns": verdict.standing.active}
     whole = _unless_same(status, previous)

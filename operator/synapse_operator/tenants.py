@@ -13,13 +13,15 @@ from synapse_operator.api.common import JsonObject
 from synapse_operator.api.reasons import Reason
 from synapse_operator.api.scale import InvalidScale, SynapseScale
 from synapse_operator.api.tenant import InvalidTenant, SynapseTenant
-from synapse_operator.desired.environment import served_shards
+from synapse_operator.desired.shards import wanted_topology
 from synapse_operator.naming import SCALE_KIND, TENANT_KIND
 from synapse_operator.observed import NotTried, Unreachable, Unusable
+from synapse_worker.contract import DEFAULT_QUEUE, TENANT_POOL
+from synapse_worker.routing import why_no_queue
 from synapse_worker.store.tenants import ManagedRow, Standing
 
 SHARED_WORKERS = "shards"
-"""Who serves a tenant that has no workers of its own: those of the scale's queues."""
+"""Who serves a tenant that has no queue of its own: the workers of the scale's shards."""
 
 Home = SynapseScale | InvalidScale | None
 """The scale that tenants name; None = there is none."""
@@ -63,18 +65,26 @@ class Claims:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where the jobs of a tenant wait, and whose workers take them."""
+
+    queue: str
+    served_by: str
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """How one tenant stands.
 
     Attributes:
         reason, message: of its condition Ready.
-        queue: where its jobs wait; None = its scale is not known.
+        place: where its jobs wait; None = its scale is not known.
         standing: its row and its runs; None = not known, or counted with another tenant.
     """
 
     reason: Reason
     message: str
-    queue: str | None = None
+    place: Place | None = None
     standing: Standing | None = None
 
     @property
@@ -111,10 +121,15 @@ def claims(tenants: Iterable[SynapseTenant | InvalidTenant]) -> Claims:
     return Claims(holders, older)
 
 
-def queue_of(scale: SynapseScale) -> str:
-    """Return where the jobs of a tenant without a queue of its own wait."""
-    shards = served_shards(scale)
-    return shards[0] if len(shards) == 1 else f"0..{len(shards) - 1}"
+def place_of(scale: SynapseScale, tenant_id: str) -> Place:
+    """Return where the jobs of a tenant go by the spec; those of a higher priority may go elsewhere."""
+    topology = wanted_topology(scale)
+    for route in topology.routes:
+        if route.takes(tenant_id, 0):
+            return Place(str(route.shard), SHARED_WORKERS)
+    if topology.isolation and not why_no_queue(tenant_id):
+        return Place(tenant_id, TENANT_POOL)
+    return Place(DEFAULT_QUEUE if topology.shards == 1 else f"0..{topology.shards - 1}", SHARED_WORKERS)
 
 
 def judge(
@@ -137,28 +152,34 @@ def judge(
         return Verdict(Reason.SCALE_NOT_FOUND, message)
     if isinstance(home, InvalidScale):
         return Verdict(Reason.INVALID_SPEC, f"{SCALE_KIND} {home.metadata.name} cannot be read: {home.sentence}")
-    queue = queue_of(home)
+    place = place_of(home, tenant.tenant_id)
     if (older := claims.older.get(tenant.metadata.uid)) is not None:
         message = (
             f"{TENANT_KIND} {older.metadata.name} has the tenant id {tenant.tenant_id!r} and is older; "
             "delete one of the two"
         )
-        return Verdict(Reason.DUPLICATE_TENANT_ID, message, queue)
+        return Verdict(Reason.DUPLICATE_TENANT_ID, message, place)
     if isinstance(store, Unreachable):
-        return Verdict(Reason.POSTGRES_UNREACHABLE, f"{store.sentence}; limits stay as they were", queue)
+        return Verdict(Reason.POSTGRES_UNREACHABLE, f"{store.sentence}; limits stay as they were", place)
     if isinstance(store, Unusable):
-        return Verdict(Reason.POSTGRES_UNUSABLE, store.sentence, queue)
+        return Verdict(Reason.POSTGRES_UNUSABLE, store.sentence, place)
     if isinstance(store, NotTried):
         message = f"PostgreSQL was not asked: {store.sentence}; see {SCALE_KIND} {home.metadata.name}"
-        return Verdict(Reason.NOT_TRIED, message, queue)
+        return Verdict(Reason.NOT_TRIED, message, place)
     if isinstance(store, NotMigrated):
         message = "PostgreSQL lacks the tables of this release; the first worker that starts makes them"
-        return Verdict(Reason.NOT_MIGRATED, message, queue)
+        return Verdict(Reason.NOT_MIGRATED, message, place)
+    if home.spec.tenancy.isolation and (why := why_no_queue(tenant.tenant_id)):
+        message = (
+            f"{SCALE_KIND} {home.metadata.name} gives each tenant a queue of its own, and {tenant.tenant_id!r} cannot "
+            f"name one: {why}"
+        )
+        return Verdict(Reason.INVALID_SPEC, message, place)
     standing = store[tenant.tenant_id]
     if standing.managed_by != tenant.metadata.uid:
-        return Verdict(Reason.NOT_MANAGED, _not_managed(tenant, standing, exclusive=exclusive), queue, standing)
+        return Verdict(Reason.NOT_MANAGED, _not_managed(tenant, standing, exclusive=exclusive), place, standing)
     return Verdict(
-        Reason.TENANT_STORED, f"Its row is in the database of {SCALE_KIND} {home.metadata.name}", queue, standing
+        Reason.TENANT_STORED, f"Its row is in the database of {SCALE_KIND} {home.metadata.name}", place, standing
     )
 
 

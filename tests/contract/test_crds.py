@@ -15,8 +15,9 @@ from pydantic import Field
 from sqlalchemy import Column, String
 
 from synapse_operator.api import crd, reference
-from synapse_operator.api.common import ApiModel, JsonObject, Resource
+from synapse_operator.api.common import ApiModel, FreeForm, JsonObject, Resource
 from synapse_operator.api.generated import command_line, out_of_step
+from synapse_operator.api.overlay import Quantity
 from synapse_operator.api.scale import SCALE_RESOURCE
 from synapse_operator.api.tenant import TENANT_RESOURCE
 from synapse_worker.connections import MINIMUM_REDIS
@@ -84,6 +85,8 @@ def _nodes(schema: JsonObject, path: str = "") -> Iterator[tuple[str, JsonObject
         yield from _nodes(below, f"{path}.{name}")
     if "items" in schema:
         yield from _nodes(schema["items"], f"{path}[]")
+    if "additionalProperties" in schema:
+        yield from _nodes(schema["additionalProperties"], f"{path}{{}}")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +103,7 @@ def test_names_are_those_of_the_design(resource: Resource, plural: str, short: s
 
 def test_the_schema_is_structural(resource: Resource) -> None:
     for path, node in _nodes(_schema(resource)):
-        assert "type" in node, path
+        assert ("type" in node) != node.get("x-kubernetes-int-or-string", False), path
         assert {"$ref", "anyOf", "allOf", "oneOf", "title", "const", "$defs", "nullable"}.isdisjoint(node), path
         assert not isinstance(node.get("exclusiveMinimum"), int | float), path
 
@@ -113,7 +116,7 @@ def test_every_field_is_described(resource: Resource) -> None:
 def test_every_field_of_a_spec_states_its_default_and_its_range(resource: Resource) -> None:
     spec = _schema(resource)["properties"]["spec"]
     for path, node in _nodes(spec, "spec"):
-        if path == "spec" or path.endswith("[]"):
+        if path == "spec" or path.endswith(("[]", "{}")):
             continue
         parent, _, name = path.rpartition(".")
         required = name in dict(_nodes(spec, "spec"))[parent].get("required", ())
@@ -135,8 +138,9 @@ def test_durations_name_their_unit(resource: Resource) -> None:
 def test_strings_and_lists_of_a_spec_are_bounded(resource: Resource) -> None:
     """Unbounded ones make CEL rules too expensive for the API server, and objects too big for etcd."""
     for path, node in _nodes(_schema(resource)["properties"]["spec"]):
-        assert node["type"] != "string" or "maxLength" in node or "enum" in node, path
-        assert node["type"] != "array" or "maxItems" in node, path
+        assert node.get("type") != "string" or "maxLength" in node or "enum" in node, path
+        assert node.get("type") != "array" or "maxItems" in node, path
+        assert "additionalProperties" not in node or "maxProperties" in node, path
 
 
 def _at(schema: JsonObject, path: str) -> JsonObject:
@@ -261,9 +265,32 @@ def test_references_and_optionals_are_inlined() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    "annotation", [int | str, float, dict[str, int]], ids=["two types", "exclusive bound", "free-form map"]
-)
+class _Maps(ApiModel):
+    """Maps."""
+
+    words: dict[str, Quantity] = Field(default={}, max_length=3, description="Words.")
+    free: FreeForm | None = Field(default=None, description="Free.")
+
+
+def test_maps_quantities_and_free_form_parts() -> None:
+    schema = crd.structural_schema(_Maps)
+    assert schema["properties"] == {
+        "words": {
+            "type": "object",
+            "description": "Words.",
+            "maxProperties": 3,
+            "additionalProperties": {
+                "description": "A quantity.",
+                "maxLength": 32,
+                "pattern": r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$",
+                "x-kubernetes-int-or-string": True,
+            },
+        },
+        "free": {"type": "object", "description": "Free.", "x-kubernetes-preserve-unknown-fields": True},
+    }
+
+
+@pytest.mark.parametrize("annotation", [int | str, float, object], ids=["two types", "exclusive bound", "anything"])
 def test_what_a_structural_schema_cannot_say_is_refused_at_the_model(annotation: type) -> None:
     bound = Field(gt=0) if annotation is float else Field()
     model = type("Bad", (ApiModel,), {"__annotations__": {"field": annotation}, "field": bound})

@@ -13,7 +13,7 @@ import yaml
 
 from synapse_operator import naming
 from synapse_operator.__main__ import LEASE_NAME
-from synapse_operator.cluster.apply import CONTRADICTABLE
+from synapse_operator.cluster.apply import CONTRADICTABLE, DELETABLE
 from synapse_operator.cluster.hashkey import SECRET_NAME
 from synapse_operator.naming import Kind
 
@@ -61,7 +61,7 @@ def test_each_kind_of_child_can_be_watched_and_applied(kind: Kind) -> None:
     granted = verbs(rules("rbac-cluster.yaml"), kind.group, kind.plural)
     assert {"list", "watch", "create", "patch"} <= granted
     assert ("update" in granted) == (kind in CONTRADICTABLE)
-    assert ("delete" in granted) == (kind is Kind.CONFIG_MAP)
+    assert ("delete" in granted) == (kind in DELETABLE)
 
 
 def test_the_names_of_the_own_objects_are_those_of_the_code() -> None:

@@ -32,7 +32,14 @@ def _environment(spec: dict[str, Any]) -> dict[str, str]:
 EVERYTHING: dict[str, Any] = {
     "postgres": {"url": "postgresql://synapse@postgres/synapse", "pgbouncer": True},
     "redis": {"url": "redis://redis:6379/$(0)"},
-    "workers": {"concurrency": 7, "jobTimeoutSeconds": 60, "maxRetries": 0, "drainTimeoutSeconds": 45},
+    "workers": {
+        "concurrency": 7,
+        "jobTimeoutSeconds": 60,
+        "maxRetries": 0,
+        "drainTimeoutSeconds": 45,
+        "healthPort": 9100,
+    },
+    "tenancy": {"defaultTenantId": "ünïcode $(HOME)"},
 }
 
 
@@ -41,7 +48,7 @@ def test_a_plain_scale_starts_a_worker() -> None:
     assert loaded.redis_url.get_secret_value() == REDIS_URL
     assert loaded.postgres_url.get_secret_value() == POSTGRES_URL
     assert loaded.k8s_mode
-    assert loaded.shards == (contract.DEFAULT_QUEUE,)
+    assert loaded.shards == (contract.DEFAULT_QUEUE, "0")
     assert loaded.drain_seconds == 300
     assert not loaded.pgbouncer_mode
 
@@ -58,6 +65,7 @@ def test_every_field_of_the_spec_arrives() -> None:
     assert loaded.redis_url.get_secret_value() == "redis://redis:6379/$(0)"
     assert loaded.postgres_url.get_secret_value() == "postgresql://synapse@postgres/synapse"
     assert loaded.pgbouncer_mode
+    assert (loaded.health_port, loaded.default_tenant_id) == (9100, "ünïcode $(HOME)")
     assert (loaded.concurrency, loaded.job_timeout, loaded.max_retries, loaded.drain_seconds) == (7, 60, 0, 45)
 
 
@@ -76,6 +84,20 @@ def test_both_ends_of_every_range_are_accepted(field: str, variable: str, end: s
     environment = _environment({"workers": {field: bound}})
     assert environment[variable] == str(bound)
     settings.load(environment)
+
+
+def test_the_workers_of_every_shard_and_of_the_tenant_pool_can_start() -> None:
+    spec = {"queue": {"shards": contract.MAX_SHARDS}, "tenancy": {"isolation": True}}
+    maps = [
+        each.body["data"] for each in what_is_desired(a_scale(spec=spec)).manifests if each.ref.kind is Kind.CONFIG_MAP
+    ]
+    urls = {"REDIS_URL": REDIS_URL, "SCALE_POSTGRES_URL": POSTGRES_URL}
+    served = [settings.load({**data, **urls}).shards for data in maps]
+    assert served == [
+        (contract.DEFAULT_QUEUE, "0"),
+        *((str(index),) for index in range(1, contract.MAX_SHARDS)),
+        (contract.TENANT_POOL,),
+    ]
 
 
 def test_every_rendered_variable_is_one_that_the_image_reads() -> None:

@@ -64,18 +64,54 @@ def _below(path: str, minimum: int) -> str:
     return f"{path} in body should be greater than or equal to {minimum}"
 
 
+def _longer(path: str, maximum: int) -> str:
+    return f"{path}: Too long: may not be more than {maximum} bytes"
+
+
 _ONE_REDIS_URL = "redis: give exactly one of urlSecretRef and url"
 _ONE_POSTGRES_URL = "postgres: give exactly one of urlSecretRef and url"
-_ONE_SHARD = "queue.shards: this release accepts 1 only, the queue `default`; spread the load with workers.replicas"
 _ONE_SOURCE = "sync.sources: give exactly one of configMapRef and secretRef"
 _REDIS_SCHEME = "redis: url must start with redis://, rediss://, redis+cluster:// or rediss+cluster://"
 _POSTGRES_SCHEME = "postgres: url must start with postgresql:// or postgres://"
 _REFERENCE = {"name": "stores", "key": "url"}
+_OWN_LABELS = (
+    "workers.template.labels: the labels app.kubernetes.io/name, app.kubernetes.io/instance, "
+    "app.kubernetes.io/part-of, app.kubernetes.io/managed-by, scale.synapseorch.com/scale, "
+    "scale.synapseorch.com/role, scale.synapseorch.com/shard are the operator's"
+)
+_OWN_VARIABLE = "workers.template.env: the operator sets this variable; use the field of the spec that stands for it"
+_OWN_VOLUMES = "workers.template.volumes: the names tmp, data, redis-ca, postgres-ca are the operator's"
+_OWN_PATHS = (
+    "workers.template.volumeMounts: /tmp, /data, /etc/synapse/redis-ca, /etc/synapse/postgres-ca are the operator's"
+)
+_ONE_ENVIRONMENT_SOURCE = "workers.template.envFrom: give exactly one of secretRef and configMapRef"
+_ONE_VALUE_SOURCE = "workers.template.env: give exactly one of secretKeyRef, configMapKeyRef and fieldRef"
+_SHARED_ACCOUNT = (
+    "template.serviceAccountAnnotations: all workers share one ServiceAccount; give them in workers.template, or name "
+    "another one in serviceAccountName"
+)
+_NO_SUCH_SHARD = "queue.routes: a route names a shard that does not exist; the shards are 0 to queue.shards - 1"
+_NO_SHARD_LEFT = (
+    "queue.routes: every shard is named by a route; leave one at least for all other jobs, or raise queue.shards"
+)
+_TWO_POOLS = "pools: a shard is in two pools; each shard is in one at most"
+
+
+def _template(**template: Any) -> JsonObject:
+    return {"workers": {"template": template}}
+
+
+def _routes(shards: int, *routes: JsonObject) -> JsonObject:
+    return {"queue": {"shards": shards, "routes": list(routes)}}
+
+
+def _pools(*pools: JsonObject) -> JsonObject:
+    return {"queue": {"shards": 8}, "pools": list(pools)}
+
 
 BAD_SPECS: tuple[BadSpec, ...] = (
     BadSpec("shards-65", {"queue": {"shards": 65}}, _above("spec.queue.shards", 64)),
     BadSpec("shards-0", {"queue": {"shards": 0}}, _below("spec.queue.shards", 1)),
-    BadSpec("shards-2", {"queue": {"shards": 2}}, _ONE_SHARD),
     BadSpec("no-redis", {"redis": None}, "spec.redis: Required value"),
     BadSpec("no-postgres", {"postgres": None}, "spec.postgres: Required value"),
     BadSpec("redis-without-url", {"redis": {}}, _ONE_REDIS_URL),
@@ -155,6 +191,227 @@ BAD_SPECS: tuple[BadSpec, ...] = (
         {"imagePullPolicy": "Sometimes"},
         'spec.imagePullPolicy: Unsupported value: "Sometimes": supported values: "Always", "IfNotPresent", "Never"',
     ),
+    BadSpec("image-empty", {"image": ""}, "spec.image in body should be at least 1 chars long"),
+    BadSpec("image-of-1025-characters", {"image": "a" * 1025}, _longer("spec.image", 1024)),
+    BadSpec(
+        "shards-as-text", {"queue": {"shards": "2"}}, ".spec.queue.shards: expected numeric", "must be of type integer"
+    ),
+    BadSpec(
+        "secret-name-of-254",
+        {"redis": {"urlSecretRef": {"name": "a" * 254, "key": "url"}}},
+        _longer("spec.redis.urlSecretRef.name", 253),
+    ),
+    BadSpec(
+        "secret-name-in-unicode",
+        {"redis": {"urlSecretRef": {"name": "größe", "key": "url"}}},
+        "spec.redis.urlSecretRef.name in body should match",
+    ),
+    BadSpec(
+        "secret-key-with-slash",
+        {"redis": {"urlSecretRef": {"name": "a", "key": "a/b"}}},
+        "spec.redis.urlSecretRef.key in body should match",
+    ),
+    BadSpec("url-of-2049-characters", {"redis": {"url": "redis://" + "a" * 2041}}, _longer("spec.redis.url", 2048)),
+    BadSpec(
+        "ca-without-key",
+        {"redis": {**REDIS, "caSecretRef": {"name": "ca"}}},
+        "spec.redis.caSecretRef.key: Required value",
+    ),
+    BadSpec("health-port-0", {"workers": {"healthPort": 0}}, _below("spec.workers.healthPort", 1)),
+    BadSpec("health-port-65536", {"workers": {"healthPort": 65_536}}, _above("spec.workers.healthPort", 65_535)),
+    BadSpec(
+        "tenant-of-256-characters",
+        {"tenancy": {"defaultTenantId": "ä" * 256}},
+        _longer("spec.tenancy.defaultTenantId", 255),
+    ),
+    BadSpec(
+        "empty-tenant",
+        {"tenancy": {"defaultTenantId": ""}},
+        "spec.tenancy.defaultTenantId in body should be at least 1 chars long",
+    ),
+    BadSpec("own-label", _template(labels={"scale.synapseorch.com/shard": "1"}), _OWN_LABELS),
+    BadSpec("managed-by", _template(labels={"app.kubernetes.io/managed-by": "me"}), _OWN_LABELS),
+    BadSpec("label-value-of-64", _template(labels={"a": "b" * 64}), _longer("spec.workers.template.labels.a", 63)),
+    BadSpec(
+        "label-value-in-unicode",
+        _template(labels={"a": "größe"}),
+        "spec.workers.template.labels.a in body should match",
+    ),
+    BadSpec(
+        "too-many-labels",
+        _template(labels={f"l{number}": "" for number in range(65)}),
+        "spec.workers.template.labels: Too many: 65: must have at most 64 items",
+    ),
+    BadSpec(
+        "own-annotation",
+        _template(annotations={"scale.synapseorch.com/config-hash": "1"}),
+        "workers.template.annotations: scale.synapseorch.com/config-hash, scale.synapseorch.com/stored-settings are "
+        "the operator's",
+    ),
+    BadSpec("own-variable", _template(env=[{"name": "REDIS_URL", "value": "x"}]), _OWN_VARIABLE),
+    BadSpec("own-setting", _template(env=[{"name": "WORKER_CONCURRENCY", "value": "3"}]), _OWN_VARIABLE),
+    BadSpec(
+        "variable-twice",
+        _template(env=[{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]),
+        '.spec.workers.template.env: duplicate entries for key [name="A"]',
+        'spec.workers.template.env[1]: Duplicate value: {"name":"A"}',
+    ),
+    BadSpec(
+        "variable-of-two-values",
+        _template(env=[{"name": "A", "value": "1", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]),
+        "workers.template.env: give one of value and valueFrom, not both",
+    ),
+    BadSpec("variable-from-nothing", _template(env=[{"name": "A", "valueFrom": {}}]), _ONE_VALUE_SOURCE),
+    BadSpec(
+        "variable-from-two",
+        _template(env=[{"name": "A", "valueFrom": {"secretKeyRef": _REFERENCE, "configMapKeyRef": _REFERENCE}}]),
+        _ONE_VALUE_SOURCE,
+    ),
+    BadSpec(
+        "variable-with-space",
+        _template(env=[{"name": "A B", "value": "1"}]),
+        "spec.workers.template.env[0].name in body should match",
+    ),
+    BadSpec("variables-from-nothing", _template(envFrom=[{"prefix": "A"}]), _ONE_ENVIRONMENT_SOURCE),
+    BadSpec(
+        "variables-from-two",
+        _template(envFrom=[{"secretRef": {"name": "a"}, "configMapRef": {"name": "a"}}]),
+        _ONE_ENVIRONMENT_SOURCE,
+    ),
+    BadSpec("own-volume", _template(volumes=[{"name": "data", "emptyDir": {}}]), _OWN_VOLUMES),
+    BadSpec(
+        "volume-without-name",
+        _template(volumes=[{"emptyDir": {}}]),
+        ".spec.workers.template.volumes: element 0: associative list with keys has an element that omits all key",
+        "spec.workers.template.volumes[0].name: Required value",
+    ),
+    BadSpec("own-path", _template(volumeMounts=[{"name": "a", "mountPath": "/data"}]), _OWN_PATHS),
+    BadSpec(
+        "relative-path",
+        _template(volumeMounts=[{"name": "a", "mountPath": "models"}]),
+        "spec.workers.template.volumeMounts[0].mountPath in body should match",
+    ),
+    BadSpec(
+        "toleration-effect",
+        _template(tolerations=[{"effect": "Never"}]),
+        'spec.workers.template.tolerations[0].effect: Unsupported value: "Never": supported values: "NoSchedule", '
+        '"PreferNoSchedule", "NoExecute"',
+    ),
+    BadSpec(
+        "spread-without-key",
+        _template(topologySpreadConstraints=[{"maxSkew": 1}]),
+        "spec.workers.template.topologySpreadConstraints[0].topologyKey: Required value",
+    ),
+    BadSpec(
+        "skew-0",
+        _template(topologySpreadConstraints=[{"topologyKey": "a", "maxSkew": 0}]),
+        _below("spec.workers.template.topologySpreadConstraints[0].maxSkew", 1),
+    ),
+    BadSpec(
+        "quantity-as-list",
+        _template(resources={"limits": {"cpu": ["1"]}}),
+        "spec.workers.template.resources.limits.cpu in body must be of type integer,string",
+    ),
+    BadSpec(
+        "quantity-in-words",
+        _template(resources={"limits": {"cpu": "lots"}}),
+        "spec.workers.template.resources.limits.cpu in body should match",
+    ),
+    BadSpec(
+        "quantity-below-0",
+        _template(resources={"requests": {"memory": "-1Gi"}}),
+        "spec.workers.template.resources.requests.memory in body should match",
+    ),
+    BadSpec(
+        "claims",
+        _template(resources={"claims": []}),
+        ".spec.workers.template.resources.claims: field not declared in schema",
+        'unknown field "spec.workers.template.resources.claims"',
+    ),
+    BadSpec(
+        "container-field",
+        _template(command=["sh"]),
+        ".spec.workers.template.command: field not declared in schema",
+        'unknown field "spec.workers.template.command"',
+    ),
+    BadSpec(
+        "role-of-a-foreign-account",
+        _template(serviceAccountName="a", serviceAccountAnnotations={"b": "c"}),
+        "workers.template: serviceAccountAnnotations are for the ServiceAccount that the operator makes; annotate your "
+        "own yourself, or leave serviceAccountName out",
+    ),
+    BadSpec(
+        "route-of-no-job",
+        _routes(2, {"shard": 1}),
+        "queue.routes: give tenants, minPriority or both; a route of neither would take every job",
+    ),
+    BadSpec("route-to-no-shard", _routes(2, {"shard": 2, "minPriority": 1}), _NO_SUCH_SHARD),
+    BadSpec(
+        "route-to-shard-64", _routes(64, {"shard": 64, "minPriority": 1}), _above("spec.queue.routes[0].shard", 63)
+    ),
+    BadSpec("routes-to-the-only-shard", _routes(1, {"shard": 0, "minPriority": 1}), _NO_SHARD_LEFT),
+    BadSpec(
+        "routes-to-all-shards",
+        _routes(2, {"shard": 0, "minPriority": 1}, {"shard": 1, "tenants": ["a"]}),
+        _NO_SHARD_LEFT,
+    ),
+    BadSpec(
+        "route-priority-10", _routes(2, {"shard": 1, "minPriority": 10}), _above("spec.queue.routes[0].minPriority", 9)
+    ),
+    BadSpec(
+        "route-tenant-twice",
+        _routes(2, {"shard": 1, "tenants": ["a", "a"]}),
+        '.spec.queue.routes[0].tenants: duplicate entries for key [="a"]',
+        "spec.queue.routes[0].tenants[1]: Duplicate value",
+    ),
+    BadSpec("shard-in-two-pools", _pools({"name": "a", "shards": [1, 2]}, {"name": "b", "shards": [2]}), _TWO_POOLS),
+    BadSpec(
+        "shard-twice-in-a-pool",
+        _pools({"name": "a", "shards": [1, 1]}),
+        "spec.pools",
+        "spec.pools[0].shards[1]: Duplicate value",
+    ),
+    BadSpec(
+        "pool-twice",
+        _pools({"name": "a", "shards": [1]}, {"name": "a", "shards": [2]}),
+        '.spec.pools: duplicate entries for key [name="a"]',
+        'spec.pools[1]: Duplicate value: {"name":"a"}',
+    ),
+    BadSpec("pool-without-shards", _pools({"name": "a"}), "spec.pools[0].shards: Required value"),
+    BadSpec(
+        "pool-of-no-shard",
+        _pools({"name": "a", "shards": []}),
+        "spec.pools[0].shards in body should have at least 1 items",
+    ),
+    BadSpec("pool-of-shard-64", _pools({"name": "a", "shards": [64]}), _above("spec.pools[0].shards[0]", 63)),
+    BadSpec("pool-name-of-64", _pools({"name": "a" * 64, "shards": [1]}), _longer("spec.pools[0].name", 63)),
+    BadSpec(
+        "pool-with-cloud-role",
+        _pools({"name": "a", "shards": [1], "template": {"serviceAccountAnnotations": {"a": "b"}}}),
+        _SHARED_ACCOUNT,
+    ),
+    BadSpec(
+        "pool-concurrency-101",
+        _pools({"name": "a", "shards": [1], "concurrency": 101}),
+        _above("spec.pools[0].concurrency", 100),
+    ),
+    BadSpec(
+        "pool-with-a-port-of-its-own",
+        _pools({"name": "a", "shards": [1], "healthPort": 9100}),
+        '.spec.pools[name="a"].healthPort: field not declared in schema',
+        'unknown field "spec.pools[0].healthPort"',
+    ),
+    BadSpec(
+        "seventeen-pools",
+        _pools(*({"name": f"p{number}", "shards": [number]} for number in range(17))),
+        "spec.pools: Too many: 17: must have at most 16 items",
+    ),
+    BadSpec(
+        "egress-as-text",
+        {"networkPolicy": {"extraEgress": ["all"]}},
+        ".spec.networkPolicy.extraEgress[0]",
+        "spec.networkPolicy.extraEgress[0] in body must be of type object",
+    ),
     BadSpec("image-with-space", {"image": "worker: 1"}, "spec.image in body should match"),
     BadSpec(
         "pull-secret-twice",
@@ -173,6 +430,31 @@ BAD_SPECS: tuple[BadSpec, ...] = (
     ),
 )
 
+GOOD_SPECS: tuple[JsonObject, ...] = (
+    {"queue": {"shards": 64}},
+    _routes(2, {"shard": 1, "tenants": ["acme", "größe", "a b"], "minPriority": 0}),
+    _routes(64, *({"shard": shard, "minPriority": 9} for shard in range(63))),
+    {"pools": [{"name": f"p{number}", "shards": [number, number + 32]} for number in range(16)]},
+    {"pools": [{"name": "a" * 63, "shards": list(range(64)), "replicas": 0, "concurrency": 100}]},
+    {"tenancy": {"defaultTenantId": "ä" * 127}},
+    {"workers": {"healthPort": 65_535}},
+    {"redis": {"urlSecretRef": {"name": "a" * 253, "key": "b" * 253}}},
+    _template(
+        labels={"team": "b" * 63, "empty": ""},
+        annotations={"note": "größe"},
+        resources={"requests": {"cpu": 1, "memory": "1.5Gi", "nvidia.com/gpu": 2}, "limits": {"cpu": "1500m"}},
+        nodeSelector={"disk": "ssd"},
+        tolerations=[{"operator": "Exists"}],
+        affinity={"nodeAffinity": {}},
+        env=[{"name": "LOG_LEVEL", "value": "debug"}],
+        envFrom=[{"secretRef": {"name": "a"}}],
+        volumes=[{"name": "b" * 63, "emptyDir": {}}],
+        volumeMounts=[{"name": "b" * 63, "mountPath": "/models"}],
+        topologySpreadConstraints=[{"topologyKey": "rack"}],
+    ),
+    {"networkPolicy": {"enabled": True, "extraEgress": [{"ports": [{"port": 8000}]}]}},
+)
+"""What is accepted, at the limits; each replaces fields of `GOOD`."""
 _NOT_BUILT = {
     "rateLimitRps": 10,
     "drainTimeoutSeconds": 60,

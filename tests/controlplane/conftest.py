@@ -10,6 +10,7 @@ import pytest
 
 from tests.controlplane import harness
 from tests.controlplane.harness import ControlPlane, Operator
+from tests.controlplane.stores import Stores
 from tests.support.servers import PostgresServer, RedisServer
 
 DEAD_REDIS = "redis://:hidden-redis-word@127.0.0.1:1/0"
@@ -56,3 +57,16 @@ def live_ns(plane: ControlPlane, ns: str, redis_server: RedisServer, postgres_se
     """A namespace whose Secret leads to a real Redis and a real, empty database."""
     plane.apply(harness.secret(ns, redis_server.url, postgres_server.new_database()))
     return ns
+
+
+@pytest.fixture
+def stores(plane: ControlPlane, ns: str, postgres_server: PostgresServer) -> Iterator[Stores]:
+    """Stores of the namespace's own: a Redis that can be stopped, a database with tables."""
+    redis = RedisServer()
+    redis.start()
+    try:
+        found = Stores(redis, postgres_server)
+        plane.apply(harness.secret(ns, redis.url, found.postgres_url))
+        yield found
+    finally:
+        redis.remove()

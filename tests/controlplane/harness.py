@@ -36,6 +36,7 @@ OPERATOR_USER = f"system:serviceaccount:{OPERATOR_NAMESPACE}:synapse-operator"
 LEASE = "synapse-operator"
 WORKER_IMAGE = "localhost/synapse-scale-worker:dev"
 CHILD_KINDS = ("deployments", "configmaps", "services", "serviceaccounts", "poddisruptionbudgets")
+"""What every scale has, by its defaults."""
 WRITES = frozenset({"create", "update", "patch", "delete", "deletecollection"})
 
 Json = dict[str, Any]
@@ -177,12 +178,16 @@ class ControlPlane:
 
         return eventually(f"all children of {namespace}/{scale}", complete)
 
+    def deployments(self, namespace: str, scale: str = "main") -> dict[str, Json]:
+        """Return the Deployments of a scale by the shard that they serve."""
+        found = [child for child in self.children(namespace, scale) if child["kind"] == "Deployment"]
+        return {child["metadata"]["labels"][naming.SHARD_LABEL]: child for child in found}
+
     def make_pods_ready(self, namespace: str, scale: str = "main") -> None:
-        """Play kubelet: wait until the Deployment has all its pods and say that they are ready."""
+        """Play kubelet: wait until each Deployment has all its pods and say that they are ready."""
 
         def ready() -> bool:
-            deployment = self.child(namespace, "Deployment", scale)
-            selector = ",".join(f"{k}={v}" for k, v in deployment["spec"]["selector"]["matchLabels"].items())
+            selector = naming.selector_text(naming.worker_selector(scale))
             for pod in self.find(namespace, ["pods"], selector):
                 conditions = (pod.get("status") or {}).get("conditions") or []
                 if any(each["type"] == "Ready" and each["status"] == "True" for each in conditions):
@@ -193,12 +198,15 @@ class ControlPlane:
                     *("patch", "pod", pod["metadata"]["name"], "-n", namespace, "--subresource=status"),
                     *("--type=merge", "-p", json.dumps(patch)),
                 )
+            return all(map(available, self.deployments(namespace, scale).values()))
+
+        def available(deployment: Json) -> bool:
             status, spec = deployment.get("status") or {}, deployment["spec"]
             same = spec["replicas"] == status.get("updatedReplicas", 0) == status.get("replicas", 0)
             current = status.get("observedGeneration") == deployment["metadata"]["generation"]
             return bool(current and same and status.get("availableReplicas", 0) == spec["replicas"])
 
-        eventually(f"the Deployment of {namespace}/{scale} is available", ready, seconds=40)
+        eventually(f"the Deployments of {namespace}/{scale} are available", ready, seconds=60)
 
     def audit_mark(self) -> int:
         """Return where the audit log ends now."""

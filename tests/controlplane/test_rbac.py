@@ -12,7 +12,7 @@ from typing import NamedTuple
 from synapse_operator import naming
 from tests.controlplane import harness
 from tests.controlplane.harness import ControlPlane, Operator, eventually
-from tests.support.servers import PostgresServer, RedisServer
+from tests.controlplane.stores import Stores
 
 
 class Right(NamedTuple):
@@ -40,10 +40,7 @@ NEVER_CALLED = {Right(naming.GROUP, "synapsescales/finalizers", "update")}
 """Asked for by an admission plugin that this control plane does not run; the manifest says so."""
 
 
-def test_the_rules_cover_the_calls_and_nothing_more(
-    plane: ControlPlane, live_ns: str, redis_server: RedisServer, postgres_server: PostgresServer
-) -> None:
-    plane.apply(harness.secret(live_ns, redis_server.url, harness.migrated(postgres_server.new_database())))
+def test_the_rules_cover_the_calls_and_nothing_more(plane: ControlPlane, ns: str, stores: Stores) -> None:
     plane.kubectl(
         "delete", "secret", "synapse-operator-hash-key", "-n", harness.OPERATOR_NAMESPACE, "--ignore-not-found"
     )
@@ -51,23 +48,31 @@ def test_the_rules_cover_the_calls_and_nothing_more(
     mark = plane.audit_mark()
     with Operator(plane) as operator:
         operator.lead()
-        plane.apply(harness.definitions(live_ns, agent="id: helper\nsystem_prompt: Help.\n"))
+        plane.apply(harness.definitions(ns, agent="id: helper\nsystem_prompt: Help.\n"))
         sources = [{"configMapRef": {"name": "definitions"}}]
-        plane.apply(harness.scale(live_ns, sync={"sources": sources}), harness.tenant(live_ns, "acme"))
-        plane.await_children(live_ns)
-        plane.await_condition(live_ns, "DefinitionsSynced", "True", "Synced")
-        plane.await_tenant(live_ns, "acme", "TenantStored")
+        plane.apply(harness.scale(ns, sync={"sources": sources}), harness.tenant(ns, "acme"))
+        plane.await_children(ns)
+        plane.await_condition(ns, "DefinitionsSynced", "True", "Synced")
+        plane.await_tenant(ns, "acme", "TenantStored")
         # Two changes of the environment leave an old ConfigMap to delete.
         for concurrency in (5, 6, 7):
-            plane.apply(harness.scale(live_ns, workers={"concurrency": concurrency}))
-            eventually("the new environment", partial(has_concurrency, plane, live_ns, str(concurrency)))
-            plane.make_pods_ready(live_ns)
+            plane.apply(harness.scale(ns, workers={"concurrency": concurrency}))
+            eventually("the new environment", partial(has_concurrency, plane, ns, str(concurrency)))
+            plane.make_pods_ready(ns)
         eventually("old ConfigMaps are deleted", lambda: any(call.verb == "delete" for call in plane.writes(mark)))
         # Additions that make our apply invalid are put right by an update.
         for kind, patch in CONTRADICTIONS.items():
-            name = plane.child(live_ns, kind)["metadata"]["name"]
-            plane.kubectl("patch", kind, name, "-n", live_ns, "--type=json", "-p", json.dumps(patch))
+            name = plane.child(ns, kind)["metadata"]["name"]
+            plane.kubectl("patch", kind, name, "-n", ns, "--type=json", "-p", json.dumps(patch))
             eventually(f"{kind} is put right", partial(was_updated, plane, mark, f"{kind}s".lower()))
+        # What the spec takes away is deleted, a shard once it is drained.
+        plane.apply(harness.scale(ns, queue={"shards": 2}, networkPolicy={"enabled": True}))
+        eventually("two shards", lambda: len(plane.deployments(ns)) == 2)
+        plane.make_pods_ready(ns)
+        eventually("producers are told", lambda: (row := stores.topology()) and row.topology.shards == 2)
+        plane.apply(harness.scale(ns, podDisruptionBudget={"enabled": False}))
+        for resource in ("poddisruptionbudgets", "networkpolicies", "deployments"):
+            eventually(f"{resource} are deleted", partial(was_deleted, plane, mark, resource), seconds=90)
         operator.terminate()
 
     calls = [call for call in plane.audit(mark) if call.resource]
@@ -78,6 +83,10 @@ def test_the_rules_cover_the_calls_and_nothing_more(
     granted = rights(plane)
     assert used - granted == set()
     assert granted - used == NEVER_CALLED
+
+
+def was_deleted(plane: ControlPlane, mark: int, resource: str) -> bool:
+    return any(call.verb == "delete" and call.resource == resource and call.code == 200 for call in plane.audit(mark))
 
 
 def was_updated(plane: ControlPlane, mark: int, resource: str) -> bool:

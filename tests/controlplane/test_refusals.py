@@ -16,6 +16,7 @@ from tests.controlplane.bad_specs import (
     BAD_TENANTS,
     CHANGED_TENANTS,
     GOOD,
+    GOOD_SPECS,
     GOOD_TENANT,
     GOOD_TENANTS,
     GOOD_URLS,
@@ -66,6 +67,20 @@ def test_what_runs_depend_on_cannot_be_changed(plane: ControlPlane, change: BadT
         plane.kubectl("replace", "--dry-run=server", "-f", "-", stdin=named(limits, naming.TENANT_KIND))
     finally:
         plane.kubectl("delete", "stenant", "bad", "-n", "default")
+
+
+@pytest.mark.parametrize("changes", [*GOOD_SPECS, *GOOD_URLS], ids=lambda changes: ",".join(changes))
+def test_what_is_at_the_limits_is_accepted(plane: ControlPlane, changes: Json) -> None:
+    for command in (("apply", "--server-side"), ("create", "--validate=strict")):
+        plane.kubectl(*command, "--dry-run=server", "-f", "-", stdin=named({**GOOD, **changes}))
+
+
+def test_the_longest_name_of_a_scale_is_accepted(plane: ControlPlane) -> None:
+    scale = harness.scale("default", "a" * 253)
+    plane.kubectl("apply", "--server-side", "--dry-run=server", "-f", "-", stdin=json.dumps(scale))
+    scale["metadata"]["name"] += "a"
+    refused = plane.try_kubectl("apply", "--server-side", "--dry-run=server", "-f", "-", stdin=json.dumps(scale))
+    assert "must be no more than 253 characters" in refused.stderr
 
 
 def test_every_field_is_documented_by_kubectl_explain(plane: ControlPlane) -> None:

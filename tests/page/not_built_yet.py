@@ -51,12 +51,6 @@ NOT_BUILT_YET: tuple[NotBuiltYet, ...] = (
         command="api",
     ),
     NotBuiltYet(
-        "Queue shards",
-        "This allows you to dedicate certain worker capacity to specific tenants or job priorities",
-        "C",
-        field="queue.routes",
-    ),
-    NotBuiltYet(
         "S3 storage",
         "Vault files and execution logs are stored in S3 and shared across all worker instances",
         "D",
@@ -100,13 +94,7 @@ NOT_BUILT_YET: tuple[NotBuiltYet, ...] = (
         "Requests above this limit return 429 Too Many Requests",
         "E",
         variables=("RATE_LIMIT_PER_TENANT_RPS",),
-        field="tenancy",
-    ),
-    NotBuiltYet(
-        "Tenant isolation",
-        "Enabled: a Redis queue shard for each tenant, a backlogged tenant cannot delay jobs from other tenants",
-        "C",
-        field="tenancy",
+        field="tenancy.rateLimitRps",
     ),
     NotBuiltYet(
         "Adding a tenant",

@@ -1,4 +1,4 @@
-"""The page's section Queue shards; what a SynapseScale says of them is in not_built_yet.py."""
+"""The page's section Queue shards."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from redis.asyncio import Redis
 
 from synapse_operator.api import crd
 from synapse_operator.api.scale import SCALE_RESOURCE
+from synapse_operator.desired.shards import wanted_topology
 from synapse_worker import settings
 from synapse_worker.contract import BY_NAME
 from synapse_worker.errors import ConfigurationError
 from synapse_worker.queueing import keys
-from synapse_worker.store import runs
+from synapse_worker.store import runs, topology
 from synapse_worker.store.database import Database
+from tests.builders import a_scale
 from tests.page.conftest import StartHere
 from tests.page.support import completed, enqueue, enqueue_stock, printing, until
 from tests.support.runs import store
@@ -72,3 +74,19 @@ async def test_a_worker_can_be_pinned_to_a_shard(
     assert (health["shard"], health["queues"]) == ("3", ["synapse:orchestrations:3"])
     assert [run.status for run in await runs.get(database, [elsewhere])] == ["queued"]
     assert await redis_client.zcard(keys.queue("default")) == 1
+
+
+async def test_worker_capacity_can_be_dedicated(database: Database, redis_client: Redis, start_here: StartHere) -> None:
+    """This allows you to dedicate certain worker capacity to specific tenants or job priorities."""
+    await store(database, printing("hello"))
+    routes = [{"shard": 1, "tenants": ["acme"]}, {"shard": 2, "minPriority": 5}]
+    pools = [{"name": "dedicated", "shards": [1, 2], "replicas": 3}]
+    scale = a_scale(spec={"queue": {"shards": 3, "routes": routes}, "pools": pools})
+    assert [scale.spec.workers_of(shard).replicas for shard in range(3)] == [1, 3, 3]
+    await topology.write(database, None, wanted_topology(scale), enabled=True, owner_uid=scale.metadata.uid)
+    others = [await enqueue(database, redis_client, "hello", tenant=f"t{number}") for number in range(5)]
+    acmes = await enqueue(database, redis_client, "hello", tenant="acme")
+    assert [await redis_client.zcard(keys.queue(shard)) for shard in ("0", "1", "2")] == [5, 1, 0]
+    await start_here(WORKER_QUEUE_SHARD="1")
+    await completed(database, [acmes])
+    assert {run.status for run in await runs.get(database, others)} == {"queued"}

@@ -1,4 +1,4 @@
-"""The page's section Tenants: what a tenant is, and isolation when it is off. The rest is in not_built_yet.py."""
+"""The page's section Tenants: what a tenant is, and isolation on and off. The rest is in not_built_yet.py."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from dataclasses import replace
 import pytest
 from redis.asyncio import Redis
 
+from synapse_operator.desired.shards import shards_of, wanted_topology
+from synapse_worker.contract import TENANT_POOL
 from synapse_worker.queueing import keys
-from synapse_worker.store import tenants
+from synapse_worker.store import tenants, topology
 from synapse_worker.store.database import Database
 from synapse_worker.store.tenants import ManagedRow
+from tests.builders import a_scale, an_observed
 from tests.page.conftest import StartHere
 from tests.page.support import Q, completed, enqueue, enqueue_stock, eventually, printing, until
 from tests.support.runs import store
@@ -86,3 +89,20 @@ async def test_an_added_tenant_runs_as_many_as_it_may(
 
 async def _is_parked(redis_client: Redis, job_id: str) -> bool:
     return await redis_client.zscore(keys.parked_of(Q, "acme"), job_id) is not None
+
+
+async def test_with_isolation_a_backlogged_tenant_delays_nobody(
+    database: Database, redis_client: Redis, start_here: StartHere
+) -> None:
+    """Enabled: a Redis queue shard for each tenant; a backlogged tenant cannot delay jobs from other tenants."""
+    scale = a_scale(spec={"tenancy": {"isolation": True}})
+    await topology.write(database, None, wanted_topology(scale), enabled=True, owner_uid=scale.metadata.uid)
+    backlog = [await enqueue(database, redis_client, "hello", tenant="busy") for _ in range(100)]
+    other = await enqueue(database, redis_client, "hello", tenant="other")
+    assert await redis_client.zcard("synapse:orchestrations:busy") == 100
+    assert await redis_client.zcard("synapse:orchestrations:other") == 1
+    (pool,) = [shard for shard in shards_of(scale, an_observed()) if shard.name == TENANT_POOL]
+    await start_here(WORKER_QUEUE_SHARD=",".join(pool.serves), WORKER_CONCURRENCY="1")
+    views = await completed(database, [*backlog, other])
+    before = [view for view in views if str(view.started_at) < str(views[-1].started_at)]
+    assert len(before) < 10

@@ -1,34 +1,42 @@
-"""What the operator sees of the stores, and does there, through the connections that it keeps for a scale."""
+"""What the operator sees of a scale's stores in each of their forms, and what it writes there."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from synapse_operator.backends import Backends, Stores, TenantsView, View
+from synapse_operator.desired.shards import Flip
 from synapse_operator.observed import (
     Found,
     NotTried,
+    PostgresAnswers,
     QueueFigures,
     RedisAnswers,
     SecretMissing,
+    TopologyRecord,
     Unknown,
     Unreachable,
     Unusable,
 )
 from synapse_operator.tenants import NotMigrated
 from synapse_worker.connections import open_redis
-from synapse_worker.contract import DEFAULT_QUEUE
+from synapse_worker.contract import DEFAULT_QUEUE, MAX_SHARDS
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import put
 from synapse_worker.queueing.owner import OWNER_SECONDS
-from synapse_worker.store import tenants
+from synapse_worker.routing import Route, Topology
+from synapse_worker.store import tenants, topology
 from synapse_worker.store.database import Database
 from synapse_worker.store.tenants import ManagedRow, Standing
-from tests.support.servers import RedisCluster, RedisServer, free_port
+from tests.page.support import TlsPostgresServer, TlsRedisServer
+from tests.support.servers import RedisCluster, RedisServer, Server, free_port
+
+DEAD_REDIS = "redis://127.0.0.1:1"
+DEAD_POSTGRES = "postgresql://synapse@127.0.0.1:1/synapse"
 
 
 @pytest.fixture
@@ -40,8 +48,8 @@ async def backends() -> AsyncIterator[Backends]:
 
 
 async def _look(backends: Backends, url: str, scale: str = "scale") -> View:
-    stores = Stores("team-a", Found(SecretStr(url)), SecretMissing("not asked for"), pgbouncer=False)
-    return await backends.look(scale, f"uid-of-{scale}", stores, [DEFAULT_QUEUE, "1"])
+    stores = Stores("team-a", Found(SecretStr(url)), SecretMissing("not asked for"), None, None, pgbouncer=False)
+    return await backends.look(scale, f"uid-of-{scale}", stores)
 
 
 async def test_a_cluster_answers_with_the_figures_of_all_queues(
@@ -55,7 +63,8 @@ async def test_a_cluster_answers_with_the_figures_of_all_queues(
     assert isinstance(seen.redis, RedisAnswers)
     assert (seen.redis.eviction_policy, seen.redis.clustered) == ("noeviction", True)
     assert isinstance(seen.queues, dict)
-    assert {shard: figures.queued for shard, figures in seen.queues.items()} == {DEFAULT_QUEUE: 1, "1": 1}
+    assert set(seen.queues) == {DEFAULT_QUEUE, *map(str, range(MAX_SHARDS))}
+    assert {shard for shard, figures in seen.queues.items() if figures.queued} == {DEFAULT_QUEUE, "1"}
 
 
 async def test_a_master_with_an_unsafe_policy_is_seen_among_safe_ones(
@@ -76,7 +85,8 @@ async def test_a_single_redis_is_not_clustered(
     seen = await _look(backends, redis_server.url)
     assert isinstance(seen.redis, RedisAnswers)
     assert not seen.redis.clustered
-    assert seen.queues == {DEFAULT_QUEUE: QueueFigures(0, 0, None), "1": QueueFigures(0, 0, None)}
+    assert isinstance(seen.queues, dict)
+    assert set(seen.queues.values()) == {QueueFigures(0, 0, None)}
 
 
 async def test_the_wrong_form_has_to_be_changed_by_somebody(
@@ -168,8 +178,8 @@ def _row(uid: str = "uid-of-tenant", tenant_id: str = "acme") -> ManagedRow:
 
 async def _known(backends: Backends, redis: str, postgres: str, scale: str = "scale") -> None:
     """Have the operator look at a scale, which makes its stores known."""
-    stores = Stores("team-a", Found(SecretStr(redis)), Found(SecretStr(postgres)), pgbouncer=False)
-    await backends.look(scale, f"uid-of-{scale}", stores, [DEFAULT_QUEUE])
+    stores = Stores("team-a", Found(SecretStr(redis)), Found(SecretStr(postgres)), None, None, pgbouncer=False)
+    await backends.look(scale, f"uid-of-{scale}", stores)
 
 
 async def _kept(backends: Backends, *rows: ManagedRow, scale: str = "scale") -> TenantsView:
@@ -228,3 +238,133 @@ async def test_a_database_that_cannot_be_asked_says_why(
     assert isinstance((await _kept(backends, _row(), scale="away")).store, Unreachable)
     await _look(backends, redis_server.url, "no-url")
     assert isinstance((await _kept(backends, _row(), scale="no-url")).store, NotTried)
+
+
+# ---- PostgreSQL
+
+
+def _both(redis_url: str, postgres_url: str, *, ca: str = "") -> Stores:
+    authority = Found(SecretStr(ca)) if ca else None
+    return Stores(
+        "team-a", Found(SecretStr(redis_url)), Found(SecretStr(postgres_url)), authority, authority, pgbouncer=False
+    )
+
+
+async def test_a_database_without_tables_leaves_the_topology_unknown(
+    backends: Backends, redis_server: RedisServer, postgres_url: str
+) -> None:
+    seen = await backends.look("scale", "uid", _both(redis_server.url, postgres_url))
+    assert isinstance(seen.postgres, PostgresAnswers)
+    assert isinstance(seen.topology, Unknown)
+    assert isinstance(seen.behind, Unknown)
+    assert isinstance(seen.stored, Unknown)
+
+
+async def test_the_row_is_written_once_and_never_over_anothers_change(
+    backends: Backends, redis_server: RedisServer, redis_client: Redis, postgres_url: str, database: Database
+) -> None:
+    stores = _both(redis_server.url, postgres_url)
+    assert (await backends.look("scale", "uid", stores)).topology is None
+    first = Flip(None, Topology(3, routes=(Route(1, ("acme",)),)), enabled=True)
+    assert await backends.flip("scale", first, "uid") == ""
+    row = (await backends.look("scale", "uid", stores)).topology
+    assert row == TopologyRecord(1, first.topology, enabled=True, owner_uid="uid")
+    # Out of date: somebody else was first.
+    assert await backends.flip("scale", Flip(None, Topology(9), enabled=True), "other") == ""
+    assert (await backends.look("scale", "uid", stores)).topology == row
+    assert await backends.flip("scale", Flip(row, Topology(2), enabled=False), "uid") == ""
+    now = (await backends.look("scale", "uid", stores)).topology
+    assert now == TopologyRecord(2, Topology(2), enabled=False, owner_uid="uid")
+
+
+async def test_a_row_that_cannot_be_written_is_a_sentence(
+    backends: Backends, redis_server: RedisServer, postgres_url: str, database: Database
+) -> None:
+    stores = _both(redis_server.url, postgres_url)
+    await backends.look("scale", "uid", stores)
+    await database.execute("ALTER TABLE scale_topology RENAME TO elsewhere")
+    assert "lacks our tables" in await backends.flip("scale", Flip(None, Topology(), enabled=True), "uid")
+
+
+async def test_a_producer_behind_is_named_until_it_reports(
+    backends: Backends, redis_server: RedisServer, postgres_url: str, database: Database
+) -> None:
+    stores = _both(redis_server.url, postgres_url)
+    await topology.write(database, None, Topology(2), enabled=True, owner_uid="uid")
+    for epoch, behind in ((0, ("api-1",)), (1, ())):
+        await topology.report(database, "api-1", hostname="api", role=topology.Role.API, epoch=epoch)
+        assert (await backends.look("scale", "uid", stores)).behind == behind
+
+
+async def test_the_queues_of_tenants_are_among_the_figures(
+    backends: Backends, redis_server: RedisServer, redis_client: Redis, postgres_url: str, database: Database
+) -> None:
+    stores = _both(redis_server.url, postgres_url)
+    await database.execute("INSERT INTO tenants (tenant_id, name) VALUES ('acme', 'Acme')")
+    assert await put(redis_client, keys.queue("acme"), "job", b"payload")
+    await backends.look("scale", "uid", stores)
+    seen = await backends.look("scale", "uid", stores)
+    assert isinstance(seen.queues, dict)
+    assert seen.queues["acme"].queued == 1
+
+
+async def test_stored_settings_are_seen_without_the_keys_of_models(
+    backends: Backends, redis_server: RedisServer, postgres_url: str, database: Database
+) -> None:
+    for key, value in (("worker_concurrency", "7"), ("max_retries", '"many"'), ("openai_key", '"sk-hidden"')):
+        await database.execute("INSERT INTO scale_settings (key, value) VALUES ($1, $2)", key, value)
+    seen = await backends.look("scale", "uid", _both(redis_server.url, postgres_url))
+    assert seen.stored == {"worker_concurrency": 7}
+    assert "sk-hidden" not in repr(seen)
+
+
+# ---- certificates of a private authority
+
+
+@pytest.fixture
+def tls_redis() -> Iterator[TlsRedisServer]:
+    server = TlsRedisServer()
+    server.start()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def tls_postgres() -> Iterator[TlsPostgresServer]:
+    server = TlsPostgresServer()
+    server.start()
+    yield server
+    server.remove()
+
+
+def _authority(server: Server) -> str:
+    return (server.folder / "ca.crt").read_text(encoding="ascii")
+
+
+async def test_redis_is_reached_with_the_certificates_of_the_spec(
+    backends: Backends, tls_redis: TlsRedisServer
+) -> None:
+    seen = await backends.look("scale", "uid", _both(tls_redis.url, DEAD_POSTGRES, ca=_authority(tls_redis)))
+    assert isinstance(seen.redis, RedisAnswers)
+    seen = await backends.look("scale", "uid", _both(tls_redis.url, DEAD_POSTGRES))
+    assert isinstance(seen.redis, Unreachable)
+    assert "certificate" in seen.redis.sentence
+
+
+async def test_postgres_is_reached_with_the_certificates_of_the_spec(
+    backends: Backends, tls_postgres: TlsPostgresServer
+) -> None:
+    url = tls_postgres.url() + "?sslmode=verify-full"
+    seen = await backends.look("scale", "uid", _both(DEAD_REDIS, url, ca=_authority(tls_postgres)))
+    assert isinstance(seen.postgres, PostgresAnswers)
+    seen = await backends.look("scale", "uid", _both(DEAD_REDIS, url))
+    assert isinstance(seen.postgres, Unreachable)
+    assert "certificate" in seen.postgres.sentence
+
+
+async def test_what_is_no_certificate_has_to_be_changed_by_somebody(backends: Backends) -> None:
+    tls = _both("rediss://127.0.0.1:1", "postgresql://p@127.0.0.1:1/d?sslmode=verify-full", ca="not a certificate")
+    seen = await backends.look("scale", "uid", tls)
+    assert isinstance(seen.redis, Unusable)
+    assert isinstance(seen.postgres, Unusable)
+    assert seen.redis.sentence.startswith("the CA of Redis is not a certificate in PEM form")

@@ -69,13 +69,16 @@ class RedisFacts:
         return self.maxmemory_policy not in ("", SAFE_EVICTION_POLICY)
 
 
-def open_redis(url: SecretStr, *, ca_file: str = "", timeout: float = STORE_TIMEOUT_SECONDS) -> Redis:
+def open_redis(
+    url: SecretStr, *, ca_file: str = "", ca_text: str = "", timeout: float = STORE_TIMEOUT_SECONDS
+) -> Redis:
     """Return a client for `url`; nothing is connected yet.
 
     Args:
         url: redis:// or rediss:// (TLS, host name checked) of a single node, redis+cluster:// or rediss+cluster://
             with one or several nodes of a cluster, comma-separated.
         ca_file: PEM file that signs the servers' certificates; "" = the system's.
+        ca_text: what such a file holds, for whoever has no file of it.
         timeout: seconds for connecting and for each call.
 
     Raises:
@@ -83,7 +86,7 @@ def open_redis(url: SecretStr, *, ca_file: str = "", timeout: float = STORE_TIME
     """
     scheme, _, rest = url.get_secret_value().strip().partition("://")
     if scheme in ("redis+cluster", "rediss+cluster"):
-        return _open_cluster(scheme.removesuffix("+cluster"), rest, ca_file=ca_file, timeout=timeout)
+        return _open_cluster(scheme.removesuffix("+cluster"), rest, ca_file=ca_file, ca_text=ca_text, timeout=timeout)
     parts = _split(url, "REDIS_URL", REDIS_ACCEPTED)
     if parts.scheme not in REDIS_SCHEMES:
         raise ConfigurationError(f"REDIS_URL has the scheme {parts.scheme!r}; accepted: {REDIS_ACCEPTED}.")
@@ -109,6 +112,8 @@ def open_redis(url: SecretStr, *, ca_file: str = "", timeout: float = STORE_TIME
         if ca_file:
             _readable(ca_file, "REDIS_CA_FILE")
             options["ssl_ca_certs"] = ca_file
+        elif ca_text:
+            options["ssl_ca_data"] = _certificates(ca_text, "the CA of Redis")
     try:
         client: Redis = Redis.from_url(url.get_secret_value().strip(), **options)
     except ValueError:
@@ -117,7 +122,7 @@ def open_redis(url: SecretStr, *, ca_file: str = "", timeout: float = STORE_TIME
     return client
 
 
-def _open_cluster(scheme: str, rest: str, *, ca_file: str, timeout: float) -> ClusterClient:
+def _open_cluster(scheme: str, rest: str, *, ca_file: str, ca_text: str, timeout: float) -> ClusterClient:
     """Open what follows the scheme of a cluster's URL: [user[:password]@]host[:port],host[:port]...[?options].
 
     `scheme` is that of a single node. Every node, also one that the cluster names later, is opened as the first is.
@@ -132,6 +137,7 @@ def _open_cluster(scheme: str, rest: str, *, ca_file: str, timeout: float) -> Cl
     first = open_redis(
         SecretStr(f"{scheme}://{credentials}{at}{hosts.split(',')[0].strip()}{options}"),
         ca_file=ca_file,
+        ca_text=ca_text,
         timeout=timeout,
     )
     pool = first.connection_pool
@@ -273,6 +279,7 @@ def open_database(
     pgbouncer: bool = False,
     pool_size: int = 5,
     ca_file: str = "",
+    ca_text: str = "",
     timeout: float = STORE_TIMEOUT_SECONDS,
 ) -> Database:
     """Return a database for `url`; nothing is connected yet.
@@ -282,6 +289,7 @@ def open_database(
         pgbouncer: no pool and no prepared statements.
         pool_size: most connections held at once (ignored with `pgbouncer`).
         ca_file: PEM file that signs the server's certificate; "" = the system's.
+        ca_text: what such a file holds, for whoever has no file of it.
         timeout: seconds for connecting and for each statement.
 
     Raises:
@@ -295,16 +303,21 @@ def open_database(
         raise ConfigurationError(f"{name} names no database; accepted: {POSTGRES_ACCEPTED}.")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     mode = options.pop("sslmode", options.pop("ssl", "prefer"))
-    ca = ca_file or options.pop("sslrootcert", "")
+    in_url = options.pop("sslrootcert", "")
+    ca = ca_file or ("" if ca_text else in_url)
     # Asked for by some hosted services and not known to the driver, which always binds when it can.
     options.pop("channel_binding", None)
     plain = urlunsplit(SplitResult("postgresql", parts.netloc, parts.path, urlencode(options), ""))
     return Database(
-        SecretStr(plain), tls=_postgres_tls(mode, ca, name), pgbouncer=pgbouncer, pool_size=pool_size, timeout=timeout
+        SecretStr(plain),
+        tls=_postgres_tls(mode, ca, ca_text, name),
+        pgbouncer=pgbouncer,
+        pool_size=pool_size,
+        timeout=timeout,
     )
 
 
-def _postgres_tls(mode: str, ca_file: str, name: str) -> ssl.SSLContext | str | bool:
+def _postgres_tls(mode: str, ca_file: str, ca_text: str, name: str) -> ssl.SSLContext | str | bool:
     """Translate libpq's sslmode; `require` does not verify, as in libpq, unless a CA is given."""
     if mode == "disable":
         return False
@@ -316,8 +329,10 @@ def _postgres_tls(mode: str, ca_file: str, name: str) -> ssl.SSLContext | str | 
         )
     if ca_file:
         _readable(ca_file, "POSTGRES_CA_FILE")
-    context = ssl.create_default_context(cafile=ca_file or None)
-    if mode == "require" and not ca_file:
+    if ca_text:
+        _certificates(ca_text, "the CA of PostgreSQL")
+    context = ssl.create_default_context(cafile=ca_file or None, cadata=ca_text or None)
+    if mode == "require" and not (ca_file or ca_text):
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     elif mode != "verify-full":
@@ -354,6 +369,17 @@ def _readable(path: str, name: str) -> None:
         raise ConfigurationError(f"{name} names a file that cannot be read as PEM: {path}.") from None
     if "BEGIN CERTIFICATE" not in text:
         raise ConfigurationError(f"{name} names a file without a certificate in it: {path}.")
+
+
+def _certificates(text: str, what: str) -> str:
+    """Return `text`, which must hold certificates that can be read."""
+    try:
+        ssl.create_default_context(cadata=text)
+    except (ssl.SSLError, ValueError):
+        raise ConfigurationError(
+            f"{what} is not a certificate in PEM form; give `-----BEGIN CERTIFICATE-----` and on."
+        ) from None
+    return text
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -7,11 +7,14 @@ newer field must still be served.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
+
+from synapse_operator.naming import PAUSED_ANNOTATION
 
 JsonObject = dict[str, Any]
 """An object of the Kubernetes API as JSON; its shape is the API's, known only where it is read."""
@@ -35,6 +38,12 @@ class ApiModel(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True, extra="ignore")
 
 
+class FreeForm(ApiModel):
+    """A part of a pod that is passed on as it is written; the API server judges it when it is applied."""
+
+    model_config = ConfigDict(extra="allow")
+
+
 class ObjectMeta(ApiModel):
     """The part of `metadata` that we read."""
 
@@ -44,7 +53,12 @@ class ObjectMeta(ApiModel):
     generation: int = 1
     creation_timestamp: str = ""
     deletion_timestamp: str | None = None
-    annotations: dict[str, str] = Field(default_factory=dict)
+    annotations: Mapping[str, str] = {}
+
+    @property
+    def paused(self) -> bool:
+        """Whether its children are to be left alone."""
+        return self.annotations.get(PAUSED_ANNOTATION, "false") != "false"
 
 
 OBJECT_NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"

@@ -42,14 +42,20 @@ _KEPT = (
     "pattern",
     "minItems",
     "maxItems",
+    "maxProperties",
     "required",
+    "x-kubernetes-int-or-string",
+    "x-kubernetes-preserve-unknown-fields",
     "x-kubernetes-validations",
     "x-kubernetes-list-type",
     "x-kubernetes-list-map-keys",
 )
 """Keywords that mean the same to pydantic and to the API server, in the order in which they are written."""
 
-_NESTED = ("properties", "items")
+_NESTED = ("properties", "items", "additionalProperties")
+
+_UNTYPED = "x-kubernetes-int-or-string"
+"""A quantity: a number or a text, and the only thing that has no type."""
 
 
 def crd(resource: Resource) -> JsonObject:
@@ -126,16 +132,22 @@ def structural_schema(model: type[BaseModel]) -> JsonObject:
 def _structural(schema: JsonObject, definitions: JsonObject, where: str) -> JsonObject:
     schema = _inlined(schema, definitions, where)
     result = {key: value for key, value in schema.items() if key in _KEPT}
-    if result.get("default", ...) in (None, []):
+    # The default of an object is one that the model says to be {}; an empty map says nothing.
+    empty: tuple[object, ...] = (None, []) if "properties" in schema else (None, [], {})
+    if result.get("default", ...) in empty:
         del result["default"]
-    if "properties" in schema:
+    if schema.get("properties"):
         result["properties"] = {
             name: _structural(field, definitions, f"{where}.{name}") for name, field in schema["properties"].items()
         }
     if "items" in schema:
         result["items"] = _structural(schema["items"], definitions, f"{where}[]")
+    if schema.get("additionalProperties") is True:  # of a model that keeps what it does not know
+        result["x-kubernetes-preserve-unknown-fields"] = True
+    elif "additionalProperties" in schema:
+        result["additionalProperties"] = _structural(schema["additionalProperties"], definitions, f"{where}{{}}")
     unknown = sorted(schema.keys() - {*_KEPT, *_NESTED, "title", "$defs"})
-    if unknown or "type" not in result:
+    if unknown or ("type" not in result and _UNTYPED not in result):
         raise ValueError(f"{where}: a structural schema cannot say this: {', '.join(unknown) or 'no type'}")
     return {key: result[key] for key in (*_KEPT, *_NESTED) if key in result}
 

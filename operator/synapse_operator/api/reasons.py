@@ -34,6 +34,7 @@ class ConditionType(_Documented):
     BACKEND_EXCLUSIVE = "BackendExclusive", "True: no other SynapseScale uses the same Redis"
     CHILDREN_APPLIED = "ChildrenApplied", "True: every object that belongs to the scale is as it should be"
     DEFINITIONS_SYNCED = "DefinitionsSynced", "True: PostgreSQL holds the definitions as the sources of spec.sync say"
+    PAUSED = "Paused", "True: the annotation scale.synapseorch.com/paused is there, and the operator changes nothing"
 
 
 class Reason(_Documented):
@@ -47,6 +48,7 @@ class Reason(_Documented):
     # Reconciling
     SETTLED = "Settled", "nothing is under way"
     ROLLING_OUT = "RollingOut", "pods are being created, replaced or removed"
+    DRAINING = "Draining", "shards that are wanted no more work off what they hold; their workers go afterwards"
     APPLYING = "Applying", "objects of the scale are still to be written"
     # Stalled
     NOTHING_TO_DO = "NothingToDo", "nothing needs attention"
@@ -80,6 +82,10 @@ class Reason(_Documented):
         "BackendShared",
         "Redis is marked as another SynapseScale's; rows of tenants that are gone are not deleted",
     )
+    TOPOLOGY_NOT_WRITTEN = (
+        "TopologyNotWritten",
+        "the row that tells producers which queues to use could not be changed; it is tried again",
+    )
     # children
     APPLIED = "Applied", "every object is as it should be"
     FROZEN = "Frozen", "children are left as they are until the reason of Stalled is repaired"
@@ -88,6 +94,11 @@ class Reason(_Documented):
     KIND_ABSENT = "KindAbsent", "the cluster does not know a kind that is needed"
     NAME_TAKEN = "NameTaken", "an object with the name of a child exists and belongs to somebody else"
     CLUSTER_UNAVAILABLE = "ClusterUnavailable", "the API server did not answer; it is tried again"
+    PAUSED_BY_ANNOTATION = (
+        "PausedByAnnotation",
+        "the annotation scale.synapseorch.com/paused is there; remove it to go on",
+    )
+    NOT_PAUSED = "NotPaused", "the operator keeps the children as they should be"
     # pods
     UNSCHEDULABLE = "Unschedulable", "no node has room for a pod, or none fits"
     IMAGE_PULL_FAILED = "ImagePullFailed", "the image of the workers cannot be pulled"

@@ -82,12 +82,16 @@ def _fields(path: str, schema: JsonObject) -> Iterator[tuple[str, ...]]:
         default = "required" if name in required else json.dumps(field["default"]) if "default" in field else "none"
         yield f"`{here}`", _type(field), default, _accepted(field), field.get("description", "")
         yield from _fields(here, field)
-        if field["type"] == "array":
+        if "items" in field:
             yield from _fields(f"{here}[]", field["items"])
 
 
 def _type(field: JsonObject) -> str:
-    return f"list of {_type(field['items'])}" if field["type"] == "array" else str(field["type"])
+    if "items" in field:
+        return f"list of {_type(field['items'])}"
+    if "additionalProperties" in field:
+        return f"map to {_type(field['additionalProperties'])}"
+    return str(field.get("type", "integer or string"))
 
 
 def _accepted(field: JsonObject) -> str:
@@ -95,8 +99,8 @@ def _accepted(field: JsonObject) -> str:
         return ", ".join(str(value) for value in field["enum"])
     if "minimum" in field:
         return f"{field['minimum']} to {field['maximum']}" if "maximum" in field else f"{field['minimum']} and more"
-    if "maxItems" in field:
-        return f"at most {field['maxItems']} entries"
+    if "maxItems" in field or "maxProperties" in field:
+        return f"at most {field.get('maxItems', field.get('maxProperties'))} entries"
     if "maxLength" in field:
         return f"{field.get('minLength', 0)} to {field['maxLength']} characters"
     return ""
@@ -107,6 +111,8 @@ def _rules(path: str, schema: JsonObject) -> Iterator[tuple[str, str]]:
         yield f"`{path}`", rule["message"]
     for name, field in schema.get("properties", {}).items():
         yield from _rules(f"{path}.{name}", field)
+    if "items" in schema:
+        yield from _rules(f"{path}[]", schema["items"])
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:

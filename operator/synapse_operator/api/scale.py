@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
 from synapse_operator.api.common import (
     ApiModel,
     Condition,
+    FreeForm,
     JsonObject,
     LocalObjectReference,
     ObjectMeta,
@@ -28,20 +29,17 @@ from synapse_operator.api.common import (
     rule,
 )
 from synapse_operator.api.reasons import ConditionType
+from synapse_operator.api.workers import PoolSpec, WorkersOverride, WorkersSpec
 from synapse_operator.naming import SCALE_KIND, SCALE_PLURAL, SYNC_LABEL, SYNC_NOW_ANNOTATION
-from synapse_worker.contract import BY_NAME, MAX_SHARDS, PROCESS_MARGIN_SECONDS, Variable
+from synapse_worker.contract import BY_NAME, MAX_SHARDS, TENANT_ID_MAX_LENGTH
+from synapse_worker.routing import HIGHEST_PRIORITY
 
 URL_MAX_LENGTH = 2048
-
-MAX_REPLICAS = 1000
 
 MAX_SOURCES = 32
 MAX_SYNC_ERRORS = 20
 MAX_SYNC_MESSAGE = 1000
 MAX_SYNC_NOW = 253
-
-DEFAULT_DRAIN_SECONDS = 300
-"""Longer than the image's own default, which has to fit Docker: a model's answer may take minutes."""
 
 # A colon and later an @: a password. Without the second pattern, a URL with host and port and an @ in its
 # query would count too. A password with an unencoded / or ? in it makes the URL invalid, but it would be
@@ -66,16 +64,6 @@ def _exactly_one_url(store: str) -> ConfigDict:
 
 def _scheme(store: str, pattern: str, accepted: str) -> JsonObject:
     return rule(f"self.matches('{pattern}')", f"{store}: url must start with {accepted}")
-
-
-def _accepted(variable: Variable) -> str:
-    return f"Range: {variable.minimum} to {variable.maximum}."
-
-
-_CONCURRENCY = BY_NAME["WORKER_CONCURRENCY"]
-_JOB_TIMEOUT = BY_NAME["WORKER_JOB_TIMEOUT"]
-_MAX_RETRIES = BY_NAME["WORKER_MAX_RETRIES"]
-_DRAIN = BY_NAME["WORKER_DRAIN_SECONDS"]
 
 
 class RedisSpec(ApiModel):
@@ -112,6 +100,13 @@ class RedisSpec(ApiModel):
             ]
         },
     )
+    ca_secret_ref: SecretKeySelector | None = Field(
+        default=None,
+        description=(
+            "Key of a Secret that holds the certificates (PEM) that the server's certificate is checked with, when "
+            "it is not signed by a public authority. Unset: those of the system."
+        ),
+    )
 
 
 class PostgresSpec(ApiModel):
@@ -142,6 +137,13 @@ class PostgresSpec(ApiModel):
             ]
         },
     )
+    ca_secret_ref: SecretKeySelector | None = Field(
+        default=None,
+        description=(
+            "Key of a Secret that holds the certificates (PEM) that the server's certificate is checked with, when "
+            "it is not signed by a public authority. Unset: those of the system."
+        ),
+    )
     pgbouncer: bool = Field(
         default=False,
         description=(
@@ -151,78 +153,142 @@ class PostgresSpec(ApiModel):
     )
 
 
+class RouteSpec(ApiModel):
+    """Jobs that go to a shard of their own."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                rule(
+                    "(has(self.tenants) && size(self.tenants) > 0) || has(self.minPriority)",
+                    "queue.routes: give tenants, minPriority or both; a route of neither would take every job",
+                )
+            ]
+        }
+    )
+
+    shard: int = Field(
+        ge=0, le=MAX_SHARDS - 1, description=f"Index of the shard. Range: 0 to {MAX_SHARDS - 1}. No default."
+    )
+    tenants: tuple[
+        Annotated[str, Field(min_length=1, max_length=TENANT_ID_MAX_LENGTH, description="A tenant id.")], ...
+    ] = Field(
+        default=(),
+        max_length=256,
+        description="Tenants whose jobs go there. Default: those of every tenant.",
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+    min_priority: int | None = Field(
+        default=None,
+        ge=0,
+        le=HIGHEST_PRIORITY,
+        description=f"Lowest priority of jobs that go there. Range: 0 to {HIGHEST_PRIORITY}. Unset: every priority.",
+    )
+
+
+_SHARD_INDEXES = "[" + ", ".join(str(shard) for shard in range(MAX_SHARDS)) + "]"
+
+
 class QueueSpec(ApiModel):
     """How jobs are spread over queues."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                rule(
+                    "!has(self.routes) || self.routes.all(route, route.shard < self.shards)",
+                    "queue.routes: a route names a shard that does not exist; the shards are 0 to queue.shards - 1",
+                ),
+                rule(
+                    "!has(self.routes) || size(self.routes) == 0"
+                    f" || {_SHARD_INDEXES}.exists(shard, shard < self.shards"
+                    " && !self.routes.exists(route, route.shard == shard))",
+                    "queue.routes: every shard is named by a route; leave one at least for all other jobs, or raise "
+                    "queue.shards",
+                ),
+            ]
+        }
+    )
 
     shards: int = Field(
         default=1,
         ge=1,
         le=MAX_SHARDS,
         description=(
-            f"Number of queues, each with a Deployment of its own. Range: 1 to {MAX_SHARDS}; this release accepts 1 "
-            "only, the queue `default` that every Synapse main instance enqueues to. Default: 1."
+            "Number of queues, each with a Deployment of its own. Jobs are spread over them by run; the queue "
+            "`default`, which main instances enqueue to, is served by shard 0 always. When it is lowered, the shards "
+            f"above are emptied before their workers go. Range: 1 to {MAX_SHARDS}. Default: 1."
         ),
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                rule(
-                    "self == 1",
-                    "queue.shards: this release accepts 1 only, the queue `default`; "
-                    "spread the load with workers.replicas",
-                )
-            ]
-        },
+    )
+    routes: tuple[RouteSpec, ...] = Field(
+        default=(),
+        max_length=MAX_SHARDS,
+        description=(
+            "Jobs that go to shards of their own, which all other jobs keep away from; the first route that takes a "
+            "job wins. Default: none."
+        ),
     )
 
 
-class WorkersSpec(ApiModel):
-    """The workers of each shard."""
+class TenancySpec(ApiModel):
+    """Whose runs these are, and whether each tenant has a queue of its own."""
 
-    replicas: int = Field(
-        default=1,
-        ge=0,
-        le=MAX_REPLICAS,
+    isolation: bool = Field(
+        default=False,
         description=(
-            "Worker pods for each shard; `kubectl scale` changes this field. 0 = no worker, jobs wait. "
-            f"Range: 0 to {MAX_REPLICAS}. Default: 1."
+            "Whether each tenant has a queue of its own, which the tenant pool serves by turns: a tenant with many "
+            "jobs holds up nobody else. When it is switched off, the queues are emptied before the pool goes. "
+            "Default: false."
         ),
     )
-    concurrency: int | None = Field(
+    pool: WorkersOverride = Field(
+        default_factory=WorkersOverride,
+        description=(
+            "The workers of the tenant pool, where they are otherwise than spec.workers says. Default: as spec.workers."
+        ),
+        json_schema_extra={"default": {}},
+    )
+
+    default_tenant_id: str | None = Field(
         default=None,
-        ge=_CONCURRENCY.minimum,
-        le=_CONCURRENCY.maximum,
+        min_length=1,
+        max_length=TENANT_ID_MAX_LENGTH,
         description=(
-            f"Jobs that one worker runs at once. {_accepted(_CONCURRENCY)} Unset: the setting stored in Postgres "
-            f"(`{_CONCURRENCY.stored}`), else {_CONCURRENCY.default}."
+            f"Tenant of a run that names none; 1 to {TENANT_ID_MAX_LENGTH} characters. "
+            f"Unset: `{BY_NAME['DEFAULT_TENANT_ID'].default}`."
         ),
     )
-    job_timeout_seconds: int | None = Field(
-        default=None,
-        ge=_JOB_TIMEOUT.minimum,
-        le=_JOB_TIMEOUT.maximum,
+
+
+class NetworkPolicySpec(ApiModel):
+    """Who may talk to the workers, and to whom they may talk."""
+
+    enabled: bool = Field(
+        default=False,
         description=(
-            "Seconds of work, over all workers that had the job and without waiting time, until a job is cancelled "
-            f"and its run is marked failed. {_accepted(_JOB_TIMEOUT)} Unset: the setting stored in Postgres "
-            f"(`{_JOB_TIMEOUT.stored}`), else {_JOB_TIMEOUT.default}."
+            "Whether workers get a NetworkPolicy: in, only the port of probes and metrics; out, only DNS, the hosts' "
+            "ports of both stores, cloud credentials (169.254.169.254, 169.254.170.2, 169.254.170.23) and port 443. It "
+            "needs a network plugin that enforces policies. Default: false."
         ),
     )
-    max_retries: int | None = Field(
-        default=None,
-        ge=_MAX_RETRIES.minimum,
-        le=_MAX_RETRIES.maximum,
+    extra_egress: tuple[FreeForm, ...] = Field(
+        default=(),
+        max_length=64,
         description=(
-            "Retries after a failed execution before the job goes to the dead-letter queue (3 = up to 4 executions); "
-            f"stopped or lost workers cost none. {_accepted(_MAX_RETRIES)} Unset: the setting stored in Postgres "
-            f"(`{_MAX_RETRIES.stored}`), else {_MAX_RETRIES.default}."
+            "More that workers may reach, as in `egress` of a NetworkPolicy, for example a model server in the "
+            "cluster; checked when applied. Default: none."
         ),
     )
-    drain_timeout_seconds: int = Field(
-        default=DEFAULT_DRAIN_SECONDS,
-        ge=_DRAIN.minimum,
-        le=_DRAIN.maximum,
+
+
+class PodDisruptionBudgetSpec(ApiModel):
+    """How many workers an eviction may take at once."""
+
+    enabled: bool = Field(
+        default=True,
         description=(
-            "Longest time in seconds that a worker which is told to stop may stay inside one step; its jobs go to "
-            "other workers at the next step anyway. The pod's grace period is "
-            f"{PROCESS_MARGIN_SECONDS} seconds more. {_accepted(_DRAIN)} Default: {DEFAULT_DRAIN_SECONDS}."
+            "Whether each shard has a PodDisruptionBudget that lets one worker go at a time, and any that is not "
+            "ready. Default: true."
         ),
     )
 
@@ -281,6 +347,18 @@ class SyncSpec(ApiModel):
 class SynapseScaleSpec(ApiModel):
     """What is wanted."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                rule(
+                    "!has(self.pools) || self.pools.all(a, self.pools.all(b, a.name == b.name"
+                    " || !sets.intersects(a.shards, b.shards)))",
+                    "pools: a shard is in two pools; each shard is in one at most",
+                )
+            ]
+        }
+    )
+
     enabled: bool = Field(
         default=True,
         description=(
@@ -336,6 +414,36 @@ class SynapseScaleSpec(ApiModel):
         ),
         json_schema_extra={"default": {}},
     )
+    pools: tuple[PoolSpec, ...] = Field(
+        default=(),
+        max_length=16,
+        description="Shards whose workers are otherwise than spec.workers says. Default: none.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    tenancy: TenancySpec = Field(
+        default_factory=TenancySpec,
+        description="Whose runs these are. Default: those of the tenant `default`.",
+        json_schema_extra={"default": {}},
+    )
+    network_policy: NetworkPolicySpec = Field(
+        default_factory=NetworkPolicySpec,
+        description="Who may talk to the workers, and to whom they may talk. Default: no NetworkPolicy.",
+        json_schema_extra={"default": {}},
+    )
+    pod_disruption_budget: PodDisruptionBudgetSpec = Field(
+        default_factory=PodDisruptionBudgetSpec,
+        description="How many workers of a shard an eviction may take at once. Default: one.",
+        json_schema_extra={"default": {}},
+    )
+
+    def pool_of(self, shard: int) -> PoolSpec | None:
+        """Return the pool that a shard is in; None = the workers of `workers`."""
+        return next((pool for pool in self.pools if shard in pool.shards), None)
+
+    def workers_of(self, shard: int) -> WorkersSpec:
+        """Return what the workers of a shard are like."""
+        pool = self.pool_of(shard)
+        return self.workers if pool is None else self.workers.overridden(pool)
 
 
 class WorkersStatus(ApiModel):
@@ -356,6 +464,47 @@ class WorkersStatus(ApiModel):
     )
 
 
+class EffectiveValue(ApiModel):
+    """A setting as workers that start now get it."""
+
+    value: int = Field(description="The value.")
+    source: Literal["Spec", "Stored", "Default"] = Field(
+        description="Spec: the field. Stored: the setting saved in PostgreSQL. Default: that of the image."
+    )
+
+
+class EffectiveStatus(ApiModel):
+    """Settings that may come from several places. Absent: the spec is silent and PostgreSQL cannot be asked."""
+
+    concurrency: EffectiveValue | None = Field(default=None, description="Jobs that one worker runs at once.")
+    job_timeout_seconds: EffectiveValue | None = Field(
+        default=None, description="Seconds of work until a job is cancelled."
+    )
+    max_retries: EffectiveValue | None = Field(default=None, description="Retries after a failed execution.")
+
+
+class ShardStatus(ApiModel):
+    """One shard as it is."""
+
+    name: str = Field(max_length=63, description="Index of the shard, or `tenants` for the pool of tenants' queues.")
+    queue: str = Field(max_length=63, description="Queues that its workers serve, as in WORKER_QUEUE_SHARD.")
+    pool: str | None = Field(default=None, max_length=63, description="Its pool. Absent: workers as in spec.workers.")
+    desired: int = Field(ge=0, description="Worker pods that are wanted.")
+    ready: int = Field(ge=0, description="Worker pods that answer their readiness probe.")
+    queued: int | None = Field(
+        default=None, ge=0, description="Jobs that wait for a worker. Absent: Redis cannot be asked."
+    )
+    active: int | None = Field(
+        default=None, ge=0, description="Jobs that a worker holds a lease on. Absent: Redis cannot be asked."
+    )
+    state: Literal["Active", "Draining", "Idle"] = Field(
+        description=(
+            "Active: new jobs come here. Draining: none do any more; what is here is worked off, then the workers go. "
+            "Idle: none do yet, as its workers or those of other new shards are not ready."
+        )
+    )
+
+
 class QueueStatus(ApiModel):
     """The queues as they are, written at most every 15 seconds. Absent: the store could not be asked."""
 
@@ -364,6 +513,13 @@ class QueueStatus(ApiModel):
     )
     active: int | None = Field(
         default=None, ge=0, description="Jobs that a worker holds a lease on. Absent: Redis cannot be asked."
+    )
+    parked: int | None = Field(
+        default=None,
+        ge=0,
+        description=(
+            "Jobs of `queued` that wait because their tenants run as many as they may. Absent: Redis cannot be asked."
+        ),
     )
     oldest_seconds: int | None = Field(
         default=None,
@@ -420,7 +576,7 @@ class SynapseScaleStatus(ApiModel):
         max_length=32,
         description=(
             "Ready, Reconciling, Stalled (as kstatus reads them), RedisReachable, RedisSafe, PostgresReachable, "
-            "BackendExclusive, ChildrenApplied and DefinitionsSynced; reasons: docs/crd-reference.md."
+            "BackendExclusive, ChildrenApplied, DefinitionsSynced and Paused; reasons: docs/crd-reference.md."
         ),
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
@@ -438,6 +594,21 @@ class SynapseScaleStatus(ApiModel):
     )
     sync: SyncStatus | None = Field(
         default=None, description="The last sync of definitions. Absent: there was none, or no source is named."
+    )
+    shards: tuple[ShardStatus, ...] = Field(
+        default=(),
+        max_length=128,
+        description="The shards one by one, figures at most every 15 seconds.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    unserved_queues: tuple[Annotated[str, Field(max_length=255, description="Name of a queue.")], ...] = Field(
+        default=(),
+        max_length=1024,
+        description="Queues that hold jobs and are to have no worker: an order of the spec, such as replicas 0.",
+    )
+    effective: EffectiveStatus | None = Field(
+        default=None,
+        description="Settings that the spec, the stored ones or the image decide, for workers of no pool.",
     )
     image: str | None = Field(default=None, max_length=1024, description="Image that the workers are given.")
 

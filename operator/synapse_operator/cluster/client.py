@@ -32,6 +32,8 @@ PARALLEL_CALLS = 16
 
 APPLY_PATCH = "application/apply-patch+yaml"
 
+_UNREADABLE_APPLY = ("failed to create typed patch object", "failed to convert new object")
+
 _VERBS = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 
@@ -145,7 +147,9 @@ class Client(ApiClient):
             reason, message = _said(error.body or "")
             if status == 404:
                 raise ApiNotFound(status, reason, message) from None
-            if status == 429 or status >= 500 or status < 400:
+            # What a server-side apply cannot even read comes as a 500; only its sender can repair it.
+            unreadable = message.startswith(_UNREADABLE_APPLY)
+            if (status == 429 or status >= 500 or status < 400) and not unreadable:
                 raise ApiUnavailable(f"The API server cannot serve now ({status} {reason}): {message}") from None
             raise ApiRefused(status, reason, message) from None
 

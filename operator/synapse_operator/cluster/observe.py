@@ -7,7 +7,7 @@ Everything is read afresh for each reconcile (level, not edge). What was read is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,8 +15,9 @@ from pydantic import SecretStr
 
 from synapse_operator import naming
 from synapse_operator.api.common import JsonObject, SecretKeySelector
-from synapse_operator.api.scale import SynapseScale
+from synapse_operator.api.scale import PostgresSpec, RedisSpec, SynapseScale
 from synapse_operator.cluster.client import Client, path
+from synapse_operator.desired.shards import SHARD_NAMES, is_used, wanted_topology
 from synapse_operator.echo import Version
 from synapse_operator.errors import ApiNotFound, ApiRefused
 from synapse_operator.naming import Kind
@@ -107,7 +108,13 @@ async def read_children(client: Client, scale: SynapseScale) -> tuple[Child, ...
     lists = await asyncio.gather(*(_list(client, kind, namespace, selector) for kind in Kind))
     children = [child for found in lists for child in found]
     present = {child.ref for child in children}
-    expected = naming.expected_refs(namespace, name, shards=scale.spec.queue.shards)
+    expected = naming.expected_refs(
+        namespace,
+        name,
+        shards=[name for name in SHARD_NAMES if is_used(wanted_topology(scale), name)],
+        budgets=scale.spec.pod_disruption_budget.enabled,
+        network_policy=scale.spec.network_policy.enabled,
+    )
     others = await asyncio.gather(*(_read(client, ref) for ref in expected if ref not in present))
     return (*children, *(child for child in others if child is not None))
 
@@ -124,18 +131,37 @@ async def read_pods(client: Client, scale: SynapseScale, children: Iterable[Chil
     return tuple(Pod.read(item) for item in answer.get("items") or ())
 
 
-async def read_urls(client: Client, scale: SynapseScale) -> tuple[SecretLookup, SecretLookup]:
-    """Return the URLs of Redis and of PostgreSQL, from the spec or from the Secrets that it names."""
+class StoreSecrets(NamedTuple):
+    """What the spec and its Secrets say of the stores; fields as in `observed.Observed`."""
+
+    redis_url: SecretLookup
+    postgres_url: SecretLookup
+    redis_ca: SecretLookup | None
+    postgres_ca: SecretLookup | None
+
+
+async def read_store_secrets(client: Client, scale: SynapseScale) -> StoreSecrets:
+    """Return URLs and certificates of Redis and of PostgreSQL, from the spec or from the Secrets that it names."""
     redis, postgres = scale.spec.redis, scale.spec.postgres
-    selectors = (redis.url_secret_ref, postgres.url_secret_ref)
+    selectors = (redis.url_secret_ref, postgres.url_secret_ref, redis.ca_secret_ref, postgres.ca_secret_ref)
     names = sorted({selector.name for selector in selectors if selector is not None})
     namespace = scale.metadata.namespace
     answers = await asyncio.gather(*(_named(client, namespace, "secrets", name) for name in names))
     secrets = dict(zip(names, answers, strict=True))
-    return (
-        _lookup(redis.url_secret_ref, redis.url, secrets),
-        _lookup(postgres.url_secret_ref, postgres.url, secrets),
-    )
+
+    def look_up(selector: SecretKeySelector, content: str) -> SecretLookup:
+        secret = secrets[selector.name]
+        return secret if isinstance(secret, Unknown) else read_secret_key(secret, selector, content)
+
+    def url(store: RedisSpec | PostgresSpec) -> SecretLookup:
+        selector = store.url_secret_ref
+        return Found(SecretStr(store.url or "")) if selector is None else look_up(selector, "the URL")
+
+    def ca(store: RedisSpec | PostgresSpec) -> SecretLookup | None:
+        selector = store.ca_secret_ref
+        return None if selector is None else look_up(selector, "the certificates")
+
+    return StoreSecrets(url(redis), url(postgres), ca(redis), ca(postgres))
 
 
 async def read_sources(client: Client, namespace: str, refs: Sequence[SourceRef]) -> list[JsonObject | Unknown | None]:
@@ -146,15 +172,6 @@ async def read_sources(client: Client, namespace: str, refs: Sequence[SourceRef]
     """
     plurals = {SourceKind.CONFIG_MAP: "configmaps", SourceKind.SECRET: "secrets"}
     return await asyncio.gather(*(_named(client, namespace, plurals[ref.kind], ref.name) for ref in refs))
-
-
-def _lookup(
-    selector: SecretKeySelector | None, url: str | None, secrets: Mapping[str, JsonObject | Unknown | None]
-) -> SecretLookup:
-    if selector is None:
-        return Found(SecretStr(url or ""))
-    secret = secrets[selector.name]
-    return secret if isinstance(secret, Unknown) else read_secret_key(secret, selector)
 
 
 async def _named(client: Client, namespace: str, plural: str, name: str) -> JsonObject | Unknown | None:

@@ -11,12 +11,20 @@ from synapse_operator.api.reasons import Reason
 from synapse_operator.api.scale import SynapseScale
 from synapse_operator.desired.configmap import environment_config_map
 from synapse_operator.desired.deployment import worker_deployment
-from synapse_operator.desired.environment import POSTGRES_URL, REDIS_URL, worker_environment
+from synapse_operator.desired.environment import (
+    POSTGRES_CA,
+    POSTGRES_URL,
+    REDIS_CA,
+    REDIS_URL,
+    stored_settings,
+    worker_environment,
+)
 from synapse_operator.desired.model import Blocked, Desired
+from synapse_operator.desired.networkpolicy import worker_network_policy
 from synapse_operator.desired.pdb import worker_disruption_budget
-from synapse_operator.desired.replicas import wanted_replicas
 from synapse_operator.desired.service import metrics_service
 from synapse_operator.desired.serviceaccount import worker_service_account
+from synapse_operator.desired.shards import deployment_of, flip_of, shards_of, workers_of
 from synapse_operator.observed import Found, KeyMissing, Observed, SecretLookup, SecretMissing, Unusable
 
 __all__ = ["Blocked", "Desired", "desired_for_scale"]
@@ -29,46 +37,53 @@ def desired_for_scale(
 
     Args:
         scale: what the user wants.
-        observed: what is there: the store URLs, and for `enabled: false` the load and the present replicas.
+        observed: what is there: what the Secrets say, and for `enabled: false` the load and the present replicas.
         default_image: image of workers whose spec names none.
         hash_key: the installation's own key for fingerprints of Secrets (`naming.secret_fingerprint`); another
             key rolls all pods once.
     """
-    urls = {}
+    secrets = {}
     for name, field, lookup in (
         (REDIS_URL, "redis.urlSecretRef", observed.redis_url),
         (POSTGRES_URL, "postgres.urlSecretRef", observed.postgres_url),
+        (REDIS_CA, "redis.caSecretRef", observed.redis_ca),
+        (POSTGRES_CA, "postgres.caSecretRef", observed.postgres_ca),
     ):
+        if lookup is None:
+            continue
         if not isinstance(lookup, Found):
             return Blocked(_reason(lookup), f"{field}: {lookup.sentence}")
-        urls[name] = lookup.value
+        secrets[name] = lookup.value
     if isinstance(observed.redis, Unusable):
         return Blocked(Reason.REDIS_UNUSABLE, observed.redis.sentence)
     if isinstance(observed.postgres, Unusable):
         return Blocked(Reason.POSTGRES_UNUSABLE, observed.postgres.sentence)
 
     image = scale.spec.image or default_image
-    replicas = wanted_replicas(scale, observed)
-    account = worker_service_account(scale)
-    manifests = [account]
-    for shard in range(scale.spec.queue.shards):
-        config_map = environment_config_map(scale, worker_environment(scale, shard))
-        if config_map not in manifests:
-            manifests.append(config_map)
-        manifests.append(
-            worker_deployment(
-                scale,
-                shard,
-                replicas=replicas,
-                image=image,
-                config_map=config_map,
-                urls=urls,
-                hash_key=hash_key,
-            )
+    shards = shards_of(scale, observed)
+    manifests = [worker_service_account(scale)]
+    if scale.spec.network_policy.enabled:
+        manifests.append(worker_network_policy(scale, secrets))
+    for shard in shards:
+        workers = workers_of(scale, shard.name)
+        environment = worker_environment(scale, workers, shard.serves)
+        config_map = environment_config_map(scale, environment)
+        live = deployment_of(scale, observed, shard.name)
+        deployment = worker_deployment(
+            scale,
+            shard,
+            workers,
+            image=image,
+            config_map=config_map,
+            stored=stored_settings(observed, workers, environment, live),
+            secrets=secrets,
+            hash_key=hash_key,
         )
-        manifests.append(worker_disruption_budget(scale, shard))
+        manifests += [config_map, deployment]
+        if scale.spec.pod_disruption_budget.enabled:
+            manifests.append(worker_disruption_budget(scale, shard.name))
     manifests.append(metrics_service(scale))
-    return Desired(tuple(manifests), replicas, replicas * scale.spec.queue.shards, image)
+    return Desired(tuple(manifests), shards, flip_of(scale, observed), image)
 
 
 def _reason(lookup: SecretLookup) -> Reason:

@@ -13,17 +13,20 @@ from pydantic import SecretStr
 
 from synapse_operator import naming
 from synapse_operator.api.common import JsonObject
+from synapse_operator.api.overlay import Resources, SpreadConstraint, rendered
 from synapse_operator.api.scale import SynapseScale
-from synapse_operator.desired.environment import DATA_DIR, HEALTH_PORT, POSTGRES_URL, REDIS_URL, url_variable
+from synapse_operator.api.workers import WorkersSpec
+from synapse_operator.desired.environment import CA_FILE, POSTGRES_URL, REDIS_URL, url_variable
 from synapse_operator.desired.manifest import Manifest, manifest
 from synapse_operator.desired.service import METRICS_PORT_NAME
+from synapse_operator.desired.shards import Shard
 from synapse_operator.naming import Kind
 from synapse_worker import contract
 from synapse_worker.contract import ProbeTiming
 
 CONTAINER = "worker"
 
-RESOURCES: JsonObject = {
+DEFAULT_RESOURCES: Mapping[str, Mapping[str, str]] = {
     # An idle worker with its interpreters takes 150 MB; ten agent steps with their answers take a few hundred.
     "requests": {"cpu": "100m", "memory": "256Mi"},
     "limits": {"cpu": "2", "memory": "1Gi"},
@@ -32,44 +35,56 @@ RESOURCES: JsonObject = {
 SCRATCH_LIMIT = "1Gi"
 """Of each writable folder; without a bound one job could fill the node's disk."""
 
+DEFAULT_SPREAD = tuple(
+    SpreadConstraint(topology_key=key) for key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
+)
+"""Soft: a zone or node that has no room must not keep a worker from starting. Given at all, these replace the
+scheduler's own defaults, so nodes are named too."""
+
 OLD_REPLICA_SETS = 1
 """Kept for `kubectl rollout undo`; `plan` keeps the ConfigMap that belongs to it."""
 
 
 def worker_deployment(
     scale: SynapseScale,
-    shard: int,
+    shard: Shard,
+    workers: WorkersSpec,
     *,
-    replicas: int,
     image: str,
     config_map: Manifest,
-    urls: Mapping[str, SecretStr],
+    stored: str,
+    secrets: Mapping[str, SecretStr],
     hash_key: SecretStr,
 ) -> Manifest:
     """Return the Deployment that serves `shard`.
 
     Args:
         scale: the owner.
-        shard: index of the shard.
-        replicas: worker pods.
+        shard: the shard.
+        workers: what its workers are like; how many there are says `shard`.
         image: their image.
         config_map: the ConfigMap with their variables.
-        urls: variable -> URL of a store; only a keyed fingerprint of it gets into the manifest.
+        stored: hash of the stored settings that they read at their start.
+        secrets: variable -> what a worker reads from a Secret (URLs, certificates); only a keyed fingerprint of them
+            gets into the manifest.
         hash_key: key of that fingerprint.
     """
     name = scale.metadata.name
-    selector = naming.shard_selector(name, shard)
+    selector = naming.shard_selector(name, shard.name)
     labels = naming.child_labels(name) | selector
-    environment: dict[str, str] = config_map.body["data"]
-    config_hash = naming.content_hash(
-        {
-            "image": image,
-            "environment": environment,
-            "urls": naming.secret_fingerprint(urls, scale_uid=scale.metadata.uid, key=hash_key),
-        }
-    )
+    pod: JsonObject = {
+        "metadata": {
+            "labels": {**workers.template.labels, **labels},
+            "annotations": {**workers.template.annotations, naming.STORED_ANNOTATION: stored},
+        },
+        "spec": _pod_spec(scale, workers, selector, image, config_map.ref.name),
+    }
+    # The pod names the ConfigMap, whose name is a hash of what is in it.
+    fingerprint = naming.secret_fingerprint(secrets, scale_uid=scale.metadata.uid, key=hash_key)
+    config_hash = naming.content_hash({"pod": pod, "secrets": fingerprint})
+    pod["metadata"]["annotations"][naming.CONFIG_HASH_ANNOTATION] = config_hash
     spec = {
-        "replicas": replicas,
+        "replicas": shard.replicas,
         "revisionHistoryLimit": OLD_REPLICA_SETS,
         "selector": {"matchLabels": selector},
         "strategy": {
@@ -80,30 +95,32 @@ def worker_deployment(
             # and not 1, since hundreds of workers, one after the other, would take an hour.
             "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": 0},
         },
-        "template": {
-            "metadata": {"labels": labels, "annotations": {naming.CONFIG_HASH_ANNOTATION: config_hash}},
-            "spec": _pod_spec(scale, selector, image, config_map.ref.name),
-        },
+        "template": pod,
     }
-    return manifest(scale, Kind.DEPLOYMENT, naming.deployment_name(name, shard), {"spec": spec}, labels=selector)
+    return manifest(scale, Kind.DEPLOYMENT, naming.deployment_name(name, shard.name), {"spec": spec}, labels=selector)
 
 
-def _pod_spec(scale: SynapseScale, selector: Mapping[str, str], image: str, config_map: str) -> JsonObject:
-    spec = scale.spec
-    container = {
+def _pod_spec(
+    scale: SynapseScale, workers: WorkersSpec, selector: Mapping[str, str], image: str, config_map: str
+) -> JsonObject:
+    spec, overlay = scale.spec, workers.template
+    volumes = _volumes(scale)
+    container: JsonObject = {
         "name": CONTAINER,
         "image": image,
         "imagePullPolicy": spec.image_pull_policy,
-        "envFrom": [{"configMapRef": {"name": config_map}}],
+        # Of several sources the last one wins, and `env` over all of them.
+        "envFrom": [*map(rendered, overlay.env_from), {"configMapRef": {"name": config_map}}],
         "env": [
             url_variable(REDIS_URL, spec.redis.url_secret_ref, spec.redis.url),
             url_variable(POSTGRES_URL, spec.postgres.url_secret_ref, spec.postgres.url),
+            *map(rendered, overlay.env),
         ],
-        "ports": [{"name": METRICS_PORT_NAME, "containerPort": HEALTH_PORT, "protocol": "TCP"}],
+        "ports": [{"name": METRICS_PORT_NAME, "containerPort": workers.health_port, "protocol": "TCP"}],
         "startupProbe": _probe("/startupz", contract.STARTUP_PROBE),
         "readinessProbe": _probe("/readyz", contract.READINESS_PROBE),
         "livenessProbe": _probe("/livez", contract.LIVENESS_PROBE),
-        "resources": RESOURCES,
+        "resources": _resources(overlay.resources),
         # The last lines of a worker that ended are what the condition CrashLoop shows.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
@@ -111,31 +128,65 @@ def _pod_spec(scale: SynapseScale, selector: Mapping[str, str], image: str, conf
             "capabilities": {"drop": ["ALL"]},
             "readOnlyRootFilesystem": True,
         },
-        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}, {"name": "data", "mountPath": DATA_DIR}],  # noqa: S108
+        "volumeMounts": [*(mount for _, mount in volumes), *map(rendered, overlay.volume_mounts)],
     }
     pod: JsonObject = {
-        "serviceAccountName": naming.service_account_name(scale.metadata.name),
+        "serviceAccountName": overlay.service_account_name or naming.service_account_name(scale.metadata.name),
         "automountServiceAccountToken": False,
         # The variables of Services beside us are of no use here, and there may be thousands.
         "enableServiceLinks": False,
         # The kernel drops a SIGTERM for process 1 of a namespace that has not asked for it yet: a pod deleted while
         # its container starts would stay for its whole grace period. With the pause container as process 1 it ends.
         "shareProcessNamespace": True,
-        "terminationGracePeriodSeconds": contract.grace_period_seconds(spec.workers.drain_timeout_seconds),
+        "terminationGracePeriodSeconds": contract.grace_period_seconds(workers.drain_timeout_seconds),
         # The user is the image's own, a number: a platform that assigns user ids (OpenShift) can put its own there.
         "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
-        # Soft: a zone or node that has no room must not keep a worker from starting. Given at all, these replace
-        # the scheduler's own defaults, so nodes are named too.
         "topologySpreadConstraints": [
-            _spread("topology.kubernetes.io/zone", selector),
-            _spread("kubernetes.io/hostname", selector),
+            _spread(constraint, selector) for constraint in overlay.topology_spread_constraints or DEFAULT_SPREAD
         ],
         "containers": [container],
-        "volumes": [{"name": name, "emptyDir": {"sizeLimit": SCRATCH_LIMIT}} for name in ("tmp", "data")],
+        "volumes": [*(volume for volume, _ in volumes), *map(rendered, overlay.volumes)],
     }
     if spec.image_pull_secrets:
         pod["imagePullSecrets"] = [{"name": secret.name} for secret in spec.image_pull_secrets]
+    if overlay.node_selector:
+        pod["nodeSelector"] = dict(overlay.node_selector)
+    if overlay.tolerations:
+        pod["tolerations"] = [*map(rendered, overlay.tolerations)]
+    if overlay.affinity is not None and overlay.affinity.model_extra:
+        pod["affinity"] = overlay.affinity.model_extra
+    if overlay.priority_class_name is not None:
+        pod["priorityClassName"] = overlay.priority_class_name
     return pod
+
+
+def _volumes(scale: SynapseScale) -> list[tuple[JsonObject, JsonObject]]:
+    """Return our volumes, each with its mount: what a worker may write, and the certificates of the stores."""
+    found: list[tuple[JsonObject, JsonObject]] = [
+        ({"name": name, "emptyDir": {"sizeLimit": SCRATCH_LIMIT}}, {"name": name, "mountPath": path})
+        for name, path in ((naming.TMP_VOLUME, naming.TMP_PATH), (naming.DATA_VOLUME, naming.DATA_PATH))
+    ]
+    for name, path, reference in (
+        (naming.REDIS_CA_VOLUME, naming.REDIS_CA_PATH, scale.spec.redis.ca_secret_ref),
+        (naming.POSTGRES_CA_VOLUME, naming.POSTGRES_CA_PATH, scale.spec.postgres.ca_secret_ref),
+    ):
+        if reference is not None:
+            source = {"secretName": reference.name, "items": [{"key": reference.key, "path": CA_FILE}]}
+            found.append(({"name": name, "secret": source}, {"name": name, "mountPath": path, "readOnly": True}))
+    return found
+
+
+def _resources(given: Resources) -> JsonObject:
+    """Return requests and limits; a resource that is named in one of them takes nothing from the defaults.
+
+    A default beside a given value may contradict it (a limit below the request), and a user could not see why.
+    """
+    named = given.requests.keys() | given.limits.keys()
+    merged = {
+        part: {**{key: value for key, value in DEFAULT_RESOURCES[part].items() if key not in named}, **values}
+        for part, values in (("requests", given.requests), ("limits", given.limits))
+    }
+    return {part: values for part, values in merged.items() if values}
 
 
 def _probe(path: str, timing: ProbeTiming) -> JsonObject:
@@ -147,11 +198,11 @@ def _probe(path: str, timing: ProbeTiming) -> JsonObject:
     }
 
 
-def _spread(topology_key: str, selector: Mapping[str, str]) -> JsonObject:
+def _spread(constraint: SpreadConstraint, selector: Mapping[str, str]) -> JsonObject:
     return {
-        "maxSkew": 1,
-        "topologyKey": topology_key,
-        "whenUnsatisfiable": "ScheduleAnyway",
+        "maxSkew": constraint.max_skew,
+        "topologyKey": constraint.topology_key,
+        "whenUnsatisfiable": constraint.when_unsatisfiable,
         # Old and new pods of a rollout are spread each by itself.
         "matchLabelKeys": ["pod-template-hash"],
         "labelSelector": {"matchLabels": dict(selector)},

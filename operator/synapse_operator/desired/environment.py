@@ -6,35 +6,43 @@ open is not rendered: a variable that is set hides the value stored in Postgres.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+from synapse_operator import naming
 from synapse_operator.api.common import JsonObject, SecretKeySelector
 from synapse_operator.api.scale import SynapseScale
-from synapse_worker.contract import BY_NAME, DEFAULT_QUEUE
+from synapse_operator.api.workers import DEFAULT_HEALTH_PORT, WorkersSpec
+from synapse_operator.naming import POSTGRES_CA_PATH, REDIS_CA_PATH
+from synapse_operator.observed import Child, Observed, Unknown
+from synapse_worker.contract import BY_NAME, VARIABLES
 
 REDIS_URL = BY_NAME["REDIS_URL"].name
 POSTGRES_URL = BY_NAME["SCALE_POSTGRES_URL"].name
-HEALTH_PORT = int(BY_NAME["WORKER_HEALTH_PORT"].default or 0)
-DATA_DIR = BY_NAME["SYNAPSE_DATA_DIR"].default or ""
+REDIS_CA = BY_NAME["REDIS_CA_FILE"].name
+POSTGRES_CA = BY_NAME["POSTGRES_CA_FILE"].name
+
+CA_FILE = "ca.crt"
+"""Name of the file with a store's certificates, in its folder."""
 
 _K8S_MODE = BY_NAME["K8S_MODE"].name
-_SHARDS_TO_SERVE = BY_NAME["WORKER_QUEUE_SHARD"].name
+SHARDS_TO_SERVE = BY_NAME["WORKER_QUEUE_SHARD"].name
 _CONCURRENCY = BY_NAME["WORKER_CONCURRENCY"].name
 _JOB_TIMEOUT = BY_NAME["WORKER_JOB_TIMEOUT"].name
 _MAX_RETRIES = BY_NAME["WORKER_MAX_RETRIES"].name
 _DRAIN_SECONDS = BY_NAME["WORKER_DRAIN_SECONDS"].name
 _PGBOUNCER = BY_NAME["PGBOUNCER_MODE"].name
+_HEALTH_PORT = BY_NAME["WORKER_HEALTH_PORT"].name
+_DEFAULT_TENANT = BY_NAME["DEFAULT_TENANT_ID"].name
 
 
-def served_shards(scale: SynapseScale) -> tuple[str, ...]:
-    """Return the names of the queues that the scale serves; the figures of all of them are its load."""
-    return tuple(_shard_queue(shard) for shard in range(scale.spec.queue.shards))
+def worker_environment(scale: SynapseScale, workers: WorkersSpec, serves: Sequence[str]) -> dict[str, str]:
+    """Return the variables that hold no secret, of workers that serve `serves`: queues, or the tenant pool.
 
-
-def worker_environment(scale: SynapseScale, shard: int) -> dict[str, str]:
-    """Return the variables of the workers of `shard` that hold no secret."""
-    workers = scale.spec.workers
+    The topology is not among them: workers serve queues, and another number of shards must not roll them.
+    """
     environment = {
         _K8S_MODE: "1",
-        _SHARDS_TO_SERVE: _shard_queue(shard),
+        SHARDS_TO_SERVE: ",".join(serves),
         _DRAIN_SECONDS: str(workers.drain_timeout_seconds),
     }
     settings = {
@@ -43,9 +51,37 @@ def worker_environment(scale: SynapseScale, shard: int) -> dict[str, str]:
         _MAX_RETRIES: workers.max_retries,
     }
     environment |= {name: str(value) for name, value in settings.items() if value is not None}
+    if workers.health_port != DEFAULT_HEALTH_PORT:
+        environment[_HEALTH_PORT] = str(workers.health_port)
     if scale.spec.postgres.pgbouncer:
         environment[_PGBOUNCER] = "1"
+    if scale.spec.tenancy.default_tenant_id is not None:
+        environment[_DEFAULT_TENANT] = scale.spec.tenancy.default_tenant_id
+    if scale.spec.redis.ca_secret_ref is not None:
+        environment[REDIS_CA] = f"{REDIS_CA_PATH}/{CA_FILE}"
+    if scale.spec.postgres.ca_secret_ref is not None:
+        environment[POSTGRES_CA] = f"{POSTGRES_CA_PATH}/{CA_FILE}"
     return environment
+
+
+def stored_settings(
+    observed: Observed, workers: WorkersSpec, environment: Mapping[str, str], live: Child | None
+) -> str:
+    """Return a hash of the stored settings that workers read at their start, since no variable says otherwise.
+
+    Args:
+        observed: holds the settings.
+        workers: what the workers are like; their overlay may set variables too.
+        environment: the variables of the workers.
+        live: their present Deployment, whose hash is kept while the settings cannot be read; None = there is none.
+    """
+    if isinstance(observed.stored, Unknown):
+        template = live.raw["spec"]["template"]["metadata"] if live else {}
+        kept = (template.get("annotations") or {}).get(naming.STORED_ANNOTATION)
+        return str(kept) if kept else naming.content_hash({})
+    given = {*environment, *(variable.name for variable in workers.template.env)}
+    open_ = {variable.stored for variable in VARIABLES if variable.stored and variable.name not in given}
+    return naming.content_hash({key: value for key, value in observed.stored.items() if key in open_})
 
 
 def url_variable(name: str, reference: SecretKeySelector | None, url: str | None) -> JsonObject:
@@ -59,8 +95,3 @@ def url_variable(name: str, reference: SecretKeySelector | None, url: str | None
 def literal(text: str) -> str:
     """Return `text` as the value of an `env` entry, in which Kubernetes would expand `$(NAME)`."""
     return text.replace("$(", "$$(")
-
-
-def _shard_queue(shard: int) -> str:
-    """Shard 0 serves `default`, where upstream main instances enqueue."""
-    return DEFAULT_QUEUE if shard == 0 else str(shard)

@@ -30,6 +30,7 @@ def manifest(
     content: JsonObject,
     *,
     labels: Mapping[str, str] | None = None,
+    annotations: Mapping[str, str] | None = None,
 ) -> Manifest:
     """Return the manifest of a child of `scale`.
 
@@ -40,6 +41,7 @@ def manifest(
         content: the top-level fields beside apiVersion, kind and metadata, without nulls and in the form in
             which the API server stores them.
         labels: labels beside those of every child.
+        annotations: annotations beside those of every child.
     """
     metadata: JsonObject = {
         "name": name,
@@ -57,7 +59,9 @@ def manifest(
             }
         ],
     }
+    if annotations:
+        metadata["annotations"] = dict(annotations)
     body: JsonObject = {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": metadata, **content}
     applied_hash = naming.content_hash(body)
-    metadata["annotations"] = {naming.HASH_ANNOTATION: applied_hash}
+    metadata["annotations"] = {**(annotations or {}), naming.HASH_ANNOTATION: applied_hash}
     return Manifest(Ref(kind, scale.metadata.namespace, name), applied_hash, body)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from synapse_operator.api.reasons import Reason
 from synapse_operator.desired.manifest import Manifest
+from synapse_operator.desired.shards import Flip, Shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,15 +15,20 @@ class Desired:
 
     Attributes:
         manifests: all of them; an object comes after those that it needs.
-        replicas: workers wanted for each shard.
-        workers: workers wanted over all shards.
-        image: the image that they get.
+        shards: those with a Deployment, by index.
+        flip: how the topology's row is to be changed, once the children are as they should be.
+        image: the image that workers get.
     """
 
     manifests: tuple[Manifest, ...]
-    replicas: int
-    workers: int
+    shards: tuple[Shard, ...]
+    flip: Flip | None
     image: str
+
+    @property
+    def workers(self) -> int:
+        """Workers that are wanted over all shards."""
+        return sum(shard.replicas for shard in self.shards)
 
 
 @dataclass(frozen=True, slots=True)

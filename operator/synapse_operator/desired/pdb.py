@@ -8,7 +8,7 @@ from synapse_operator.desired.manifest import Manifest, manifest
 from synapse_operator.naming import Kind
 
 
-def worker_disruption_budget(scale: SynapseScale, shard: int) -> Manifest:
+def worker_disruption_budget(scale: SynapseScale, shard: str) -> Manifest:
     """Return the PodDisruptionBudget of one shard's workers.
 
     One at a time, so that a drained node's jobs find other workers; of a single worker too, since it hands its

@@ -9,6 +9,12 @@ from synapse_operator.naming import Kind
 
 
 def worker_service_account(scale: SynapseScale) -> Manifest:
-    """Return the ServiceAccount of the workers, whose token is mounted nowhere."""
+    """Return the ServiceAccount of the workers, whose token is mounted nowhere; with it the cloud role of the spec."""
     name = naming.service_account_name(scale.metadata.name)
-    return manifest(scale, Kind.SERVICE_ACCOUNT, name, {"automountServiceAccountToken": False})
+    return manifest(
+        scale,
+        Kind.SERVICE_ACCOUNT,
+        name,
+        {"automountServiceAccountToken": False},
+        annotations=scale.spec.workers.template.service_account_annotations,
+    )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from pydantic import BaseModel
 
 from synapse_operator.api.crd import structural_schema
+from synapse_operator.api.overlay import OPERATOR_ENVIRONMENT
 from synapse_operator.api.reasons import ConditionType, EventReason, Reason
 from synapse_operator.api.scale import InvalidScale, SynapseScale, SynapseScaleSpec, read_scale
+from synapse_operator.desired.environment import worker_environment
+from synapse_operator.naming import PAUSED_ANNOTATION
 from tests.builders import a_scale, a_scale_body
 
 
@@ -70,40 +72,38 @@ def test_every_word_has_a_meaning(words: type[ConditionType] | type[Reason] | ty
         assert f"{word}".isalpha()
 
 
-def test_what_is_not_built_is_not_in_the_schema() -> None:
-    assert _fields(SynapseScaleSpec) == {
-        "enabled",
-        "image",
-        "imagePullPolicy",
-        "imagePullSecrets[].name",
-        "redis.urlSecretRef.name",
-        "redis.urlSecretRef.key",
-        "redis.url",
-        "postgres.urlSecretRef.name",
-        "postgres.urlSecretRef.key",
-        "postgres.url",
-        "postgres.pgbouncer",
-        "queue.shards",
-        "workers.replicas",
-        "workers.concurrency",
-        "workers.jobTimeoutSeconds",
-        "workers.maxRetries",
-        "workers.drainTimeoutSeconds",
-        "sync.auto",
-        "sync.sources[].configMapRef.name",
-        "sync.sources[].secretRef.name",
+@pytest.mark.parametrize(
+    "path", ["queue.maxDepth", "workers.autoscaling", "tenancy.rateLimitRps", "storage", "observability", "retention"]
+)
+def test_what_is_not_built_is_not_in_the_schema(path: str) -> None:
+    *parents, name = path.split(".")
+    node = structural_schema(SynapseScaleSpec)
+    for parent in parents:
+        node = node["properties"][parent]
+    assert name not in node["properties"]
+
+
+@pytest.mark.parametrize(
+    ("annotations", "paused"),
+    [
+        ({}, False),
+        ({PAUSED_ANNOTATION: "true"}, True),
+        ({PAUSED_ANNOTATION: ""}, True),
+        ({PAUSED_ANNOTATION: "false"}, False),
+    ],
+)
+def test_the_pause_is_an_annotation(annotations: dict[str, str], paused: bool) -> None:
+    assert a_scale(annotations=annotations).metadata.paused is paused
+
+
+def test_the_operators_variables_cannot_be_overlaid() -> None:
+    """Whatever is rendered is refused in the overlay, or a pod would have it twice."""
+    everything = {
+        "redis": {"url": "redis://r", "caSecretRef": {"name": "ca", "key": "ca.crt"}},
+        "postgres": {"url": "postgresql://p/d", "caSecretRef": {"name": "ca", "key": "ca.crt"}, "pgbouncer": True},
+        "workers": {"concurrency": 1, "jobTimeoutSeconds": 1, "maxRetries": 1, "healthPort": 9100},
+        "tenancy": {"defaultTenantId": "acme"},
     }
-
-
-def _fields(model: type[BaseModel]) -> set[str]:
-    def walk(schema: dict[str, object], path: str) -> set[str]:
-        properties = schema.get("properties")
-        if schema["type"] == "array":
-            items = schema["items"]
-            assert isinstance(items, dict)
-            return walk(items, f"{path}[]")
-        if not isinstance(properties, dict):
-            return {path}
-        return {leaf for name, below in properties.items() for leaf in walk(below, f"{path}.{name}".lstrip("."))}
-
-    return walk(structural_schema(model), "")
+    scale = a_scale(spec=everything)
+    rendered = worker_environment(scale, scale.spec.workers, ["default", "0"])
+    assert {*rendered, "REDIS_URL", "SCALE_POSTGRES_URL"} <= set(OPERATOR_ENVIRONMENT)

@@ -13,7 +13,7 @@ from synapse_operator import naming
 from synapse_operator.api.common import JsonObject
 from synapse_operator.api.reasons import Reason
 from synapse_operator.desired import Blocked, Desired, desired_for_scale
-from synapse_operator.desired.environment import literal, served_shards
+from synapse_operator.desired.environment import literal
 from synapse_operator.naming import CONFIG_HASH_ANNOTATION, HASH_ANNOTATION, Kind
 from synapse_operator.observed import (
     Found,
@@ -97,7 +97,7 @@ def test_every_object_is_owned_labelled_and_hashed() -> None:
 
 def test_the_expected_refs_are_those_with_stable_names() -> None:
     stable = {manifest.ref for manifest in DEFAULT.manifests if manifest.ref.kind is not Kind.CONFIG_MAP}
-    assert set(naming.expected_refs("team-a", "demo", shards=1)) == stable
+    assert set(naming.expected_refs("team-a", "demo", shards=["0"], budgets=True, network_policy=False)) == stable
 
 
 def test_rendering_is_the_same_each_time() -> None:
@@ -215,7 +215,7 @@ def test_a_rollout_never_goes_below_the_wanted_number() -> None:
 def test_selectors_agree() -> None:
     selector = _deployment()["spec"]["selector"]["matchLabels"]
     labels = _deployment()["spec"]["template"]["metadata"]["labels"]
-    assert selector == naming.shard_selector("demo", 0)
+    assert selector == naming.shard_selector("demo", "0")
     assert selector.items() <= labels.items()
     assert manifest_of(DEFAULT, Kind.POD_DISRUPTION_BUDGET).body["spec"]["selector"]["matchLabels"] == selector
     assert manifest_of(DEFAULT, Kind.SERVICE).body["spec"]["selector"].items() <= labels.items()
@@ -239,7 +239,7 @@ def test_the_metrics_service_lists_every_worker() -> None:
 
 
 def test_only_what_the_spec_sets_becomes_a_variable() -> None:
-    assert _environment() == {"K8S_MODE": "1", "WORKER_QUEUE_SHARD": "default", "WORKER_DRAIN_SECONDS": "300"}
+    assert _environment() == {"K8S_MODE": "1", "WORKER_QUEUE_SHARD": "default,0", "WORKER_DRAIN_SECONDS": "300"}
 
 
 def test_settings_of_the_spec_become_variables() -> None:
@@ -249,7 +249,7 @@ def test_settings_of_the_spec_become_variables() -> None:
     )
     assert _environment(desired) == {
         "K8S_MODE": "1",
-        "WORKER_QUEUE_SHARD": "default",
+        "WORKER_QUEUE_SHARD": "default,0",
         "WORKER_DRAIN_SECONDS": "300",
         "WORKER_CONCURRENCY": "20",
         "WORKER_JOB_TIMEOUT": "60",
@@ -274,10 +274,6 @@ def test_urls_come_from_the_secret_or_from_the_spec() -> None:
 
 def test_kubernetes_expands_nothing_in_a_literal() -> None:
     assert literal("a$(HOME)$b") == "a$$(HOME)$b"
-
-
-def test_shard_0_serves_the_default_queue() -> None:
-    assert served_shards(a_scale()) == ("default",)
 
 
 # ---- what rolls the pods
@@ -331,7 +327,7 @@ UNKNOWN = Unknown("Redis does not answer")
 @pytest.mark.parametrize("queues", [BUSY, UNKNOWN, {"default": QueueFigures(0, 0, None)}])
 def test_an_enabled_scale_has_the_workers_of_its_spec(queues: Any) -> None:
     observed = an_observed(queues=queues, children=_live(7))
-    assert what_is_desired(a_scale(spec={"workers": {"replicas": 3}}), observed).replicas == 3
+    assert what_is_desired(a_scale(spec={"workers": {"replicas": 3}}), observed).workers == 3
 
 
 @pytest.mark.parametrize(
@@ -365,16 +361,16 @@ def test_an_enabled_scale_has_the_workers_of_its_spec(queues: Any) -> None:
 )
 def test_a_disabled_scale_finishes_and_goes_to_zero(present: int, observed: Any, replicas: int) -> None:
     scale = a_scale(spec={"enabled": False, "workers": {"replicas": 4}})
-    assert what_is_desired(scale, replace(observed, children=_live(present))).replicas == replicas
+    assert what_is_desired(scale, replace(observed, children=_live(present))).workers == replicas
 
 
 def test_a_disabled_scale_without_workers_by_order_stays_without() -> None:
     scale = a_scale(spec={"enabled": False, "workers": {"replicas": 0}})
-    assert what_is_desired(scale, an_observed(queues=BUSY)).replicas == 0
+    assert what_is_desired(scale, an_observed(queues=BUSY)).workers == 0
 
 
 def test_a_new_disabled_scale_begins_at_zero() -> None:
-    assert what_is_desired(a_scale(spec={"enabled": False}), an_observed(queues=UNKNOWN)).replicas == 0
+    assert what_is_desired(a_scale(spec={"enabled": False}), an_observed(queues=UNKNOWN)).workers == 0
 
 
 # ---- blocked
@@ -397,4 +393,4 @@ def test_what_somebody_must_repair_blocks(changes: dict[str, Any], reason: Reaso
 
 @pytest.mark.parametrize("state", [Unreachable("away"), NotTried("no url")])
 def test_a_store_that_is_away_does_not_block(state: Any) -> None:
-    assert what_is_desired(a_scale(), an_observed(redis=state, postgres=state)).replicas == 1
+    assert what_is_desired(a_scale(), an_observed(redis=state, postgres=state)).workers == 1

@@ -93,13 +93,13 @@ def test_a_new_value_of_the_sync_now_annotation_wakes_until_the_status_says_that
     asked = {naming.SYNC_NOW_ANNOTATION: "2"}
     tell(inbox, None)
     tell(inbox, "MODIFIED", annotations={"other": "x"})
-    assert len(queue.added) == 1
+    assert queue.added == BOTH
     tell(inbox, "MODIFIED", annotations=asked)
     tell(inbox, "MODIFIED", annotations=asked, status={"sync": {"syncNow": "1"}})
-    assert len(queue.added) == 3
+    assert queue.added == [*BOTH, (KEY, 0.0), (KEY, 0.0)]
     tell(inbox, "MODIFIED", annotations=asked, status={"sync": {"syncNow": "2"}})
     tell(inbox, "MODIFIED", annotations={naming.SYNC_NOW_ANNOTATION: ""}, status={"sync": {"syncNow": "2"}})
-    assert len(queue.added) == 3
+    assert queue.added == [*BOTH, (KEY, 0.0), (KEY, 0.0)]
 
 
 def test_a_config_map_of_definitions_wakes_the_scale_of_its_label(inbox: Inbox, queue: Queue) -> None:

@@ -15,7 +15,23 @@ from synapse_operator.plan import owns
 from tests.builders import a_scale, fields_of, what_is_desired
 
 RECORDED = json.loads((Path(__file__).parent / "managed_fields.json").read_text())
-MANIFESTS = what_is_desired(a_scale(spec={"imagePullSecrets": [{"name": "reg"}]})).manifests
+OVERLAY = {
+    "labels": {"team": "a"},
+    "annotations": {"note": "b"},
+    "env": [{"name": "LOG_LEVEL", "value": "debug"}],
+    "volumes": [{"name": "models", "emptyDir": {}}],
+    "volumeMounts": [{"name": "models", "mountPath": "/models"}],
+    "tolerations": [{"operator": "Exists"}],
+}
+MANIFESTS = what_is_desired(
+    a_scale(
+        spec={
+            "imagePullSecrets": [{"name": "reg"}],
+            "networkPolicy": {"enabled": True},
+            "workers": {"template": OVERLAY},
+        }
+    )
+).manifests
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda manifest: manifest.ref.kind.kind)

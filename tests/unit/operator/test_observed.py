@@ -74,14 +74,14 @@ def test_a_secret_is_decoded_and_its_words_are_not_shown() -> None:
 
 
 def test_a_key_is_found() -> None:
-    found = read_secret_key(a_secret(redis="redis://r\n"), SELECTOR)
+    found = read_secret_key(a_secret(redis="redis://r\n"), SELECTOR, "the URL")
     assert isinstance(found, Found)
     assert found.value.get_secret_value() == "redis://r\n"
     assert "redis://r" not in repr(found)
 
 
 def test_a_missing_secret_says_what_to_create() -> None:
-    assert read_secret_key(None, SELECTOR) == SecretMissing(
+    assert read_secret_key(None, SELECTOR, "the URL") == SecretMissing(
         "Secret stores does not exist in this namespace; create it with the key redis"
     )
 
@@ -99,7 +99,7 @@ def test_a_missing_secret_says_what_to_create() -> None:
     ids=["no data", "null", "other key", "empty", "blank", "not text"],
 )
 def test_a_secret_without_the_key_says_so(secret: dict[str, Any]) -> None:
-    missing = read_secret_key(secret, SELECTOR)
+    missing = read_secret_key(secret, SELECTOR, "the URL")
     assert isinstance(missing, KeyMissing)
     assert "redis" in missing.sentence
     assert "stores" in missing.sentence

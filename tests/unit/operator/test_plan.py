@@ -14,7 +14,7 @@ from synapse_operator.api.reasons import EventReason, Reason
 from synapse_operator.api.scale import SynapseScale
 from synapse_operator.desired import Blocked, Desired
 from synapse_operator.desired.manifest import Manifest
-from synapse_operator.naming import HASH_ANNOTATION, Kind
+from synapse_operator.naming import HASH_ANNOTATION, PAUSED_ANNOTATION, Kind
 from synapse_operator.observed import Child, Found, Observed
 from synapse_operator.plan import LOOK_AGAIN, LOOK_AGAIN_SOON, Cause, Event, Plan, plan
 from tests.builders import (
@@ -193,6 +193,21 @@ def test_a_child_that_is_going_away_is_waited_for() -> None:
     leaving = _edited(Kind.DEPLOYMENT, _nothing, deletionTimestamp="2026-11-24T12:00:00Z")
     made = _plan(*_with(leaving))
     assert made == Plan(wake_at=NOW + LOOK_AGAIN_SOON)
+
+
+def test_a_paused_scale_is_left_as_it_is() -> None:
+    paused = a_scale(annotations={PAUSED_ANNOTATION: "true"})
+    drifted = _edited(Kind.DEPLOYMENT, _scale_to(9), lose=("f:spec", "f:replicas"))
+    assert _plan(drifted, scale=paused) == Plan(wake_at=NOW + LOOK_AGAIN)
+
+
+def test_what_a_switch_takes_away_is_deleted() -> None:
+    with_policy = children_of(what_is_desired(a_scale(spec={"networkPolicy": {"enabled": True}})))
+    without = what_is_desired(a_scale(spec={"podDisruptionBudget": {"enabled": False}}))
+    made = _plan(*with_policy, desired=without)
+    assert {step.ref.kind for step in made.delete} == {Kind.POD_DISRUPTION_BUDGET, Kind.NETWORK_POLICY}
+    assert not made.apply
+    assert not _plan(*(replace(child, owner_uid="somebody") for child in with_policy), desired=without).delete
 
 
 def _foreign(**metadata: Any) -> Child:

@@ -18,7 +18,7 @@ from synapse_operator.api.crd import crd
 from synapse_operator.api.reasons import ConditionType, EventReason, Reason
 from synapse_operator.api.scale import MAX_SYNC_MESSAGE, SCALE_RESOURCE, InvalidScale, SynapseScale, read_scale
 from synapse_operator.desired import Blocked, Desired, desired_for_scale
-from synapse_operator.naming import Kind
+from synapse_operator.naming import PAUSED_ANNOTATION, Kind
 from synapse_operator.observed import (
     Found,
     KeyMissing,
@@ -145,9 +145,85 @@ def test_the_rest_of_the_status() -> None:
         "replicas": 2,
         "selector": "scale.synapseorch.com/role=worker,scale.synapseorch.com/scale=demo",
         "workers": {"desired": 2, "ready": 2, "summary": "2/2", "capacity": 10, "active": 0},
-        "queue": {"queued": 0, "active": 0, "deadLettered": 0},
+        "queue": {"queued": 0, "active": 0, "parked": 0, "deadLettered": 0},
+        "shards": [
+            {
+                "name": "0",
+                "queue": "default,0",
+                "desired": 2,
+                "ready": 2,
+                "queued": 0,
+                "active": 0,
+                "state": "Active",
+            }
+        ],
+        "effective": {
+            "concurrency": {"value": 10, "source": "Default"},
+            "jobTimeoutSeconds": {"value": 3600, "source": "Default"},
+            "maxRetries": {"value": 3, "source": "Default"},
+        },
         "image": IMAGE,
     }
+
+
+def test_effective_values_say_where_they_come_from() -> None:
+    scale = a_scale(spec={"workers": {"concurrency": 5, "replicas": 2}})
+    told = _told(scale=scale, stored={"worker_concurrency": 7, "job_timeout": 60})
+    assert told.status["effective"] == {
+        "concurrency": {"value": 5, "source": "Spec"},
+        "jobTimeoutSeconds": {"value": 60, "source": "Stored"},
+        "maxRetries": {"value": 3, "source": "Default"},
+    }
+    assert _told(scale=scale, stored=Unknown("away")).status["effective"] == {
+        "concurrency": {"value": 5, "source": "Spec"}
+    }
+
+
+def test_a_queue_with_jobs_and_no_worker_by_order_is_named() -> None:
+    scale = a_scale(spec={"workers": {"replicas": 0}})
+    told = _told(scale=scale, queues={"default": QueueFigures(1, 0, 1.0), "0": QueueFigures(0, 0, None)})
+    assert told.status["unservedQueues"] == ["default"]
+    assert "unservedQueues" not in READY.status
+
+
+def test_a_shard_tells_its_pool_and_its_own_figures() -> None:
+    spec = {"queue": {"shards": 2}, "pools": [{"name": "big", "shards": [1], "replicas": 3}]}
+    queues = {"default": QueueFigures(2, 1, 1.0), "0": QueueFigures(1, 0, 1.0), "1": QueueFigures(5, 4, 1.0, parked=2)}
+    told = _told(scale=a_scale(spec=spec), queues=queues)
+    assert [(each["name"], each.get("pool"), each["queued"], each["active"]) for each in told.status["shards"]] == [
+        ("0", None, 3, 1),
+        ("1", "big", 5, 4),
+    ]
+    assert told.status["shards"][1]["state"] == "Idle"
+    assert told.status["queue"]["parked"] == 2
+    assert told.condition(ConditionType.RECONCILING) == ("True", "RollingOut")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"queues": Unknown("away")}, "Shards 1 stay until both stores answer"),
+        ({"behind": ("api-1", "api-2")}, "Shards 1 stay until these producers have heard of it: api-1, api-2"),
+        ({"queues": {"1": QueueFigures(1, 0, 1.0)}}, "Shards 1 work off what they hold: 1 job"),
+        ({}, "Shards 1 work off what they hold: 0 jobs"),
+    ],
+)
+def test_a_drain_says_what_it_waits_for(changes: dict[str, Any], message: str) -> None:
+    two = a_scale(spec={"queue": {"shards": 2}})
+    told = _told(scale=a_scale(), children=children_of(what_is_desired(two)), **changes)
+    assert told.condition(ConditionType.RECONCILING) == ("True", "Draining")
+    assert told.message(ConditionType.RECONCILING) == message
+    assert told.condition(ConditionType.READY) == ("True", "WorkersReady")
+
+
+def test_figures_of_shards_wait_too() -> None:
+    assert _next(previous=READY.status, figures=False, queues={"default": QueueFigures(9, 1, None)}) is None
+
+
+def test_a_row_that_cannot_be_written_is_said() -> None:
+    told = _told(report=ApplyReport(flip_failure="PostgreSQL refuses: no rights"))
+    assert told.condition(ConditionType.READY) == ("False", "TopologyNotWritten")
+    assert told.message(ConditionType.READY) == "PostgreSQL refuses: no rights"
 
 
 def test_all_conditions_are_there_in_order_and_of_this_generation() -> None:
@@ -194,6 +270,16 @@ def test_a_disabled_scale_says_whether_work_is_left(queued: int, message: str) -
     told = _told(scale=scale, queues={"default": QueueFigures(queued, 0, None)})
     assert told.condition(ConditionType.READY) == ("True", "Disabled")
     assert told.message(ConditionType.READY) == message
+
+
+def test_a_paused_scale_says_so_and_compares_nothing() -> None:
+    paused = a_scale(spec={"workers": {"replicas": 5}}, annotations={PAUSED_ANNOTATION: "true"})
+    told = _told(scale=paused)
+    assert told.condition(ConditionType.PAUSED) == ("True", "PausedByAnnotation")
+    assert told.condition(ConditionType.CHILDREN_APPLIED) == ("Unknown", "PausedByAnnotation")
+    assert told.condition(ConditionType.RECONCILING) == ("False", "Settled")
+    assert told.status["workers"]["summary"] == "2/5"
+    assert READY.condition(ConditionType.PAUSED) == ("False", "NotPaused")
 
 
 # ---- troubles
@@ -378,7 +464,7 @@ def test_unknown_figures_are_absent_and_never_zero() -> None:
     assert "queue" not in told.status
     assert told.status["workers"] == {"desired": 2, "ready": 2, "summary": "2/2"}
     assert _told(queues=unknown).status["queue"] == {"deadLettered": 0}
-    assert _told(overview=unknown).status["queue"] == {"queued": 0, "active": 0}
+    assert _told(overview=unknown).status["queue"] == {"queued": 0, "active": 0, "parked": 0}
 
 
 WORK: dict[str, Any] = {
@@ -389,7 +475,7 @@ WORK: dict[str, Any] = {
 
 def test_figures_are_written_when_they_are_due() -> None:
     told = _told(previous=READY.status, now=LATER, **WORK)
-    assert told.status["queue"] == {"queued": 3, "active": 2, "oldestSeconds": 7, "deadLettered": 4}
+    assert told.status["queue"] == {"queued": 3, "active": 2, "parked": 0, "oldestSeconds": 7, "deadLettered": 4}
     assert told.status["workers"]["capacity"] == 20
 
 
@@ -663,7 +749,8 @@ def test_every_field_that_is_written_is_in_the_schema() -> None:
     """The API server would drop another one in silence, and the status would be written again and again."""
     version = crd(SCALE_RESOURCE)["spec"]["versions"][0]
     schema = _properties(_properties(version["schema"]["openAPIV3Schema"])["status"])
-    status = _told(scale=SYNCING, sync=_outcome(problems=(BAD,), asked="1"), **WORK).status
+    scale = a_scale(spec={"workers": {"replicas": 0}, "sync": {"sources": [{"configMapRef": {"name": "defs"}}]}})
+    status = _told(scale=scale, sync=_outcome(problems=(BAD,), asked="1"), **WORK).status
     assert status.keys() == schema.keys()
     assert status["sync"].keys() == _properties(schema["sync"]).keys()
     errors = _properties(_properties(schema["sync"])["errors"]["items"])

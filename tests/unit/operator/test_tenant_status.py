@@ -9,19 +9,20 @@ from synapse_operator.api.common import JsonObject
 from synapse_operator.api.reasons import Reason
 from synapse_operator.api.tenant import InvalidTenant, SynapseTenant, SynapseTenantStatus, read_tenant
 from synapse_operator.tenant_status import Update, next_status
-from synapse_operator.tenants import Verdict
+from synapse_operator.tenants import Place, Verdict
 from synapse_worker.store.tenants import Standing
 from tests.builders import NOW, a_tenant, a_tenant_body
 
+PLACE = Place("default", "shards")
 LATER = NOW + timedelta(minutes=5)
 TENANT = a_tenant("acme", tenantId="Acme & Co", metadata={"generation": 3})
 
 
 def stored(queued: int = 0, active: int = 0, message: str = "It is there") -> Verdict:
-    return Verdict(Reason.TENANT_STORED, message, "default", Standing(True, "uid-of-acme", queued, active))
+    return Verdict(Reason.TENANT_STORED, message, PLACE, Standing(True, "uid-of-acme", queued, active))
 
 
-AWAY = Verdict(Reason.POSTGRES_UNREACHABLE, "PostgreSQL does not answer", "default")
+AWAY = Verdict(Reason.POSTGRES_UNREACHABLE, "PostgreSQL does not answer", PLACE)
 
 
 def told(

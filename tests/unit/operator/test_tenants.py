@@ -10,12 +10,24 @@ from synapse_operator.api.reasons import Reason
 from synapse_operator.api.tenant import InvalidTenant, SynapseTenant, read_tenant
 from synapse_operator.naming import SCALE_KIND, TENANT_KIND
 from synapse_operator.observed import NotTried, Unreachable, Unusable
-from synapse_operator.tenants import Home, NotMigrated, TenantStore, Verdict, claims, judge, living, of_scale, queue_of
+from synapse_operator.tenants import (
+    Home,
+    NotMigrated,
+    Place,
+    TenantStore,
+    Verdict,
+    claims,
+    judge,
+    living,
+    of_scale,
+    place_of,
+)
 from synapse_worker.store.tenants import ManagedRow, Standing
 from tests.builders import a_scale, a_tenant, a_tenant_body, an_invalid_scale
 
 SCALE = a_scale()
 ACME = a_tenant("acme")
+DEFAULT = Place("default", "shards")
 STORED: TenantStore = {"acme": Standing(True, "uid-of-acme", queued=3, active=2)}
 
 
@@ -87,7 +99,7 @@ def test_what_is_being_deleted_is_gone_and_what_cannot_be_read_lives() -> None:
 def test_a_stored_tenant_is_ready_with_its_figures() -> None:
     found = verdict()
     assert found.ready
-    assert (found.reason, found.queue) == (Reason.TENANT_STORED, "default")
+    assert (found.reason, found.place) == (Reason.TENANT_STORED, DEFAULT)
     assert found.standing == Standing(True, "uid-of-acme", 3, 2)
 
 
@@ -100,7 +112,7 @@ def test_a_stored_tenant_is_ready_with_its_figures() -> None:
 )
 def test_a_tenant_without_a_scale(home: Home, words: str) -> None:
     found = verdict(home=home, store=NotTried("no URL"))
-    assert (found.reason, found.queue, found.standing, found.ready) == (Reason.SCALE_NOT_FOUND, None, None, False)
+    assert (found.reason, found.place, found.standing, found.ready) == (Reason.SCALE_NOT_FOUND, None, None, False)
     assert found.message.startswith(words)
 
 
@@ -116,7 +128,7 @@ def test_specs_that_cannot_be_read() -> None:
 def test_the_younger_of_two_is_told_whose_the_id_is() -> None:
     younger = a_tenant("younger", tenantId="acme", **at(59))
     found = verdict(younger, SCALE, STORED, a_tenant("acme", **at(1)))
-    assert (found.reason, found.queue, found.standing) == (Reason.DUPLICATE_TENANT_ID, "default", None)
+    assert (found.reason, found.place, found.standing) == (Reason.DUPLICATE_TENANT_ID, DEFAULT, None)
     assert found.message.startswith(f"{TENANT_KIND} acme has the tenant id 'acme' and is older")
 
 
@@ -131,7 +143,7 @@ def test_the_younger_of_two_is_told_whose_the_id_is() -> None:
 )
 def test_a_database_that_does_not_say(store: TenantStore, reason: Reason, words: str) -> None:
     found = verdict(store=store)
-    assert (found.reason, found.queue, found.standing, found.ready) == (reason, "default", None, False)
+    assert (found.reason, found.place, found.standing, found.ready) == (reason, DEFAULT, None, False)
     assert words in found.message
 
 
@@ -150,5 +162,24 @@ def test_a_row_that_is_not_its_own(standing: Standing, exclusive: bool, words: s
     assert words in found.message
 
 
-def test_several_queues_are_named_by_their_range() -> None:
-    assert queue_of(a_scale(spec={"queue": {"shards": 4}})) == "0..3"
+ROUTED = {"shards": 4, "routes": [{"shard": 1, "tenants": ["acme"]}, {"shard": 2, "minPriority": 5}]}
+
+
+@pytest.mark.parametrize(
+    ("spec", "place"),
+    [
+        ({"queue": {"shards": 4}}, Place("0..3", "shards")),
+        ({"queue": ROUTED}, Place("1", "shards")),
+        ({"tenancy": {"isolation": True}}, Place("acme", "tenants")),
+        ({"queue": ROUTED, "tenancy": {"isolation": True}}, Place("1", "shards")),
+    ],
+)
+def test_where_the_jobs_of_a_tenant_wait(spec: dict[str, Any], place: Place) -> None:
+    assert place_of(a_scale(spec=spec), "acme") == place
+
+
+def test_under_isolation_an_id_has_to_be_the_name_of_a_queue() -> None:
+    home = a_scale(spec={"tenancy": {"isolation": True}})
+    found = verdict(a_tenant("three", tenantId="3"), home)
+    assert (found.reason, found.place) == (Reason.INVALID_SPEC, DEFAULT)
+    assert "'3' cannot name one: it is the name of a shard (0 to 63)" in found.message

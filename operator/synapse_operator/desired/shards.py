@@ -1,0 +1,183 @@
+"""Which shards have workers, how many, and which topology producers are to go by.
+
+The spec says which shards there should be; the topology's row in PostgreSQL says which ones producers use already.
+Between the two: new shards get their workers before the row names them, and what the row names no more keeps its
+workers until nothing can come and nothing is left. Unknown is never idle: while a store cannot say, no shard goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from synapse_operator import naming
+from synapse_operator.api.scale import SynapseScale
+from synapse_operator.api.workers import WorkersSpec
+from synapse_operator.naming import Kind, Ref
+from synapse_operator.observed import Child, Observed, QueueFigures, Rollout, TopologyRecord, Unknown
+from synapse_worker.contract import DEFAULT_QUEUE, MAX_SHARDS, TENANT_POOL
+from synapse_worker.routing import ONE_QUEUE, Route, Topology, is_tenants_own
+
+SHARD_NAMES = (*(str(index) for index in range(MAX_SHARDS)), TENANT_POOL)
+"""Every shard that there can be."""
+
+
+class ShardState(StrEnum):
+    """What comes to a shard: new jobs, none any more, none yet."""
+
+    ACTIVE = "Active"
+    DRAINING = "Draining"
+    IDLE = "Idle"
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One shard that has, or is to have, a Deployment; the tenant pool is one too.
+
+    Attributes:
+        name: index, "0" to "63", or `tenants` for the pool of tenants' own queues.
+        serves: what its workers are told to serve, in their order (WORKER_QUEUE_SHARD).
+        replicas: workers that are wanted.
+    """
+
+    name: str
+    serves: tuple[str, ...]
+    replicas: int
+    state: ShardState
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """One change of the topology's row, valid only while the row is still `was` (None = there is none)."""
+
+    was: TopologyRecord | None
+    topology: Topology
+    enabled: bool
+
+
+def wanted_topology(scale: SynapseScale) -> Topology:
+    """Return the topology that the spec asks for."""
+    routes = (Route(route.shard, route.tenants, route.min_priority) for route in scale.spec.queue.routes)
+    return Topology(scale.spec.queue.shards, isolation=scale.spec.tenancy.isolation, routes=tuple(routes))
+
+
+def shards_of(scale: SynapseScale, observed: Observed) -> tuple[Shard, ...]:
+    """Return the shards that are to have a Deployment, by index, the tenant pool last."""
+    return tuple(_shard(scale, observed, name) for name in SHARD_NAMES if _stays(scale, observed, name))
+
+
+def flip_of(scale: SynapseScale, observed: Observed) -> Flip | None:
+    """Return how the topology's row is to be changed now; None = not, or not yet.
+
+    Growing waits until each new shard has a worker that is ready; all else holds at once.
+    """
+    if isinstance(observed.topology, Unknown):
+        return None
+    was = observed.topology
+    topology, enabled = wanted_topology(scale), scale.spec.enabled
+    if was is not None and (was.topology, was.enabled, was.owner_uid) == (topology, enabled, scale.metadata.uid):
+        return None
+    new = [name for name in SHARD_NAMES if is_used(topology, name) and not is_used(_used(was), name)]
+    return Flip(was, topology, enabled) if all(_has_worker(scale, observed, name) for name in new) else None
+
+
+def queues_of(shard: Shard, observed: Observed) -> Mapping[str, QueueFigures]:
+    """Return the figures of the queues that a shard serves, as far as they are known."""
+    return {} if isinstance(observed.queues, Unknown) else _served(observed.queues, shard.name)
+
+
+def workers_of(scale: SynapseScale, name: str) -> WorkersSpec:
+    """Return what the workers of a shard are like."""
+    if name == TENANT_POOL:
+        return scale.spec.workers.overridden(scale.spec.tenancy.pool)
+    return scale.spec.workers_of(int(name))
+
+
+def deployment_of(scale: SynapseScale, observed: Observed, name: str) -> Child | None:
+    """Return the Deployment of a shard as it is; None = there is none."""
+    metadata = scale.metadata
+    return observed.child(Ref(Kind.DEPLOYMENT, metadata.namespace, naming.deployment_name(metadata.name, name)))
+
+
+def is_used(topology: Topology, name: str) -> bool:
+    """Whether producers that go by `topology` enqueue to a shard."""
+    return topology.isolation if name == TENANT_POOL else int(name) < topology.shards
+
+
+def _used(row: TopologyRecord | None) -> Topology:
+    """Return what producers go by."""
+    return ONE_QUEUE if row is None else row.topology
+
+
+def _served(queues: Mapping[str, QueueFigures], name: str) -> Mapping[str, QueueFigures]:
+    if name == TENANT_POOL:
+        return {queue: figures for queue, figures in queues.items() if is_tenants_own(queue)}
+    return {queue: queues[queue] for queue in _serves(name) if queue in queues}
+
+
+def _serves(name: str) -> tuple[str, ...]:
+    # Shard 0 serves `default`, where upstream main instances enqueue, and its own at every number of shards, so that
+    # another number rolls nothing.
+    return (DEFAULT_QUEUE, name) if name == "0" else (name,)
+
+
+def _stays(scale: SynapseScale, observed: Observed, name: str) -> bool:
+    """Whether a shard is to have a Deployment."""
+    if is_used(wanted_topology(scale), name):
+        return True
+    present = _rollout(scale, observed, name) is not None
+    if isinstance(observed.topology, Unknown) or isinstance(observed.queues, Unknown):
+        return present
+    if is_used(_used(observed.topology), name):
+        return True  # producers may still use it
+    return (present and name not in observed.drained) or _holds_jobs(observed, name)
+
+
+def _shard(scale: SynapseScale, observed: Observed, name: str) -> Shard:
+    state = ShardState.ACTIVE
+    if not is_used(wanted_topology(scale), name):
+        state = ShardState.DRAINING
+    elif not isinstance(observed.topology, Unknown) and not is_used(_used(observed.topology), name):
+        state = ShardState.IDLE
+    return Shard(name, _serves(name), _replicas(scale, observed, name, state), state)
+
+
+def _replicas(scale: SynapseScale, observed: Observed, name: str, state: ShardState) -> int:
+    """Return the workers of a shard.
+
+    A draining shard keeps those that it has, and one is brought back for a job that is found there. With
+    `enabled: false` the present workers stay while there is work, go when there is none, and one is brought back for a
+    job that still arrives; `replicas` of the spec stays the upper bound.
+    """
+    most = workers_of(scale, name).replicas
+    rollout = _rollout(scale, observed, name)
+    present = rollout.wanted if rollout else 0
+    if scale.spec.enabled and state is not ShardState.DRAINING:
+        return most
+    idle = observed.idle
+    if isinstance(idle, Unknown):
+        return min(present, most)
+    if idle and not scale.spec.enabled:
+        return 0
+    # What only PostgreSQL knows of is somebody's to look after: shard 0's, where there is nothing in any queue.
+    lost = name == "0" and not observed.any_queued
+    return min(max(present, 1 if lost or _holds_jobs(observed, name) else 0), most)
+
+
+def _has_worker(scale: SynapseScale, observed: Observed, name: str) -> bool:
+    rollout = _rollout(scale, observed, name)
+    wanted = _replicas(scale, observed, name, ShardState.IDLE)
+    return rollout is not None and rollout.current and rollout.ready >= min(1, wanted)
+
+
+def _holds_jobs(observed: Observed, name: str) -> bool:
+    return not isinstance(observed.queues, Unknown) and any(
+        figures.queued or figures.active for figures in _served(observed.queues, name).values()
+    )
+
+
+def _rollout(scale: SynapseScale, observed: Observed, name: str) -> Rollout | None:
+    """Return how far the shard's Deployment is; None = there is none, or it goes."""
+    child = deployment_of(scale, observed, name)
+    return None if child is None or child.terminating else Rollout.of(child)
