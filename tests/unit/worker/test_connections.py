@@ -146,7 +146,7 @@ def test_a_ca_file_that_is_none_is_named() -> None:
 def test_require_encrypts_without_verifying_as_libpq_does() -> None:
     from synapse_worker.connections import _postgres_tls
 
-    require = _postgres_tls("require", "", "X")
+    require = _postgres_tls("require", "", "", "X")
     full = _postgres_tls("verify-full", "", "X")
     assert isinstance(require, ssl.SSLContext)
     assert isinstance(full, ssl.SSLContext)
