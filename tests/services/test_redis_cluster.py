@@ -20,9 +20,11 @@ from synapse_worker.events import EventWriter
 from synapse_worker.gate import StoreGate
 from synapse_worker.housekeeping import Housekeeper
 from synapse_worker.queueing import keys
-from synapse_worker.queueing.client import cancel_run, put, queue_figures
+from synapse_worker.queueing.client import NewRun, cancel_run, enqueue_run, put, queue_figures
 from synapse_worker.queueing.lease import HandBack, LeaseQueue, Release
 from synapse_worker.queueing.payload import JobPayload, encode
+from synapse_worker.routing import Topology
+from synapse_worker.store import topology
 from synapse_worker.store.database import Database
 from tests.support.runs import (
     assert_each_step_once,
@@ -146,6 +148,28 @@ async def test_two_workers_complete_what_our_producer_enqueues(
     # The jobs' own keys live in other slots than the queue; they are gone, and arq's results are there.
     assert set(await read_each(client, [keys.job(run_id) for run_id in run_ids])) == {None}
     assert None not in await read_each(client, [keys.result(run_id) for run_id in run_ids])
+
+
+async def test_a_tenant_pool_serves_queues_on_every_node(
+    database: Database, redis_cluster: RedisCluster, client: Redis, workers: Workers
+) -> None:
+    await store(database, PRINT_IF_PRINT)
+    await topology.write(database, None, Topology(isolation=True), enabled=True, owner_uid="u")
+    tenants = [f"tenant-{number}" for number in range(12)]
+    run_ids = []
+    for tenant in tenants:
+        run_ids.append(f"run_{tenant}_1")
+        await enqueue_run(database, client, NewRun("three", "hi", tenant), run_id=run_ids[-1], now_ms=1)
+    await client.delete(keys.ACTIVE_TENANTS)  # so that the worker has to find them
+    workers.start(redis_cluster.url, WORKER_QUEUE_SHARD="tenants")
+    for run_id in run_ids:
+        await until(database, run_id, "completed")
+
+    async def empty() -> bool:
+        figures = await queue_figures(client, [keys.queue(tenant) for tenant in tenants])
+        return all(figure.empty for figure in figures.values())
+
+    await _until(empty)
 
 
 async def test_tls_a_private_ca_and_a_password(

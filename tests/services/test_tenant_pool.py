@@ -18,7 +18,7 @@ from synapse_worker.queueing.lease import HandBack, LeaseQueue
 from synapse_worker.queueing.pool import TenantPool
 from synapse_worker.queueing.served import Served
 from synapse_worker.routing import Topology
-from synapse_worker.store import topology
+from synapse_worker.store import runs, topology
 from synapse_worker.store.database import Database
 from tests.page.support import enqueue_stock, printing
 from tests.support.runs import eventually, store, until
@@ -133,6 +133,24 @@ async def test_of_free_slots_no_tenant_takes_all(
 
     await eventually("all slots are taken", full)
     assert Counter(row["tenant_id"] for row in await database.fetch(running)) == {"a": 5, "b": 5}
+
+
+async def test_the_gauges_of_a_tenants_queue_go_back_to_nothing(
+    database: Database, redis_client: Redis, start_worker: StartWorker
+) -> None:
+    run_ids = [await enqueue(database, redis_client, "acme", "slow") for _ in range(60)]
+    worker = start_worker(WORKER_QUEUE_SHARD="tenants", WORKER_CONCURRENCY="1")
+
+    async def depth(shown: str) -> bool:
+        _, text = await asyncio.to_thread(worker.get, "/metrics")
+        found = [line for line in text.splitlines() if 'synapse_queue_depth{queue_name="' + keys.queue("acme") in line]
+        return any(line.endswith(" 0.0") == (shown == "none") for line in found)
+
+    await eventually("it shows some", lambda: depth("some"))
+    for run_id in run_ids:
+        await runs.cancel_queued(database, run_id)
+    await eventually("it shows none", lambda: depth("none"))
+    assert await redis_client.zcard(keys.queue("acme")) == 0
 
 
 async def test_how_soon_jobs_start_ours_and_those_of_a_stock_producer(

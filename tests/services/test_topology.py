@@ -208,7 +208,7 @@ async def test_producers_are_no_workers(database: Database) -> None:
 async def test_the_tenants_that_may_have_a_queue(database: Database, redis_client: Redis) -> None:
     assert await topology.known_tenants(database) == {}
     await database.execute(
-        "INSERT INTO tenants (tenant_id, dedicated) VALUES ('a', NULL), ('b', true), ('quiet', false)"
+        "INSERT INTO tenants (tenant_id, dedicated) VALUES ('a', DEFAULT), ('b', true), ('quiet', false)"
     )
     for tenant in ("a", "b", "new", "done"):
         await enqueue(database, redis_client, f"run_{tenant}_1", tenant)

@@ -420,17 +420,22 @@ async def _enqueued(producer: Producer, run: NewRun, most: int | None, rate: flo
             yield await _enqueue_one(producer, run)
         return
     stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    began = time.monotonic()
-    for done in itertools.count() if most is None else range(most):
-        await _wait_until(began + done / rate, stop)
-        if stop.is_set():
-            return
-        try:
-            yield await _enqueue_one(producer, run, until=stop)
-        except StoreUnavailable:
-            return  # SIGTERM came first
+        loop.add_signal_handler(number, stop.set)
+    try:
+        began = time.monotonic()
+        for done in itertools.count() if most is None else range(most):
+            await _wait_until(began + done / rate, stop)
+            if stop.is_set():
+                return
+            try:
+                yield await _enqueue_one(producer, run, until=stop)
+            except StoreUnavailable:
+                return  # SIGTERM came first
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):  # what comes next, a --wait, ends as any command does
+            loop.remove_signal_handler(number)
 
 
 async def _enqueue_one(producer: Producer, run: NewRun, *, until: asyncio.Event | None = None) -> str:

@@ -292,6 +292,7 @@ class Worker:
     async def _watch_figures(self, loop: ClaimLoop, served: Served, client: Redis, gate: StoreGate) -> None:
         """Keep the gauges of queues and leases current."""
         recovered, lost = 0, 0
+        waiting: list[str] = []
         while True:
             self._metrics.suspended.set(0 if gate.is_open else 1)
             self._metrics.recovered_leases.inc(loop.recovered - recovered)
@@ -299,10 +300,12 @@ class Worker:
             recovered, lost = loop.recovered, loop.lost_leases
             if gate.is_open:
                 try:
-                    figures = await readable_figures(client, served.keys)
+                    # One that has left the tenant pool's list is shown to be empty before it is forgotten.
+                    figures = await readable_figures(client, list(dict.fromkeys([*served.keys, *waiting])))
                 except (StoreUnavailable, StoreRefused) as error:
                     gate.trip(error)
                 else:
+                    waiting = [name for name, queue in figures.items() if queue.queued]
                     self._metrics.queues(
                         {
                             name: (queue.queued, queue.parked, queue.oldest_seconds or 0.0)

@@ -214,7 +214,7 @@ tenants = Table(
     Column("priority", Integer),
     _time("created_at"),
     # Ours: workers of its own serve the tenant's queue, so the tenant pool does not.
-    Column("dedicated", Boolean),
+    Column("dedicated", Boolean, nullable=False, server_default="false"),
 )
 
 job_ledger = Table(

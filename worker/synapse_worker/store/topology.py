@@ -142,7 +142,7 @@ async def known_tenants(database: Database) -> Mapping[str, bool]:
           SELECT (SELECT r.tenant_id FROM orchestration_runs r WHERE r.tenant_id > seen.tenant_id
                    ORDER BY r.tenant_id LIMIT 1)
             FROM seen WHERE seen.tenant_id IS NOT NULL)
-        SELECT tenant_id, coalesce(dedicated, false) AS dedicated FROM tenants
+        SELECT tenant_id, dedicated FROM tenants
         UNION ALL
         SELECT tenant_id, false FROM seen
          WHERE EXISTS (SELECT 1 FROM orchestration_runs r
