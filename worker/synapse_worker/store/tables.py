@@ -29,7 +29,7 @@ metadata = MetaData()
 CLAIM_SEQUENCE = Sequence("claim_seq", metadata=metadata)
 """Source of all claim numbers; it outlives any Redis, so a number never comes twice."""
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 def _id(name: str) -> Column[str]:
