@@ -310,14 +310,14 @@ def open_database(
     plain = urlunsplit(SplitResult("postgresql", parts.netloc, parts.path, urlencode(options), ""))
     return Database(
         SecretStr(plain),
-        tls=_postgres_tls(mode, ca, ca_text, name),
+        tls=_postgres_tls(mode, ca, name, ca_text=ca_text),
         pgbouncer=pgbouncer,
         pool_size=pool_size,
         timeout=timeout,
     )
 
 
-def _postgres_tls(mode: str, ca_file: str, ca_text: str, name: str) -> ssl.SSLContext | str | bool:
+def _postgres_tls(mode: str, ca_file: str, name: str, *, ca_text: str = "") -> ssl.SSLContext | str | bool:
     """Translate libpq's sslmode; `require` does not verify, as in libpq, unless a CA is given."""
     if mode == "disable":
         return False
