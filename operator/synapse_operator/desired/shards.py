@@ -75,8 +75,15 @@ def flip_of(scale: SynapseScale, observed: Observed) -> Flip | None:
     if isinstance(observed.topology, Unknown):
         return None
     was = observed.topology
+    # Two scales on the same stores would change the row in turns; the one that Redis is marked for has it.
+    uid = scale.metadata.uid
+    ours = observed.redis_owner == uid or (
+        isinstance(observed.redis_owner, Unknown) and (was is None or was.owner_uid == uid)
+    )
+    if not ours:
+        return None
     topology, enabled = wanted_topology(scale), scale.spec.enabled
-    if was is not None and (was.topology, was.enabled, was.owner_uid) == (topology, enabled, scale.metadata.uid):
+    if was is not None and (was.topology, was.enabled, was.owner_uid) == (topology, enabled, uid):
         return None
     new = [name for name in SHARD_NAMES if is_used(topology, name) and not is_used(_used(was), name)]
     return Flip(was, topology, enabled) if all(_has_worker(scale, observed, name) for name in new) else None

@@ -146,8 +146,8 @@ def test_a_ca_file_that_is_none_is_named() -> None:
 def test_require_encrypts_without_verifying_as_libpq_does() -> None:
     from synapse_worker.connections import _postgres_tls
 
-    require = _postgres_tls("require", "", "", "X")
-    full = _postgres_tls("verify-full", "", "", "X")
+    require = _postgres_tls("require", "", "X")
+    full = _postgres_tls("verify-full", "", "X")
     assert isinstance(require, ssl.SSLContext)
     assert isinstance(full, ssl.SSLContext)
     assert (require.verify_mode, full.verify_mode, full.check_hostname) == (ssl.CERT_NONE, ssl.CERT_REQUIRED, True)
