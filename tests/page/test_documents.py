@@ -46,6 +46,7 @@ NOTHING_TO_DO = {
     Reason.SYNCED,
     Reason.NO_SOURCES,
     Reason.TENANT_STORED,
+    Reason.NOT_PAUSED,
 }
 """Reasons that ask nothing of the reader."""
 

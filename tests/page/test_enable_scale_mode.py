@@ -23,16 +23,16 @@ def desired_when_disabled(*, queued: int, active: int, open_jobs: int) -> Desire
 @pytest.mark.parametrize(("queued", "active"), [(0, 1), (5, 0), (5, 30)])
 def test_disabling_scale_mode_does_not_cancel_running_jobs(queued: int, active: int) -> None:
     """In-flight jobs on workers continue until they finish: disabling scale mode does not cancel running jobs."""
-    assert desired_when_disabled(queued=queued, active=active, open_jobs=queued + active).replicas == 3
+    assert desired_when_disabled(queued=queued, active=active, open_jobs=queued + active).workers == 3
 
 
 def test_workers_go_when_nothing_is_left() -> None:
     """When disabled, no worker is needed once the jobs in flight have finished."""
-    assert desired_when_disabled(queued=0, active=0, open_jobs=0).replicas == 0
+    assert desired_when_disabled(queued=0, active=0, open_jobs=0).workers == 0
 
 
 def test_what_cannot_be_asked_is_not_taken_for_finished() -> None:
     """In-flight jobs continue until they finish, also when nobody can say whether there are any."""
     before = what_is_desired(a_scale(spec={"workers": {"replicas": 3}}))
     observed = an_observed(children=children_of(before), queues=Unknown("Redis does not answer"))
-    assert what_is_desired(a_scale(spec={"enabled": False, "workers": {"replicas": 3}}), observed).replicas == 3
+    assert what_is_desired(a_scale(spec={"enabled": False, "workers": {"replicas": 3}}), observed).workers == 3

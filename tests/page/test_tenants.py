@@ -91,6 +91,7 @@ async def _is_parked(redis_client: Redis, job_id: str) -> bool:
     return await redis_client.zscore(keys.parked_of(Q, "acme"), job_id) is not None
 
 
+@pytest.mark.usefixtures("greeted")
 async def test_with_isolation_a_backlogged_tenant_delays_nobody(
     database: Database, redis_client: Redis, start_here: StartHere
 ) -> None:
