@@ -460,6 +460,7 @@ class Observed:
         topology: the topology's row; None = the tables are there, and nobody has written it.
         behind: ids of producers that are alive and may still go by an older row.
         drained: shards that producers use no more and that have been empty for long enough (`drains`).
+        recommended: workers of each shard that is scaled by its jobs, most that were asked for lately (`autoscale`).
         children: found by label, and by name for those of `naming.expected_refs` that the list lacks.
         pods: all worker pods of the scale (`naming.worker_selector`).
         sync: the last sync of the sources that the spec names; None = this process has seen none.
@@ -481,6 +482,7 @@ class Observed:
     children: tuple[Child, ...]
     pods: tuple[Pod, ...]
     sync: SyncOutcome | None = None
+    recommended: Mapping[str, int] = field(default_factory=dict)
     # A scale of 64 shards has two hundred children, and each is looked up several times.
     _by_ref: Mapping[Ref, Child] = field(init=False, repr=False, compare=False)
 
@@ -514,6 +516,11 @@ class Observed:
     def any_queued(self) -> bool:
         """Whether a queue is known to hold jobs."""
         return not isinstance(self.queue, Unknown) and bool(self.queue.queued or self.queue.active)
+
+    @property
+    def migrated(self) -> bool:
+        """Whether PostgreSQL is known to hold the tables of this release, which workers make."""
+        return isinstance(self.postgres, PostgresAnswers) and self.postgres.schema_version is not None
 
     @property
     def idle(self) -> bool | Unknown:

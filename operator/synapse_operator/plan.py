@@ -25,12 +25,15 @@ from synapse_operator.api.scale import SynapseScale
 from synapse_operator.desired.environment import SHARDS_TO_SERVE
 from synapse_operator.desired.manifest import Manifest
 from synapse_operator.desired.model import Blocked, Desired
-from synapse_operator.desired.shards import Flip
+from synapse_operator.desired.shards import Flip, workers_of
 from synapse_operator.naming import CONFIG_HASH_ANNOTATION, SCALE_KIND, Kind, Ref
 from synapse_operator.observed import Child, Observed, Rollout
 
 LOOK_AGAIN = timedelta(seconds=15)
 """How soon figures are read again: the rhythm in which a status may show new ones."""
+
+LOOK_AGAIN_AT_LOAD = timedelta(seconds=5)
+"""The same where workers are counted by their jobs."""
 
 LOOK_AGAIN_SOON = timedelta(seconds=2)
 """How soon when a child is still going away and nothing tells us when it is gone."""
@@ -175,8 +178,15 @@ def plan(scale: SynapseScale, desired: Desired | Blocked, observed: Observed, no
         apply=tuple(applies),
         failures=tuple(failures),
         flip=desired.flip,
-        wake_at=now + (LOOK_AGAIN_SOON if leaving or desired.flip else LOOK_AGAIN),
+        wake_at=now + (LOOK_AGAIN_SOON if leaving or desired.flip else _rhythm(scale, desired)),
     )
+
+
+def _rhythm(scale: SynapseScale, desired: Desired) -> timedelta:
+    """Return how soon figures are read again."""
+    modes = (workers_of(scale, shard.name).autoscaling for shard in desired.shards)
+    by_load = any(each.mode == "BuiltIn" and not each.paused for each in modes)
+    return LOOK_AGAIN_AT_LOAD if by_load and scale.spec.enabled else LOOK_AGAIN
 
 
 class _Rolls:
@@ -309,8 +319,9 @@ def _change(child: Child, manifest: Manifest) -> Event | None:
     if manifest.ref.kind is not Kind.DEPLOYMENT:
         return None
     before, after = _workers(child.raw), _workers(manifest.body)
-    if before != after and _config_hash(child.raw) == _config_hash(manifest.body):
-        return Event("Normal", EventReason.SCALED, f"Scaled {manifest.ref} from {before} to {after}")
+    if _config_hash(child.raw) == _config_hash(manifest.body):
+        scaled = Event("Normal", EventReason.SCALED, f"Scaled {manifest.ref} from {before} to {after}")
+        return scaled if before != after else None
     return Event("Normal", EventReason.UPDATED, f"Updated {manifest.ref}, which rolls out new pods")
 
 

@@ -10,12 +10,14 @@ from pydantic import SecretStr
 
 from synapse_operator.api.common import JsonObject
 from synapse_operator.api.scale import InvalidScale, SynapseScale, read_scale
+from synapse_operator.autoscale import Recent
 from synapse_operator.backends import Backends, Stores
 from synapse_operator.cluster import apply, observe
 from synapse_operator.cluster.client import Client
 from synapse_operator.cluster.observe import ScaleKey
 from synapse_operator.cluster.report import Reporter
 from synapse_operator.desired import desired_for_scale
+from synapse_operator.desired.shards import recommendations
 from synapse_operator.drains import drained, emptied
 from synapse_operator.naming import SCALE_KIND
 from synapse_operator.observed import Observed
@@ -49,6 +51,7 @@ class Reconciler:
         self._reporter = Reporter(client, instance)
         self._figures_at: dict[ScaleKey, datetime] = {}
         self._empty_since: dict[ScaleKey, dict[str, datetime]] = {}
+        self._recommended: dict[ScaleKey, dict[str, Recent]] = {}
 
     async def __call__(self, key: ScaleKey) -> Again | None:
         """Reconcile once and say when to look again; None = the scale is gone.
@@ -102,7 +105,7 @@ class Reconciler:
         self._empty_since[key] = emptied(
             self._empty_since.get(key, {}), topology=view.topology, behind=view.behind, queues=view.queues, now=now
         )
-        return Observed(
+        observed = Observed(
             *secrets,
             redis=view.redis,
             postgres=view.postgres,
@@ -117,9 +120,13 @@ class Reconciler:
             pods=pods,
             sync=self._syncer.look(key, scale, view.postgres, previous),
         )
+        recent = recommendations(scale, observed, self._recommended.get(key, {}), now)
+        self._recommended[key] = recent
+        return replace(observed, recommended={name: asked[0].replicas for name, asked in recent.items()})
 
     def _forget(self, key: ScaleKey) -> None:
         self._syncer.forget(key)
         self._backends.forget(key)
         self._figures_at.pop(key, None)
         self._empty_since.pop(key, None)
+        self._recommended.pop(key, None)

@@ -318,6 +318,8 @@ def _ready(
         return _Verdict(type_, _Status.TRUE, Reason.DISABLED, f"Scale mode is off; {rest}")
     if wanted == 0:
         message = "No worker is wanted (workers.replicas is 0); jobs wait"
+        if scale.spec.workers.autoscaling.mode == "BuiltIn":
+            message = "No worker is wanted, since there is nothing to do; the next job brings one"
         return _Verdict(type_, _Status.TRUE, Reason.SCALED_TO_ZERO, message)
     return _Verdict(type_, _Status.TRUE, Reason.WORKERS_READY, f"{min(ready, wanted)} of {wanted} workers are ready")
 
