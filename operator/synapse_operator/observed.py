@@ -298,6 +298,15 @@ class Child:
             raw=raw,
         )
 
+    @property
+    def others_set_replicas(self) -> bool:
+        """Whether managedFields name somebody else who set a Deployment's replicas: an autoscaler, `kubectl scale`."""
+        return any(
+            "f:replicas" in (entry.get("fieldsV1") or {}).get("f:spec", {})
+            for entry in self.raw["metadata"].get("managedFields") or ()
+            if entry.get("manager") != naming.FIELD_MANAGER
+        )
+
 
 _POD_NAME = re.compile(r'pods "[^"]*" is forbidden')
 """How the server begins a refusal; the name is another at each attempt, and the status must not be."""
@@ -346,6 +355,11 @@ class Rollout:
         )
 
     @property
+    def chosen(self) -> bool:
+        """Whether the pods that go are known: no more are left than are wanted."""
+        return self.current and self.total <= self.wanted
+
+    @property
     def complete(self) -> bool:
         """Whether every pod is of the current template and available, and no old one is left."""
         return self.current and self.wanted == self.total == self.updated == self.available
@@ -389,12 +403,19 @@ _MESSAGE_LENGTH = 400
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """One worker pod. A pod that terminates, or has ended, has no problem: it is on its way out."""
+    """One worker pod. A pod that terminates, or has ended, has no problem: it is on its way out.
+
+    Attributes:
+        shard: whose worker it is.
+        deletion_cost: what we wrote there (`deletion_costs`); None = nothing.
+    """
 
     name: str
     ready: bool
     terminating: bool
     problem: PodProblem | None
+    shard: str = ""
+    deletion_cost: int | None = None
 
     @classmethod
     def read(cls, raw: JsonObject) -> Pod:
@@ -408,7 +429,21 @@ class Pod:
             ready=conditions.get("Ready", {}).get("status") == "True",
             terminating=terminating,
             problem=None if gone else _pod_problem(metadata["name"], conditions, status),
+            shard=(metadata.get("labels") or {}).get(naming.SHARD_LABEL, ""),
+            deletion_cost=_our_deletion_cost(metadata),
         )
+
+
+def _our_deletion_cost(metadata: JsonObject) -> int | None:
+    """Return the deletion cost that we wrote; somebody else's is not ours to take away."""
+    ours = any(
+        f"f:{naming.DELETION_COST_ANNOTATION}"
+        in (entry.get("fieldsV1") or {}).get("f:metadata", {}).get("f:annotations", {})
+        for entry in metadata.get("managedFields") or ()
+        if entry.get("manager") == naming.FIELD_MANAGER
+    )
+    text = (metadata.get("annotations") or {}).get(naming.DELETION_COST_ANNOTATION, "")
+    return int(text) if ours and text.isdecimal() else None
 
 
 def _pod_problem(name: str, conditions: Mapping[str, JsonObject], status: JsonObject) -> PodProblem | None:

@@ -67,16 +67,15 @@ class Apply:
         manifest: what is applied.
         cause: why.
         event: posted once it has succeeded; None = not worth one.
-        replaces: resourceVersion of the live object; None = there is none. What somebody added can contradict
-            what we apply (an `env` value beside our `valueFrom`, a second port with the name of ours), and an apply
-            cannot take it away. So an apply that is refused as invalid (422) is preceded by a replacement (PUT) of
-            this version, and repeated.
+        replaces: the live object; None = there is none. What somebody added can contradict what we apply (an `env`
+            value beside our `valueFrom`, a second port with the name of ours), and an apply cannot take it away. So an
+            apply that is refused as invalid (422) is preceded by a replacement (PUT) of this version, and repeated.
     """
 
     manifest: Manifest
     cause: Cause
     event: Event | None
-    replaces: str | None
+    replaces: Child | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +169,9 @@ def plan(scale: SynapseScale, desired: Desired | Blocked, observed: Observed, no
         elif child.applied_hash != manifest.applied_hash and not rolls.may_change(child, manifest):
             continue  # its turn comes when another one is through; that wakes the scale
         elif child.applied_hash != manifest.applied_hash:
-            applies.append(Apply(manifest, Cause.CHANGED, _change(child, manifest), child.version))
+            applies.append(Apply(manifest, Cause.CHANGED, _change(child, manifest), child))
         elif not owns(child.owned_fields, manifest.body):
-            applies.append(Apply(manifest, Cause.DRIFTED, _repair(manifest), child.version))
+            applies.append(Apply(manifest, Cause.DRIFTED, _repair(manifest), child))
     return Plan(
         delete=tuple(deletions),
         apply=tuple(applies),
@@ -318,8 +317,10 @@ def _creation(manifest: Manifest) -> Event | None:
 def _change(child: Child, manifest: Manifest) -> Event | None:
     if manifest.ref.kind is not Kind.DEPLOYMENT:
         return None
-    before, after = _workers(child.raw), _workers(manifest.body)
     if _config_hash(child.raw) == _config_hash(manifest.body):
+        if "replicas" not in manifest.body["spec"]:
+            return None  # handed over
+        before, after = _workers(child.raw), _workers(manifest.body)
         scaled = Event("Normal", EventReason.SCALED, f"Scaled {manifest.ref} from {before} to {after}")
         return scaled if before != after else None
     return Event("Normal", EventReason.UPDATED, f"Updated {manifest.ref}, which rolls out new pods")

@@ -41,12 +41,14 @@ class Shard:
         name: index, "0" to "63", or `tenants` for the pool of tenants' own queues.
         serves: what its workers are told to serve, in their order (WORKER_QUEUE_SHARD).
         replicas: workers that are wanted.
+        handed_over: somebody else sets the replicas of its Deployment, so ours are left out of the apply.
     """
 
     name: str
     serves: tuple[str, ...]
     replicas: int
     state: ShardState
+    handed_over: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +172,17 @@ def _shard(scale: SynapseScale, observed: Observed, name: str) -> Shard:
         state = ShardState.DRAINING
     elif not isinstance(observed.topology, Unknown) and not is_used(_used(observed.topology), name):
         state = ShardState.IDLE
-    return Shard(name, _serves(name), _replicas(scale, observed, name, state), state)
+    replicas = _replicas(scale, observed, name, state)
+    child = deployment_of(scale, observed, name)
+    # Leaving them out while they are ours alone would reset them to 1, and busy pods would go.
+    handed_over = _is_external(scale, name, state) and child is not None and child.others_set_replicas
+    return Shard(name, _serves(name), replicas, state, handed_over)
+
+
+def _is_external(scale: SynapseScale, name: str, state: ShardState) -> bool:
+    """Whether the workers of a shard are somebody else's to count; those of one that goes are ours."""
+    mode = workers_of(scale, name).autoscaling.mode
+    return mode == "External" and scale.spec.enabled and state is not ShardState.DRAINING
 
 
 def _replicas(scale: SynapseScale, observed: Observed, name: str, state: ShardState) -> int:
@@ -183,6 +195,8 @@ def _replicas(scale: SynapseScale, observed: Observed, name: str, state: ShardSt
     workers = workers_of(scale, name)
     rollout = _rollout(scale, observed, name)
     present = rollout.wanted if rollout else 0
+    if _is_external(scale, name, state):
+        return rollout.wanted if rollout else workers.replicas
     if scale.spec.enabled and state is not ShardState.DRAINING:
         if workers.autoscaling.mode == "BuiltIn":
             return _autoscaled(workers, observed, name, rollout)
@@ -198,9 +212,8 @@ def _replicas(scale: SynapseScale, observed: Observed, name: str, state: ShardSt
 
 def _most(workers: WorkersSpec) -> int:
     """Return how many workers the spec lets a shard have at most."""
-    if workers.autoscaling.mode == "BuiltIn":
-        return bounded(workers.autoscaling, MAX_REPLICAS)
-    return workers.replicas
+    mode = workers.autoscaling.mode
+    return workers.replicas if mode == "Off" else bounded(workers.autoscaling, MAX_REPLICAS)
 
 
 def _autoscaled(workers: WorkersSpec, observed: Observed, name: str, rollout: Rollout | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -13,9 +14,19 @@ from hypothesis import strategies as st
 from synapse_operator.api.workers import AutoscalingSpec
 from synapse_operator.autoscale import Recent, Recommendation, bounded, load_of, recommended, remembered
 from synapse_operator.desired.shards import recommendations
-from synapse_operator.observed import Observed, Overview, PostgresAnswers, QueueFigures, Unknown
+from synapse_operator.naming import Kind
+from synapse_operator.observed import Child, Observed, Overview, PostgresAnswers, QueueFigures, Unknown
 from synapse_operator.plan import LOOK_AGAIN, LOOK_AGAIN_AT_LOAD, plan
-from tests.builders import NOW, a_scale, an_observed, children_of, what_is_desired
+from tests.builders import (
+    NOW,
+    a_child,
+    a_deployment_status,
+    a_scale,
+    an_observed,
+    children_of,
+    manifest_of,
+    what_is_desired,
+)
 
 UNKNOWN = Unknown("does not answer")
 WINDOW = timedelta(seconds=300)
@@ -265,3 +276,87 @@ def test_load_is_read_every_five_seconds_where_it_decides(spec: dict[str, Any], 
     settled = replace(seen, children=children_of(desired))
     desired = replace(desired, flip=None)
     assert plan(scale, desired, settled, NOW).wake_at == NOW + rhythm
+
+
+# ---- somebody else counts
+
+
+EXTERNAL = {"workers": {"replicas": 2, "autoscaling": {"mode": "External"}}}
+
+
+def _live(spec: dict[str, Any], replicas: int | None = None) -> Any:
+    """Return the children of a scale; with `replicas`, somebody else has set those of its Deployment."""
+    children = children_of(what_is_desired(a_scale(spec=spec)))
+    return children if replicas is None else tuple(_scaled(child, replicas) for child in children)
+
+
+def _scaled(child: Child, replicas: int) -> Child:
+    """Return a child as a `kubectl scale` leaves a Deployment."""
+    if child.ref.kind is not Kind.DEPLOYMENT:
+        return child
+    raw = copy.deepcopy(child.raw)
+    raw["spec"]["replicas"] = replicas
+    raw["status"] = a_deployment_status(replicas)
+    (ours,) = raw["metadata"]["managedFields"]
+    ours["fieldsV1"]["f:spec"].pop("f:replicas", None)
+    theirs = {"manager": "kubectl", "operation": "Update", "subresource": "scale"}
+    raw["metadata"]["managedFields"].append({**theirs, "fieldsV1": {"f:spec": {"f:replicas": {}}}})
+    return Child.read(child.ref.kind, raw)
+
+
+def _replicas(spec: dict[str, Any], children: Any) -> tuple[int | None, int]:
+    """Return the replicas that are applied, None = left out, and those that the status tells."""
+    desired = what_is_desired(a_scale(spec=spec), an_observed(children=children))
+    return manifest_of(desired, Kind.DEPLOYMENT).body["spec"].get("replicas"), desired.workers
+
+
+@pytest.mark.parametrize(
+    ("children", "replicas"),
+    [
+        ((), (2, 2)),
+        (_live(EXTERNAL), (2, 2)),
+        (_live({"workers": {"replicas": 7}}), (7, 7)),
+        (_live(EXTERNAL, 5), (None, 5)),
+        (_live(EXTERNAL, 0), (None, 0)),
+    ],
+    ids=["a new one begins with ours", "ours alone", "adopted", "another's", "another's zero"],
+)
+def test_replicas_are_left_out_only_once_somebody_else_owns_them(
+    children: Any, replicas: tuple[int | None, int]
+) -> None:
+    assert _replicas(EXTERNAL, children) == replicas
+
+
+@pytest.mark.parametrize(
+    ("spec", "replicas"),
+    [({"workers": {"replicas": 2}}, 2), (_spec(), 5), (_spec(paused=True), 5), ({"enabled": False, **EXTERNAL}, 0)],
+    ids=["off: the spec's", "built in: adopted", "paused: adopted", "scale mode off: ours"],
+)
+def test_on_the_way_back_a_number_is_applied(spec: dict[str, Any], replicas: int) -> None:
+    scale, seen = a_scale(spec=spec), an_observed(children=_live(EXTERNAL, 5))
+    asked = recommendations(scale, seen, {}, NOW)
+    seen = replace(seen, recommended={name: each[0].replicas for name, each in asked.items()})
+    assert manifest_of(what_is_desired(scale, seen), Kind.DEPLOYMENT).body["spec"]["replicas"] == replicas
+
+
+def test_handing_over_is_one_apply_and_then_nothing_whatever_the_number() -> None:
+    scale, children = a_scale(spec=EXTERNAL), _live(EXTERNAL, 5)
+    seen = an_observed(children=children)
+    made = plan(scale, what_is_desired(scale, seen), seen, NOW)
+    (step,) = made.apply
+    assert (step.manifest.ref.kind, step.event) == (Kind.DEPLOYMENT, None)
+    given = tuple(
+        a_child(step.manifest, status=a_deployment_status(5)) if child.ref == step.manifest.ref else child
+        for child in children
+    )
+    for replicas in (5, 9, 0):
+        seen = an_observed(children=tuple(_scaled(child, replicas) for child in given))
+        assert plan(scale, what_is_desired(scale, seen), seen, NOW).empty
+
+
+def test_a_shard_that_goes_is_ours_again() -> None:
+    spec = {**EXTERNAL, "queue": {"shards": 2}}
+    children = _live(spec, 5)
+    desired = what_is_desired(a_scale(spec=EXTERNAL), an_observed(children=children))
+    assert {shard.name: shard.handed_over for shard in desired.shards} == {"0": True, "1": False}
+    assert {shard.name: shard.replicas for shard in desired.shards} == {"0": 5, "1": 5}
