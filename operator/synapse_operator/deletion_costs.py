@@ -48,8 +48,13 @@ def before_a_resize(pods: Iterable[Pod], shards: Collection[str], held: Mapping[
     )
 
 
-def after_a_resize(observed: Observed) -> tuple[Cost, ...]:
-    """Return what has to be taken away: costs of pods whose Deployment has as many as it is to have."""
+def after_a_resize(observed: Observed, *, shrinking: Collection[str]) -> tuple[Cost, ...]:
+    """Return what has to be taken away: costs of pods whose Deployment has as many as it is to have.
+
+    Args:
+        observed: what is there.
+        shrinking: shards whose pods are to cost something now.
+    """
     settled = {
         (child.raw["metadata"].get("labels") or {}).get(SHARD_LABEL)
         for child in observed.of_kind(Kind.DEPLOYMENT)
@@ -58,5 +63,5 @@ def after_a_resize(observed: Observed) -> tuple[Cost, ...]:
     return tuple(
         Cost(pod.name, None)
         for pod in observed.pods
-        if pod.deletion_cost is not None and pod.shard in settled and not pod.terminating
+        if pod.deletion_cost is not None and pod.shard in settled.difference(shrinking) and not pod.terminating
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -18,12 +19,12 @@ from synapse_operator.cluster.costs import write_costs
 from synapse_operator.cluster.observe import ScaleKey
 from synapse_operator.cluster.report import Reporter
 from synapse_operator.deletion_costs import after_a_resize, before_a_resize, shrinking
-from synapse_operator.desired import Blocked, Desired, desired_for_scale
+from synapse_operator.desired import desired_for_scale
 from synapse_operator.desired.shards import queues_of, recommendations
 from synapse_operator.drains import drained, emptied
 from synapse_operator.naming import SCALE_KIND
 from synapse_operator.observed import Observed, Unknown
-from synapse_operator.plan import Plan, plan
+from synapse_operator.plan import plan
 from synapse_operator.status import figures_due, invalid_status, next_status
 from synapse_operator.syncer import Syncer
 from synapse_operator.telemetry import Metrics
@@ -83,7 +84,7 @@ class Reconciler:
         desired = desired_for_scale(scale, observed, default_image=self._worker_image, hash_key=self._hash_key)
         todo = plan(scale, desired, observed, now)
 
-        await self._spare_busy_pods(key, scale, desired, observed, todo)
+        await self._spare_busy_pods(key, scale, observed, shrinking(todo))
         report = await apply.carry_out(self._client, todo)
         if todo.flip is not None:
             failure = await self._backends.flip(key, todo.flip, scale.metadata.uid)
@@ -99,20 +100,15 @@ class Reconciler:
         return Again(after=(todo.wake_at - now).total_seconds() if todo.wake_at else None)
 
     async def _spare_busy_pods(
-        self, key: ScaleKey, scale: SynapseScale, desired: Desired | Blocked, observed: Observed, todo: Plan
+        self, key: ScaleKey, scale: SynapseScale, observed: Observed, shards: Sequence[str]
     ) -> None:
-        """Have Kubernetes take idle pods first when there are to be fewer, and take the hint away afterwards."""
-        costs = () if scale.metadata.paused else after_a_resize(observed)
-        shards = shrinking(todo)
-        if shards and isinstance(desired, Desired):
-            queues = [name for shard in desired.shards if shard.name in shards for name in queues_of(shard, observed)]
+        """Have Kubernetes take idle pods first where there are to be fewer, and take the hint away afterwards."""
+        costs = () if scale.metadata.paused else after_a_resize(observed, shrinking=shards)
+        if shards:
+            queues = [queue for shard in shards for queue in queues_of(shard, observed)]
             held = await self._backends.jobs_held(key, queues)
             if not isinstance(held, Unknown):
-                pods = await observe.read_pods(self._client, scale)
-                costs = (
-                    *(cost for cost in costs if cost.pod not in {pod.name for pod in pods if pod.shard in shards}),
-                    *before_a_resize(pods, shards, held),
-                )
+                costs += before_a_resize(await observe.read_pods(self._client, scale), shards, held)
         await write_costs(self._client, scale.metadata.namespace, costs)
         if costs:
             self._without_costs.discard(key)
@@ -126,7 +122,7 @@ class Reconciler:
         # An operator that starts anew looks once for costs that the one before has left.
         look = key not in self._without_costs or observe.pods_matter(children)
         pods = await observe.read_pods(self._client, scale) if look else ()
-        if all(pod.deletion_cost is None for pod in pods):
+        if all(pod.deletion_cost is None or pod.terminating for pod in pods):
             self._without_costs.add(key)
         now = datetime.now(UTC)
         self._empty_since[key] = emptied(

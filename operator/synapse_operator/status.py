@@ -334,7 +334,7 @@ def _draining(desired: Desired | Blocked, observed: Observed) -> str:
         return f"Shards {names} stay until both stores answer"
     if observed.behind:
         return f"Shards {names} stay until these producers have heard of it: {', '.join(observed.behind[:10])}"
-    jobs = sum(each.queued + each.active for shard in shards for each in queues_of(shard, observed).values())
+    jobs = sum(each.queued + each.active for shard in shards for each in queues_of(shard.name, observed).values())
     return f"Shards {names} work off what they hold: {jobs} job{'' if jobs == 1 else 's'}"
 
 
@@ -535,7 +535,7 @@ def _shard(scale: SynapseScale, shard: Shard, observed: Observed) -> JsonObject:
     if pool is not None:
         told["pool"] = pool.name
     if not isinstance(observed.queues, Unknown):
-        figures = queues_of(shard, observed).values()
+        figures = queues_of(shard.name, observed).values()
         told |= {"queued": sum(each.queued for each in figures), "active": sum(each.active for each in figures)}
     return told
 
@@ -562,7 +562,7 @@ def _effective(scale: SynapseScale, observed: Observed) -> JsonObject:
 
 def _unserved(desired: Desired, observed: Observed) -> list[str]:
     """Return the queues that hold jobs and are to have no worker."""
-    served = {name for shard in desired.shards if shard.replicas for name in queues_of(shard, observed)}
+    served = {name for shard in desired.shards if shard.replicas for name in queues_of(shard.name, observed)}
     queues = {} if isinstance(observed.queues, Unknown) else observed.queues
     return sorted(name for name, figures in queues.items() if figures.queued and name not in served)[:MAX_UNSERVED]
 

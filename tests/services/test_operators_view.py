@@ -69,6 +69,7 @@ async def test_a_cluster_answers_with_the_figures_of_all_queues(
     assert {shard for shard, figures in seen.queues.items() if figures.queued} == {DEFAULT_QUEUE, "1"}
 
 
+@pytest.mark.usefixtures("redis_client")
 async def test_who_holds_how_many_jobs(
     backends: Backends, redis_cluster: RedisCluster, redis_server: RedisServer
 ) -> None:

@@ -114,9 +114,9 @@ def recommendations(
     return found
 
 
-def queues_of(shard: Shard, observed: Observed) -> Mapping[str, QueueFigures]:
+def queues_of(name: str, observed: Observed) -> Mapping[str, QueueFigures]:
     """Return the figures of the queues that a shard serves, as far as they are known."""
-    return {} if isinstance(observed.queues, Unknown) else _served(observed.queues, shard.name)
+    return {} if isinstance(observed.queues, Unknown) else _served(observed.queues, name)
 
 
 def workers_of(scale: SynapseScale, name: str) -> WorkersSpec:
@@ -212,8 +212,9 @@ def _replicas(scale: SynapseScale, observed: Observed, name: str, state: ShardSt
 
 def _most(workers: WorkersSpec) -> int:
     """Return how many workers the spec lets a shard have at most."""
-    mode = workers.autoscaling.mode
-    return workers.replicas if mode == "Off" else bounded(workers.autoscaling, MAX_REPLICAS)
+    if workers.autoscaling.mode == "Off":
+        return workers.replicas
+    return bounded(workers.autoscaling, MAX_REPLICAS) if workers.autoscaling.mode == "BuiltIn" else MAX_REPLICAS
 
 
 def _autoscaled(workers: WorkersSpec, observed: Observed, name: str, rollout: Rollout | None) -> int:

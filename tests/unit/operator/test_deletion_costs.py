@@ -80,4 +80,5 @@ def _settling(total: int, *, generation: int = 1) -> Observed:
     ids=["one is still to go", "not seen yet", "all gone"],
 )
 def test_costs_go_once_the_pods_that_go_are_chosen(observed: Observed, costs: tuple[Cost, ...]) -> None:
-    assert after_a_resize(observed) == costs
+    assert after_a_resize(observed, shrinking=()) == costs
+    assert after_a_resize(observed, shrinking=("0",)) == ()
