@@ -27,7 +27,7 @@ from synapse_operator.api.scale import (
     SynapseScale,
     SynapseScaleStatus,
 )
-from synapse_operator.api.workers import CONCURRENCY, JOB_TIMEOUT, MAX_RETRIES
+from synapse_operator.api.workers import CONCURRENCY, JOB_TIMEOUT, MAX_RETRIES, AutoscalingSpec
 from synapse_operator.conditions import ConditionStatus as _Status
 from synapse_operator.conditions import by_type, condition, unless_same, with_old_message
 from synapse_operator.desired.model import Blocked, Desired
@@ -317,11 +317,18 @@ def _ready(
         rest = "no work is left" if observed.idle is True else "workers finish what is left"
         return _Verdict(type_, _Status.TRUE, Reason.DISABLED, f"Scale mode is off; {rest}")
     if wanted == 0:
-        message = "No worker is wanted (workers.replicas is 0); jobs wait"
-        if scale.spec.workers.autoscaling.mode == "BuiltIn":
-            message = "No worker is wanted, since there is nothing to do; the next job brings one"
-        return _Verdict(type_, _Status.TRUE, Reason.SCALED_TO_ZERO, message)
+        return _Verdict(type_, _Status.TRUE, Reason.SCALED_TO_ZERO, _why_none(scale.spec.workers.autoscaling))
     return _Verdict(type_, _Status.TRUE, Reason.WORKERS_READY, f"{min(ready, wanted)} of {wanted} workers are ready")
+
+
+def _why_none(autoscaling: AutoscalingSpec) -> str:
+    if autoscaling.mode == "External":
+        return "No worker is wanted by whoever scales the Deployments (workers.autoscaling.mode is External); jobs wait"
+    if autoscaling.mode == "Off":
+        return "No worker is wanted (workers.replicas is 0); jobs wait"
+    if autoscaling.paused:
+        return "There is no worker, and workers.autoscaling.paused keeps it so; jobs wait"
+    return "No worker is wanted, since there is nothing to do; the next job brings one"
 
 
 def _draining(desired: Desired | Blocked, observed: Observed) -> str:
