@@ -39,7 +39,7 @@ from synapse_worker.connections import open_database, open_redis, ping_redis
 from synapse_worker.contract import DEFAULT_QUEUE, MAX_SHARDS, VARIABLES
 from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
 from synapse_worker.queueing import keys
-from synapse_worker.queueing.client import known_queues, queue_figures
+from synapse_worker.queueing.client import jobs_held, known_queues, queue_figures
 from synapse_worker.queueing.owner import disown, own
 from synapse_worker.store import topology
 from synapse_worker.store.database import Database
@@ -162,6 +162,22 @@ class Backends:
         except (TimeoutError, StoreUnavailable, StoreRefused) as error:
             return _failed("PostgreSQL", error).sentence
         return ""
+
+    async def jobs_held(self, scale: Hashable, shards: Sequence[str]) -> Mapping[str, int] | Unknown:
+        """Return how many jobs each worker holds in these queues, by worker id.
+
+        Args:
+            scale: whose stores they are, after a `look`.
+            shards: the queues.
+        """
+        client = self._open[scale].redis
+        if not isinstance(client, Redis):
+            return Unknown(client.sentence)
+        try:
+            async with asyncio.timeout(QUESTION_SECONDS):
+                return await jobs_held(client, [keys.queue(shard) for shard in shards])
+        except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError) as error:
+            return Unknown(_failed("Redis", error).sentence)
 
     async def keep_tenants(
         self, scale: Hashable, uid: str, rows: Sequence[ManagedRow], living: Sequence[str]

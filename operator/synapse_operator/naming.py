@@ -56,6 +56,8 @@ STORED_ANNOTATION = f"{GROUP}/stored-settings"
 POD_ANNOTATIONS = (CONFIG_HASH_ANNOTATION, STORED_ANNOTATION)
 """Annotations of a worker pod that nobody else may set."""
 
+DELETION_COST_ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
+"""Kubernetes' own: of several pods it takes those with less first."""
 PAUSED_ANNOTATION = f"{GROUP}/paused"
 """On a SynapseScale: its children are left alone while it is there and not `false`."""
 

@@ -298,6 +298,15 @@ class Child:
             raw=raw,
         )
 
+    @property
+    def others_set_replicas(self) -> bool:
+        """Whether managedFields name somebody else who set a Deployment's replicas: an autoscaler, `kubectl scale`."""
+        return any(
+            "f:replicas" in (entry.get("fieldsV1") or {}).get("f:spec", {})
+            for entry in self.raw["metadata"].get("managedFields") or ()
+            if entry.get("manager") != naming.FIELD_MANAGER
+        )
+
 
 _POD_NAME = re.compile(r'pods "[^"]*" is forbidden')
 """How the server begins a refusal; the name is another at each attempt, and the status must not be."""
@@ -346,6 +355,11 @@ class Rollout:
         )
 
     @property
+    def chosen(self) -> bool:
+        """Whether the pods that go are known: no more are left than are wanted."""
+        return self.current and self.total <= self.wanted
+
+    @property
     def complete(self) -> bool:
         """Whether every pod is of the current template and available, and no old one is left."""
         return self.current and self.wanted == self.total == self.updated == self.available
@@ -389,12 +403,19 @@ _MESSAGE_LENGTH = 400
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """One worker pod. A pod that terminates, or has ended, has no problem: it is on its way out."""
+    """One worker pod. A pod that terminates, or has ended, has no problem: it is on its way out.
+
+    Attributes:
+        shard: whose worker it is.
+        deletion_cost: what we wrote there (`deletion_costs`); None = nothing.
+    """
 
     name: str
     ready: bool
     terminating: bool
     problem: PodProblem | None
+    shard: str = ""
+    deletion_cost: int | None = None
 
     @classmethod
     def read(cls, raw: JsonObject) -> Pod:
@@ -408,7 +429,21 @@ class Pod:
             ready=conditions.get("Ready", {}).get("status") == "True",
             terminating=terminating,
             problem=None if gone else _pod_problem(metadata["name"], conditions, status),
+            shard=(metadata.get("labels") or {}).get(naming.SHARD_LABEL, ""),
+            deletion_cost=_our_deletion_cost(metadata),
         )
+
+
+def _our_deletion_cost(metadata: JsonObject) -> int | None:
+    """Return the deletion cost that we wrote; somebody else's is not ours to take away."""
+    ours = any(
+        f"f:{naming.DELETION_COST_ANNOTATION}"
+        in (entry.get("fieldsV1") or {}).get("f:metadata", {}).get("f:annotations", {})
+        for entry in metadata.get("managedFields") or ()
+        if entry.get("manager") == naming.FIELD_MANAGER
+    )
+    text = (metadata.get("annotations") or {}).get(naming.DELETION_COST_ANNOTATION, "")
+    return int(text) if ours and text.isdecimal() else None
 
 
 def _pod_problem(name: str, conditions: Mapping[str, JsonObject], status: JsonObject) -> PodProblem | None:
@@ -460,6 +495,7 @@ class Observed:
         topology: the topology's row; None = the tables are there, and nobody has written it.
         behind: ids of producers that are alive and may still go by an older row.
         drained: shards that producers use no more and that have been empty for long enough (`drains`).
+        recommended: workers of each shard that is scaled by its jobs, most that were asked for lately (`autoscale`).
         children: found by label, and by name for those of `naming.expected_refs` that the list lacks.
         pods: all worker pods of the scale (`naming.worker_selector`).
         sync: the last sync of the sources that the spec names; None = this process has seen none.
@@ -481,6 +517,7 @@ class Observed:
     children: tuple[Child, ...]
     pods: tuple[Pod, ...]
     sync: SyncOutcome | None = None
+    recommended: Mapping[str, int] = field(default_factory=dict)
     # A scale of 64 shards has two hundred children, and each is looked up several times.
     _by_ref: Mapping[Ref, Child] = field(init=False, repr=False, compare=False)
 
@@ -514,6 +551,11 @@ class Observed:
     def any_queued(self) -> bool:
         """Whether a queue is known to hold jobs."""
         return not isinstance(self.queue, Unknown) and bool(self.queue.queued or self.queue.active)
+
+    @property
+    def migrated(self) -> bool:
+        """Whether PostgreSQL is known to hold the tables of this release, which workers make."""
+        return isinstance(self.postgres, PostgresAnswers) and self.postgres.schema_version is not None
 
     @property
     def idle(self) -> bool | Unknown:

@@ -25,12 +25,15 @@ from synapse_operator.api.scale import SynapseScale
 from synapse_operator.desired.environment import SHARDS_TO_SERVE
 from synapse_operator.desired.manifest import Manifest
 from synapse_operator.desired.model import Blocked, Desired
-from synapse_operator.desired.shards import Flip
+from synapse_operator.desired.shards import Flip, workers_of
 from synapse_operator.naming import CONFIG_HASH_ANNOTATION, SCALE_KIND, Kind, Ref
 from synapse_operator.observed import Child, Observed, Rollout
 
 LOOK_AGAIN = timedelta(seconds=15)
 """How soon figures are read again: the rhythm in which a status may show new ones."""
+
+LOOK_AGAIN_AT_LOAD = timedelta(seconds=5)
+"""The same where workers are counted by their jobs."""
 
 LOOK_AGAIN_SOON = timedelta(seconds=2)
 """How soon when a child is still going away and nothing tells us when it is gone."""
@@ -64,16 +67,15 @@ class Apply:
         manifest: what is applied.
         cause: why.
         event: posted once it has succeeded; None = not worth one.
-        replaces: resourceVersion of the live object; None = there is none. What somebody added can contradict
-            what we apply (an `env` value beside our `valueFrom`, a second port with the name of ours), and an apply
-            cannot take it away. So an apply that is refused as invalid (422) is preceded by a replacement (PUT) of
-            this version, and repeated.
+        replaces: the live object; None = there is none. What somebody added can contradict what we apply (an `env`
+            value beside our `valueFrom`, a second port with the name of ours), and an apply cannot take it away. So an
+            apply that is refused as invalid (422) is preceded by a replacement (PUT) of this version, and repeated.
     """
 
     manifest: Manifest
     cause: Cause
     event: Event | None
-    replaces: str | None
+    replaces: Child | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,16 +169,23 @@ def plan(scale: SynapseScale, desired: Desired | Blocked, observed: Observed, no
         elif child.applied_hash != manifest.applied_hash and not rolls.may_change(child, manifest):
             continue  # its turn comes when another one is through; that wakes the scale
         elif child.applied_hash != manifest.applied_hash:
-            applies.append(Apply(manifest, Cause.CHANGED, _change(child, manifest), child.version))
+            applies.append(Apply(manifest, Cause.CHANGED, _change(child, manifest), child))
         elif not owns(child.owned_fields, manifest.body):
-            applies.append(Apply(manifest, Cause.DRIFTED, _repair(manifest), child.version))
+            applies.append(Apply(manifest, Cause.DRIFTED, _repair(manifest), child))
     return Plan(
         delete=tuple(deletions),
         apply=tuple(applies),
         failures=tuple(failures),
         flip=desired.flip,
-        wake_at=now + (LOOK_AGAIN_SOON if leaving or desired.flip else LOOK_AGAIN),
+        wake_at=now + (LOOK_AGAIN_SOON if leaving or desired.flip else _rhythm(scale, desired)),
     )
+
+
+def _rhythm(scale: SynapseScale, desired: Desired) -> timedelta:
+    """Return how soon figures are read again."""
+    modes = (workers_of(scale, shard.name).autoscaling for shard in desired.shards)
+    by_load = any(each.mode == "BuiltIn" and not each.paused for each in modes)
+    return LOOK_AGAIN_AT_LOAD if by_load and scale.spec.enabled else LOOK_AGAIN
 
 
 class _Rolls:
@@ -308,9 +317,12 @@ def _creation(manifest: Manifest) -> Event | None:
 def _change(child: Child, manifest: Manifest) -> Event | None:
     if manifest.ref.kind is not Kind.DEPLOYMENT:
         return None
-    before, after = _workers(child.raw), _workers(manifest.body)
-    if before != after and _config_hash(child.raw) == _config_hash(manifest.body):
-        return Event("Normal", EventReason.SCALED, f"Scaled {manifest.ref} from {before} to {after}")
+    if _config_hash(child.raw) == _config_hash(manifest.body):
+        if "replicas" not in manifest.body["spec"]:
+            return None  # handed over
+        before, after = _workers(child.raw), _workers(manifest.body)
+        scaled = Event("Normal", EventReason.SCALED, f"Scaled {manifest.ref} from {before} to {after}")
+        return scaled if before != after else None
     return Event("Normal", EventReason.UPDATED, f"Updated {manifest.ref}, which rolls out new pods")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -10,15 +11,19 @@ from pydantic import SecretStr
 
 from synapse_operator.api.common import JsonObject
 from synapse_operator.api.scale import InvalidScale, SynapseScale, read_scale
+from synapse_operator.autoscale import Recent
 from synapse_operator.backends import Backends, Stores
 from synapse_operator.cluster import apply, observe
 from synapse_operator.cluster.client import Client
+from synapse_operator.cluster.costs import write_costs
 from synapse_operator.cluster.observe import ScaleKey
 from synapse_operator.cluster.report import Reporter
+from synapse_operator.deletion_costs import after_a_resize, before_a_resize, shrinking
 from synapse_operator.desired import desired_for_scale
+from synapse_operator.desired.shards import queues_of, recommendations
 from synapse_operator.drains import drained, emptied
 from synapse_operator.naming import SCALE_KIND
-from synapse_operator.observed import Observed
+from synapse_operator.observed import Observed, Unknown
 from synapse_operator.plan import plan
 from synapse_operator.status import figures_due, invalid_status, next_status
 from synapse_operator.syncer import Syncer
@@ -49,6 +54,8 @@ class Reconciler:
         self._reporter = Reporter(client, instance)
         self._figures_at: dict[ScaleKey, datetime] = {}
         self._empty_since: dict[ScaleKey, dict[str, datetime]] = {}
+        self._recommended: dict[ScaleKey, dict[str, Recent]] = {}
+        self._without_costs: set[ScaleKey] = set()
 
     async def __call__(self, key: ScaleKey) -> Again | None:
         """Reconcile once and say when to look again; None = the scale is gone.
@@ -77,6 +84,7 @@ class Reconciler:
         desired = desired_for_scale(scale, observed, default_image=self._worker_image, hash_key=self._hash_key)
         todo = plan(scale, desired, observed, now)
 
+        await self._spare_busy_pods(key, scale, observed, shrinking(todo))
         report = await apply.carry_out(self._client, todo)
         if todo.flip is not None:
             failure = await self._backends.flip(key, todo.flip, scale.metadata.uid)
@@ -91,18 +99,36 @@ class Reconciler:
         apply.raise_if_unavailable(report)
         return Again(after=(todo.wake_at - now).total_seconds() if todo.wake_at else None)
 
+    async def _spare_busy_pods(
+        self, key: ScaleKey, scale: SynapseScale, observed: Observed, shards: Sequence[str]
+    ) -> None:
+        """Have Kubernetes take idle pods first where there are to be fewer, and take the hint away afterwards."""
+        costs = () if scale.metadata.paused else after_a_resize(observed, shrinking=shards)
+        if shards:
+            queues = [queue for shard in shards for queue in queues_of(shard, observed)]
+            held = await self._backends.jobs_held(key, queues)
+            if not isinstance(held, Unknown):
+                costs += before_a_resize(await observe.read_pods(self._client, scale), shards, held)
+        await write_costs(self._client, scale.metadata.namespace, costs)
+        if costs:
+            self._without_costs.discard(key)
+
     async def _observe(self, key: ScaleKey, scale: SynapseScale, previous: JsonObject) -> Observed:
         secrets = await observe.read_store_secrets(self._client, scale)
         stores = Stores(scale.metadata.namespace, *secrets, pgbouncer=scale.spec.postgres.pgbouncer)
         view, children = await asyncio.gather(
             self._backends.look(key, scale.metadata.uid, stores), observe.read_children(self._client, scale)
         )
-        pods = await observe.read_pods(self._client, scale, children)
+        # An operator that starts anew looks once for costs that the one before has left.
+        look = key not in self._without_costs or observe.pods_matter(children)
+        pods = await observe.read_pods(self._client, scale) if look else ()
+        if all(pod.deletion_cost is None or pod.terminating for pod in pods):
+            self._without_costs.add(key)
         now = datetime.now(UTC)
         self._empty_since[key] = emptied(
             self._empty_since.get(key, {}), topology=view.topology, behind=view.behind, queues=view.queues, now=now
         )
-        return Observed(
+        observed = Observed(
             *secrets,
             redis=view.redis,
             postgres=view.postgres,
@@ -117,9 +143,14 @@ class Reconciler:
             pods=pods,
             sync=self._syncer.look(key, scale, view.postgres, previous),
         )
+        recent = recommendations(scale, observed, self._recommended.get(key, {}), now)
+        self._recommended[key] = recent
+        return replace(observed, recommended={name: asked[0].replicas for name, asked in recent.items()})
 
     def _forget(self, key: ScaleKey) -> None:
         self._syncer.forget(key)
         self._backends.forget(key)
         self._figures_at.pop(key, None)
         self._empty_since.pop(key, None)
+        self._recommended.pop(key, None)
+        self._without_costs.discard(key)

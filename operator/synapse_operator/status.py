@@ -27,7 +27,7 @@ from synapse_operator.api.scale import (
     SynapseScale,
     SynapseScaleStatus,
 )
-from synapse_operator.api.workers import CONCURRENCY, JOB_TIMEOUT, MAX_RETRIES
+from synapse_operator.api.workers import CONCURRENCY, JOB_TIMEOUT, MAX_RETRIES, AutoscalingSpec
 from synapse_operator.conditions import ConditionStatus as _Status
 from synapse_operator.conditions import by_type, condition, unless_same, with_old_message
 from synapse_operator.desired.model import Blocked, Desired
@@ -317,9 +317,18 @@ def _ready(
         rest = "no work is left" if observed.idle is True else "workers finish what is left"
         return _Verdict(type_, _Status.TRUE, Reason.DISABLED, f"Scale mode is off; {rest}")
     if wanted == 0:
-        message = "No worker is wanted (workers.replicas is 0); jobs wait"
-        return _Verdict(type_, _Status.TRUE, Reason.SCALED_TO_ZERO, message)
+        return _Verdict(type_, _Status.TRUE, Reason.SCALED_TO_ZERO, _why_none(scale.spec.workers.autoscaling))
     return _Verdict(type_, _Status.TRUE, Reason.WORKERS_READY, f"{min(ready, wanted)} of {wanted} workers are ready")
+
+
+def _why_none(autoscaling: AutoscalingSpec) -> str:
+    if autoscaling.mode == "External":
+        return "No worker is wanted by whoever scales the Deployments (workers.autoscaling.mode is External); jobs wait"
+    if autoscaling.mode == "Off":
+        return "No worker is wanted (workers.replicas is 0); jobs wait"
+    if autoscaling.paused:
+        return "There is no worker, and workers.autoscaling.paused keeps it so; jobs wait"
+    return "No worker is wanted, since there is nothing to do; the next job brings one"
 
 
 def _draining(desired: Desired | Blocked, observed: Observed) -> str:
@@ -332,7 +341,7 @@ def _draining(desired: Desired | Blocked, observed: Observed) -> str:
         return f"Shards {names} stay until both stores answer"
     if observed.behind:
         return f"Shards {names} stay until these producers have heard of it: {', '.join(observed.behind[:10])}"
-    jobs = sum(each.queued + each.active for shard in shards for each in queues_of(shard, observed).values())
+    jobs = sum(each.queued + each.active for shard in shards for each in queues_of(shard.name, observed).values())
     return f"Shards {names} work off what they hold: {jobs} job{'' if jobs == 1 else 's'}"
 
 
@@ -533,7 +542,7 @@ def _shard(scale: SynapseScale, shard: Shard, observed: Observed) -> JsonObject:
     if pool is not None:
         told["pool"] = pool.name
     if not isinstance(observed.queues, Unknown):
-        figures = queues_of(shard, observed).values()
+        figures = queues_of(shard.name, observed).values()
         told |= {"queued": sum(each.queued for each in figures), "active": sum(each.active for each in figures)}
     return told
 
@@ -560,7 +569,7 @@ def _effective(scale: SynapseScale, observed: Observed) -> JsonObject:
 
 def _unserved(desired: Desired, observed: Observed) -> list[str]:
     """Return the queues that hold jobs and are to have no worker."""
-    served = {name for shard in desired.shards if shard.replicas for name in queues_of(shard, observed)}
+    served = {name for shard in desired.shards if shard.replicas for name in queues_of(shard.name, observed)}
     queues = {} if isinstance(observed.queues, Unknown) else observed.queues
     return sorted(name for name, figures in queues.items() if figures.queued and name not in served)[:MAX_UNSERVED]
 

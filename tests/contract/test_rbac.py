@@ -56,6 +56,10 @@ def test_a_tenant_is_never_written_but_for_its_status() -> None:
     assert verbs(rules("rbac-cluster.yaml"), naming.GROUP, f"{naming.TENANT_PLURAL}/status") == {"patch"}
 
 
+def test_pods_are_marked_and_never_made_or_taken() -> None:
+    assert verbs(rules("rbac-cluster.yaml"), "", "pods") == {"list", "patch"}
+
+
 @pytest.mark.parametrize("kind", Kind)
 def test_each_kind_of_child_can_be_watched_and_applied(kind: Kind) -> None:
     granted = verbs(rules("rbac-cluster.yaml"), kind.group, kind.plural)

@@ -94,11 +94,17 @@ _NO_SUCH_SHARD = "queue.routes: a route names a shard that does not exist; the s
 _NO_SHARD_LEFT = (
     "queue.routes: every shard is named by a route; leave one at least for all other jobs, or raise queue.shards"
 )
+_NO_MAXIMUM = "autoscaling: mode BuiltIn needs maxReplicas, the most workers that a shard may get"
+_MAXIMUM_BELOW = "autoscaling: maxReplicas is less than minReplicas; give the same or more"
 _TWO_POOLS = "pools: a shard is in two pools; each shard is in one at most"
 
 
 def _template(**template: Any) -> JsonObject:
     return {"workers": {"template": template}}
+
+
+def _autoscaling(**autoscaling: Any) -> JsonObject:
+    return {"workers": {"autoscaling": autoscaling}}
 
 
 def _routes(shards: int, *routes: JsonObject) -> JsonObject:
@@ -412,6 +418,43 @@ BAD_SPECS: tuple[BadSpec, ...] = (
         ".spec.networkPolicy.extraEgress[0]",
         "spec.networkPolicy.extraEgress[0] in body must be of type object",
     ),
+    BadSpec(
+        "autoscaling-mode",
+        _autoscaling(mode="On"),
+        'spec.workers.autoscaling.mode: Unsupported value: "On": supported values: "Off", "BuiltIn", "External"',
+    ),
+    BadSpec("autoscaling-without-maximum", _autoscaling(mode="BuiltIn"), _NO_MAXIMUM),
+    BadSpec("autoscaling-maximum-below", _autoscaling(mode="BuiltIn", minReplicas=3, maxReplicas=2), _MAXIMUM_BELOW),
+    BadSpec(
+        "autoscaling-minimum-below-0", _autoscaling(minReplicas=-1), _below("spec.workers.autoscaling.minReplicas", 0)
+    ),
+    BadSpec(
+        "autoscaling-minimum-1001", _autoscaling(minReplicas=1001), _above("spec.workers.autoscaling.minReplicas", 1000)
+    ),
+    BadSpec("autoscaling-maximum-0", _autoscaling(maxReplicas=0), _below("spec.workers.autoscaling.maxReplicas", 1)),
+    BadSpec(
+        "autoscaling-maximum-1001", _autoscaling(maxReplicas=1001), _above("spec.workers.autoscaling.maxReplicas", 1000)
+    ),
+    BadSpec(
+        "autoscaling-target-0",
+        _autoscaling(targetJobsPerWorker=0),
+        _below("spec.workers.autoscaling.targetJobsPerWorker", 1),
+    ),
+    BadSpec(
+        "autoscaling-window-over-an-hour",
+        _autoscaling(scaleDownStabilizationSeconds=3601),
+        _above("spec.workers.autoscaling.scaleDownStabilizationSeconds", 3600),
+    ),
+    BadSpec(
+        "pool-autoscaling-without-maximum",
+        _pools({"name": "a", "shards": [1], "autoscaling": {"mode": "BuiltIn"}}),
+        _NO_MAXIMUM,
+    ),
+    BadSpec(
+        "tenant-pool-autoscaling-without-maximum",
+        {"tenancy": {"pool": {"autoscaling": {"mode": "BuiltIn"}}}},
+        _NO_MAXIMUM,
+    ),
     BadSpec("image-with-space", {"image": "worker: 1"}, "spec.image in body should match"),
     BadSpec(
         "pull-secret-twice",
@@ -436,6 +479,10 @@ GOOD_SPECS: tuple[JsonObject, ...] = (
     _routes(64, *({"shard": shard, "minPriority": 9} for shard in range(63))),
     {"pools": [{"name": f"p{number}", "shards": [number, number + 32]} for number in range(16)]},
     {"pools": [{"name": "a" * 63, "shards": list(range(64)), "replicas": 0, "concurrency": 100}]},
+    _autoscaling(mode="BuiltIn", minReplicas=0, maxReplicas=1, scaleDownStabilizationSeconds=0),
+    _autoscaling(mode="BuiltIn", minReplicas=1000, maxReplicas=1000, targetJobsPerWorker=10_000, paused=True),
+    _autoscaling(mode="External"),
+    _pools({"name": "a", "shards": [1], "autoscaling": {"mode": "BuiltIn", "maxReplicas": 2}}),
     {"tenancy": {"defaultTenantId": "ä" * 127}},
     {"workers": {"healthPort": 65_535}},
     {"redis": {"urlSecretRef": {"name": "a" * 253, "key": "b" * 253}}},

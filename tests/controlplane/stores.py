@@ -45,6 +45,13 @@ class Stores:
         with Redis.from_url(self.redis.url) as client:
             client.zrem(keys.queue(shard), job)
 
+    def claim(self, shard: str, job: str, worker: str) -> None:
+        """Take a job as a worker does, for an hour."""
+        with Redis.from_url(self.redis.url) as client:
+            client.zrem(keys.queue(shard), job)
+            client.zadd(keys.leases(keys.queue(shard)), {job: (time.time() + 3600) * 1000})
+            client.hset(keys.claims(keys.queue(shard)), job, f"token|0|{worker}")
+
     def _ask(self, question: Callable[[Database], Awaitable[T]]) -> T:
         async def ask() -> T:
             database = open_database(SecretStr(self.postgres_url), pool_size=1)

@@ -60,6 +60,13 @@ def test_the_rules_cover_the_calls_and_nothing_more(plane: ControlPlane, ns: str
             eventually("the new environment", partial(has_concurrency, plane, ns, str(concurrency)))
             plane.make_pods_ready(ns)
         eventually("old ConfigMaps are deleted", lambda: any(call.verb == "delete" for call in plane.writes(mark)))
+        # When there are to be fewer workers, those that run jobs are marked.
+        plane.apply(harness.scale(ns, workers={"replicas": 3}))
+        eventually("three workers", lambda: plane.child(ns, "Deployment")["spec"]["replicas"] == 3)
+        plane.make_pods_ready(ns)
+        stores.claim("default", "job", plane.find(ns, ["pods"])[0]["metadata"]["name"])
+        plane.apply(harness.scale(ns, workers={"replicas": 1}))
+        eventually("the busy one is marked", partial(was_patched, plane, mark, "pods"))
         # Additions that make our apply invalid are put right by an update.
         for kind, patch in CONTRADICTIONS.items():
             name = plane.child(ns, kind)["metadata"]["name"]
@@ -89,6 +96,10 @@ def test_the_rules_cover_the_calls_and_nothing_more(plane: ControlPlane, ns: str
 
 def was_deleted(plane: ControlPlane, mark: int, resource: str) -> bool:
     return any(call.verb == "delete" and call.resource == resource and call.code == 200 for call in plane.audit(mark))
+
+
+def was_patched(plane: ControlPlane, mark: int, resource: str) -> bool:
+    return any(call.verb == "patch" and call.resource == resource and call.code == 200 for call in plane.audit(mark))
 
 
 def was_updated(plane: ControlPlane, mark: int, resource: str) -> bool:

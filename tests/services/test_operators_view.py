@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -27,6 +28,7 @@ from synapse_worker.connections import open_redis
 from synapse_worker.contract import DEFAULT_QUEUE, MAX_SHARDS
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import put
+from synapse_worker.queueing.lease import LeaseQueue
 from synapse_worker.queueing.owner import OWNER_SECONDS
 from synapse_worker.routing import Route, Topology
 from synapse_worker.store import tenants, topology
@@ -65,6 +67,30 @@ async def test_a_cluster_answers_with_the_figures_of_all_queues(
     assert isinstance(seen.queues, dict)
     assert set(seen.queues) == {DEFAULT_QUEUE, *map(str, range(MAX_SHARDS))}
     assert {shard for shard, figures in seen.queues.items() if figures.queued} == {DEFAULT_QUEUE, "1"}
+
+
+@pytest.mark.usefixtures("redis_client")
+async def test_who_holds_how_many_jobs(
+    backends: Backends, redis_cluster: RedisCluster, redis_server: RedisServer
+) -> None:
+    for url in (redis_cluster.url, redis_server.url):
+        client = open_redis(SecretStr(url))
+        for shard, worker, count in (("7", "pod-a", 2), ("7", "pod-b", 1), ("8", "pod-a", 1), ("9", "pod-c", 1)):
+            queue_key = keys.queue(shard)
+            for number in range(count):
+                assert await put(client, queue_key, f"held-{shard}-{worker}-{number}", b"payload")
+            queue = LeaseQueue(client, queue_key, worker_id=worker, lease_seconds=30)
+            assert len(await queue.claim(count, time.monotonic())) == count
+        await client.aclose()
+        await _look(backends, url)
+        assert await backends.jobs_held("scale", ["7", "8"]) == {"pod-a": 3, "pod-b": 1}
+        assert await backends.jobs_held("scale", ["10"]) == {}
+
+
+async def test_who_holds_jobs_of_a_dead_redis_is_unknown(backends: Backends) -> None:
+    await _look(backends, DEAD_REDIS)
+    held = await backends.jobs_held("scale", ["default"])
+    assert isinstance(held, Unknown)
 
 
 async def test_a_master_with_an_unsafe_policy_is_seen_among_safe_ones(

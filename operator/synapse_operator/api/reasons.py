@@ -42,7 +42,10 @@ class Reason(_Documented):
 
     # Ready
     WORKERS_READY = "WorkersReady", "every wanted worker is ready"
-    SCALED_TO_ZERO = "ScaledToZero", "spec.workers.replicas is 0: jobs wait until there is a worker"
+    SCALED_TO_ZERO = (
+        "ScaledToZero",
+        "no worker is wanted: spec.workers.replicas is 0, or autoscaling finds nothing to do",
+    )
     DISABLED = "Disabled", "spec.enabled is false: workers finish what is queued and go to 0"
     WORKERS_NOT_READY = "WorkersNotReady", "fewer workers than wanted answer their readiness probe"
     # Reconciling

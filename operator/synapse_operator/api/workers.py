@@ -6,7 +6,7 @@ Ranges and defaults that the workers know too come from `synapse_worker.contract
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -47,6 +47,81 @@ _DRAIN = (
 )
 _HEALTH_PORT = "Port of probes and metrics; the metrics Service follows it."
 
+DEFAULT_STABILIZATION_SECONDS = 300
+MAX_STABILIZATION_SECONDS = 3600
+MAX_TARGET = 10_000
+
+
+class AutoscalingSpec(ApiModel):
+    """Who decides how many workers a shard has."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                rule(
+                    "self.mode != 'BuiltIn' || has(self.maxReplicas)",
+                    "autoscaling: mode BuiltIn needs maxReplicas, the most workers that a shard may get",
+                ),
+                rule(
+                    "!has(self.maxReplicas) || self.maxReplicas >= self.minReplicas",
+                    "autoscaling: maxReplicas is less than minReplicas; give the same or more",
+                ),
+            ]
+        }
+    )
+
+    mode: Literal["Off", "BuiltIn", "External"] = Field(
+        default="Off",
+        description=(
+            "Off: as many as `replicas` says. BuiltIn: the operator goes by the jobs of the shard; `replicas` is not "
+            "read. External: somebody else changes the Deployments, for example a HorizontalPodAutoscaler or KEDA; "
+            "`replicas` is where a new Deployment begins. Default: Off."
+        ),
+    )
+    min_replicas: int = Field(
+        default=1,
+        ge=0,
+        le=MAX_REPLICAS,
+        description=(
+            "BuiltIn: fewest worker pods for each shard; 0 = none while there is nothing to do. "
+            f"Range: 0 to {MAX_REPLICAS}. Default: 1."
+        ),
+    )
+    max_replicas: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_REPLICAS,
+        description=(
+            "BuiltIn: most worker pods for each shard, at least minReplicas. "
+            f"Range: 1 to {MAX_REPLICAS}. No default; required with BuiltIn."
+        ),
+    )
+    target_jobs_per_worker: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_TARGET,
+        description=(
+            "BuiltIn: jobs, waiting or running, for each worker pod; more = fewer pods and longer queues. "
+            f"Range: 1 to {MAX_TARGET}. Unset: the concurrency of the workers."
+        ),
+    )
+    scale_down_stabilization_seconds: int = Field(
+        default=DEFAULT_STABILIZATION_SECONDS,
+        ge=0,
+        le=MAX_STABILIZATION_SECONDS,
+        description=(
+            "BuiltIn: seconds for which fewer pods must have been enough before any is taken away; more are "
+            f"started at once. Range: 0 to {MAX_STABILIZATION_SECONDS}. Default: {DEFAULT_STABILIZATION_SECONDS}."
+        ),
+    )
+    paused: bool = Field(
+        default=False,
+        description=(
+            "BuiltIn: true keeps the worker pods that there are, also when somebody changes a Deployment. "
+            "Default: false."
+        ),
+    )
+
 
 class WorkersSpec(ApiModel):
     """The workers of each shard."""
@@ -56,7 +131,8 @@ class WorkersSpec(ApiModel):
         ge=0,
         le=MAX_REPLICAS,
         description=(
-            "Worker pods for each shard; `kubectl scale` changes this field. 0 = no worker, jobs wait. "
+            "Worker pods for each shard; `kubectl scale` changes this field. 0 = no worker, jobs wait. Not read with "
+            "autoscaling.mode BuiltIn. "
             f"Range: 0 to {MAX_REPLICAS}. Default: 1."
         ),
     )
@@ -98,6 +174,11 @@ class WorkersSpec(ApiModel):
         ge=HEALTH_PORT.minimum,
         le=HEALTH_PORT.maximum,
         description=f"{_HEALTH_PORT} {accepted(HEALTH_PORT)} Default: {DEFAULT_HEALTH_PORT}.",
+    )
+    autoscaling: AutoscalingSpec = Field(
+        default_factory=AutoscalingSpec,
+        description="Who decides how many worker pods a shard has. Default: `replicas`.",
+        json_schema_extra={"default": {}},
     )
     template: PodOverlay = Field(
         default_factory=PodOverlay,
@@ -162,6 +243,13 @@ class WorkersOverride(ApiModel):
         ge=DRAIN.minimum,
         le=DRAIN.maximum,
         description=f"{_DRAIN} {accepted(DRAIN)} {_UNSET}",
+    )
+    autoscaling: AutoscalingSpec | None = Field(
+        default=None,
+        description=(
+            "Who decides how many worker pods each of its shards has; takes the place of workers.autoscaling as a "
+            f"whole. {_UNSET}"
+        ),
     )
     template: PodOverlay | None = Field(
         default=None,

@@ -15,6 +15,7 @@ from synapse_operator.cluster.client import APPLY_PATCH, Client, path
 from synapse_operator.desired.manifest import Manifest
 from synapse_operator.errors import ApiNotFound, ApiRefused, ApiUnavailable
 from synapse_operator.naming import Kind, Ref
+from synapse_operator.observed import Child, Rollout
 from synapse_operator.plan import Apply, ApplyReport, Delete, Failure, Plan
 
 APPLY_OPTIONS = {"fieldManager": naming.FIELD_MANAGER, "force": "true", "fieldValidation": "Strict"}
@@ -79,14 +80,18 @@ async def _apply(client: Client, step: Apply) -> None:
         await _send(client, step)
 
 
-async def _replace(client: Client, manifest: Manifest, version: str) -> None:
+async def _replace(client: Client, manifest: Manifest, live: Child) -> None:
     """Take away what others added; only this version, since a later one may be right again."""
     ref = manifest.ref
+    body = {**manifest.body, "metadata": {**manifest.body["metadata"], "resourceVersion": live.version}}
+    if ref.kind is Kind.DEPLOYMENT and "replicas" not in body["spec"]:
+        # Handed over: without a number it would become 1.
+        body["spec"] = {**body["spec"], "replicas": Rollout.of(live).wanted}
     await client.request(
         "PUT",
         path(ref.kind.api_version, ref.namespace, ref.kind.plural, ref.name),
         query={"fieldManager": naming.FIELD_MANAGER, "fieldValidation": "Strict"},
-        body={**manifest.body, "metadata": {**manifest.body["metadata"], "resourceVersion": version}},
+        body=body,
     )
 
 

@@ -119,11 +119,13 @@ async def read_children(client: Client, scale: SynapseScale) -> tuple[Child, ...
     return (*children, *(child for child in others if child is not None))
 
 
-async def read_pods(client: Client, scale: SynapseScale, children: Iterable[Child]) -> tuple[Pod, ...]:
-    """Return the worker pods of a scale; none are read while every Deployment is complete, as nothing is wrong then."""
-    rollouts = [Rollout.of(child) for child in children if child.ref.kind is Kind.DEPLOYMENT]
-    if all(rollout.complete for rollout in rollouts):
-        return ()
+def pods_matter(children: Iterable[Child]) -> bool:
+    """Whether something can be wrong with pods: not while every Deployment is complete."""
+    return not all(Rollout.of(child).complete for child in children if child.ref.kind is Kind.DEPLOYMENT)
+
+
+async def read_pods(client: Client, scale: SynapseScale) -> tuple[Pod, ...]:
+    """Return the worker pods of a scale."""
     selector = naming.selector_text(naming.worker_selector(scale.metadata.name))
     answer = await client.request(
         "GET", path("v1", scale.metadata.namespace, "pods"), query={"labelSelector": selector}

@@ -84,7 +84,7 @@ def worker_deployment(
     config_hash = naming.content_hash({"pod": pod, "secrets": fingerprint})
     pod["metadata"]["annotations"][naming.CONFIG_HASH_ANNOTATION] = config_hash
     spec = {
-        "replicas": shard.replicas,
+        **({} if shard.handed_over else {"replicas": shard.replicas}),
         "revisionHistoryLimit": OLD_REPLICA_SETS,
         "selector": {"matchLabels": selector},
         "strategy": {

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from synapse_operator import naming
 from synapse_operator.api.scale import SynapseScale
-from synapse_operator.api.workers import WorkersSpec
+from synapse_operator.api.workers import CONCURRENCY, MAX_REPLICAS, WorkersSpec
+from synapse_operator.autoscale import Recent, bounded, load_of, recommended, remembered
 from synapse_operator.naming import Kind, Ref
 from synapse_operator.observed import Child, Observed, QueueFigures, Rollout, TopologyRecord, Unknown
 from synapse_worker.contract import DEFAULT_QUEUE, MAX_SHARDS, TENANT_POOL
@@ -39,12 +41,14 @@ class Shard:
         name: index, "0" to "63", or `tenants` for the pool of tenants' own queues.
         serves: what its workers are told to serve, in their order (WORKER_QUEUE_SHARD).
         replicas: workers that are wanted.
+        handed_over: somebody else sets the replicas of its Deployment, so ours are left out of the apply.
     """
 
     name: str
     serves: tuple[str, ...]
     replicas: int
     state: ShardState
+    handed_over: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +93,37 @@ def flip_of(scale: SynapseScale, observed: Observed) -> Flip | None:
     return Flip(was, topology, enabled) if all(_has_worker(scale, observed, name) for name in new) else None
 
 
-def queues_of(shard: Shard, observed: Observed) -> Mapping[str, QueueFigures]:
+def recommendations(
+    scale: SynapseScale, observed: Observed, before: Mapping[str, Recent], now: datetime
+) -> dict[str, Recent]:
+    """Return what was asked for lately, for each shard whose workers the operator counts by their jobs.
+
+    While a store cannot say, or autoscaling is paused, the workers that there are count as asked for.
+
+    Args:
+        scale: the scale.
+        observed: what is there now; its `recommended` is not read.
+        before: the answer of the last look.
+        now: the present time, UTC.
+    """
+    found = {}
+    for name in SHARD_NAMES:
+        autoscaling = workers_of(scale, name).autoscaling
+        if autoscaling.mode != "BuiltIn" or not is_used(wanted_topology(scale), name):
+            continue
+        rollout = _rollout(scale, observed, name)
+        present = rollout.wanted if rollout else 0
+        window = timedelta(seconds=autoscaling.scale_down_stabilization_seconds)
+        asked = _asked_for(scale, observed, name)
+        if asked is None:
+            asked = present if rollout else bounded(autoscaling, 0)
+        found[name] = remembered(before.get(name, ()), asked, present=present, window=window, now=now)
+    return found
+
+
+def queues_of(name: str, observed: Observed) -> Mapping[str, QueueFigures]:
     """Return the figures of the queues that a shard serves, as far as they are known."""
-    return {} if isinstance(observed.queues, Unknown) else _served(observed.queues, shard.name)
+    return {} if isinstance(observed.queues, Unknown) else _served(observed.queues, name)
 
 
 def workers_of(scale: SynapseScale, name: str) -> WorkersSpec:
@@ -147,7 +179,17 @@ def _shard(scale: SynapseScale, observed: Observed, name: str) -> Shard:
         state = ShardState.DRAINING
     elif not isinstance(observed.topology, Unknown) and not is_used(_used(observed.topology), name):
         state = ShardState.IDLE
-    return Shard(name, _serves(name), _replicas(scale, observed, name, state), state)
+    replicas = _replicas(scale, observed, name, state)
+    child = deployment_of(scale, observed, name)
+    # Leaving them out while they are ours alone would reset them to 1, and busy pods would go.
+    handed_over = _is_external(scale, name, state) and child is not None and child.others_set_replicas
+    return Shard(name, _serves(name), replicas, state, handed_over)
+
+
+def _is_external(scale: SynapseScale, name: str, state: ShardState) -> bool:
+    """Whether the workers of a shard are somebody else's to count; those of one that goes are ours."""
+    mode = workers_of(scale, name).autoscaling.mode
+    return mode == "External" and scale.spec.enabled and state is not ShardState.DRAINING
 
 
 def _replicas(scale: SynapseScale, observed: Observed, name: str, state: ShardState) -> int:
@@ -155,21 +197,62 @@ def _replicas(scale: SynapseScale, observed: Observed, name: str, state: ShardSt
 
     A draining shard keeps those that it has, and one is brought back for a job that is found there. With
     `enabled: false` the present workers stay while there is work, go when there is none, and one is brought back for a
-    job that still arrives; `replicas` of the spec stays the upper bound.
+    job that still arrives; what the spec says of their number stays the upper bound.
     """
-    most = workers_of(scale, name).replicas
+    workers = workers_of(scale, name)
     rollout = _rollout(scale, observed, name)
     present = rollout.wanted if rollout else 0
+    if _is_external(scale, name, state):
+        return rollout.wanted if rollout else workers.replicas
     if scale.spec.enabled and state is not ShardState.DRAINING:
-        return most
+        if workers.autoscaling.mode == "BuiltIn":
+            return _autoscaled(workers, observed, name, rollout)
+        return workers.replicas
+    most = _most(workers)
     idle = observed.idle
     if isinstance(idle, Unknown):
         return min(present, most)
     if idle and not scale.spec.enabled:
         return 0
-    # What only PostgreSQL knows of is somebody's to look after: shard 0's, where there is nothing in any queue.
-    lost = name == "0" and not observed.any_queued
-    return min(max(present, 1 if lost or _holds_jobs(observed, name) else 0), most)
+    return min(max(present, 1 if _is_lost(observed, name) or _holds_jobs(observed, name) else 0), most)
+
+
+def _most(workers: WorkersSpec) -> int:
+    """Return how many workers the spec lets a shard have at most."""
+    if workers.autoscaling.mode == "Off":
+        return workers.replicas
+    return bounded(workers.autoscaling, MAX_REPLICAS) if workers.autoscaling.mode == "BuiltIn" else MAX_REPLICAS
+
+
+def _autoscaled(workers: WorkersSpec, observed: Observed, name: str, rollout: Rollout | None) -> int:
+    """Return the workers of a shard that are counted by its jobs."""
+    autoscaling = workers.autoscaling
+    if autoscaling.paused and rollout is not None:
+        return rollout.wanted
+    return bounded(autoscaling, observed.recommended.get(name, rollout.wanted if rollout else 0))
+
+
+def _asked_for(scale: SynapseScale, observed: Observed, name: str) -> int | None:
+    """Return the workers that the jobs of a shard ask for now; None = it is not known, or not to be asked."""
+    workers = workers_of(scale, name)
+    if workers.autoscaling.paused or isinstance(observed.queues, Unknown) or isinstance(observed.overview, Unknown):
+        return None
+    target = workers.autoscaling.target_jobs_per_worker or workers.concurrency
+    if target is None:
+        stored = {} if isinstance(observed.stored, Unknown) else observed.stored
+        target = max(1, stored.get(CONCURRENCY.stored or "", int(CONCURRENCY.default or 1)))
+    needed = _is_lost(observed, name) or (name == "0" and not observed.migrated)
+    load = load_of(_served(observed.queues, name).values())
+    return recommended(workers.autoscaling, load, target=target, least=1 if needed else 0)
+
+
+def _is_lost(observed: Observed, name: str) -> bool:
+    """Whether a shard has to look after jobs of which only PostgreSQL knows.
+
+    Shard 0 has, where there is nothing in any queue; else whoever works there does.
+    """
+    known = not isinstance(observed.overview, Unknown) and bool(observed.overview.open_jobs)
+    return name == "0" and known and not observed.any_queued
 
 
 def _has_worker(scale: SynapseScale, observed: Observed, name: str) -> bool:

@@ -22,6 +22,7 @@ from synapse_operator.cluster.report import (
 from synapse_operator.desired.manifest import Manifest
 from synapse_operator.errors import ApiNotFound, ApiRefused, ApiUnavailable
 from synapse_operator.naming import Kind, Ref
+from synapse_operator.observed import Child
 from synapse_operator.plan import Apply, ApplyReport, Cause, Delete, Event, Failure, Plan
 from tests.unit.operator import virtual_time
 
@@ -62,9 +63,11 @@ class Server:
         return {}
 
 
-def step(name: str, kind: Kind = Kind.SERVICE, replaces: str | None = "7") -> Apply:
-    body = {"kind": kind.kind, "metadata": {"name": name}}
-    return Apply(Manifest(Ref(kind, "ns", name), "hash", body), Cause.DRIFTED, None, replaces)
+def step(name: str, kind: Kind = Kind.SERVICE, *, exists: bool = True, **spec: int) -> Apply:
+    body = {"kind": kind.kind, "metadata": {"name": name}, "spec": spec}
+    metadata = {"name": name, "namespace": "ns", "uid": "uid", "resourceVersion": "7"}
+    live = Child.read(kind, {"metadata": metadata, "spec": {"replicas": 5}})
+    return Apply(Manifest(Ref(kind, "ns", name), "hash", body), Cause.DRIFTED, None, live if exists else None)
 
 
 def carry_out(server: Server, plan: Plan) -> ApplyReport:
@@ -137,8 +140,15 @@ def test_what_an_addition_made_invalid_is_replaced_and_applied_again(kind: Kind)
     assert server.bodies[1]["metadata"] == {"name": "a", "resourceVersion": "7"}
 
 
+@pytest.mark.parametrize(("spec", "replicas"), [({}, 5), ({"replicas": 3}, 3)], ids=["handed over", "ours"])
+def test_a_replacement_never_resets_the_number_of_workers(spec: dict[str, int], replicas: int) -> None:
+    server = Server(invalid_once())
+    carry_out(server, Plan(apply=(step("a", Kind.DEPLOYMENT, **spec),)))
+    assert [body["spec"] for body in server.bodies] == [spec, {"replicas": replicas}, spec]
+
+
 @pytest.mark.parametrize(
-    "refused", [step("a", replaces=None), step("a", Kind.SERVICE_ACCOUNT), step("a", Kind.CONFIG_MAP)]
+    "refused", [step("a", exists=False), step("a", Kind.SERVICE_ACCOUNT), step("a", Kind.CONFIG_MAP)]
 )
 def test_what_is_invalid_by_itself_is_reported(refused: Apply) -> None:
     server = Server(invalid_once())

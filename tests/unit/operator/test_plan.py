@@ -122,7 +122,7 @@ DRIFTS = [
 def test_drift_is_repaired_with_one_apply(child: Child) -> None:
     made = _plan(*_with(child))
     (step,) = made.apply
-    assert (step.manifest.ref, step.cause, step.replaces) == (child.ref, Cause.DRIFTED, child.version)
+    assert (step.manifest.ref, step.cause, step.replaces) == (child.ref, Cause.DRIFTED, child)
     assert step.event is not None
     assert step.event.reason is EventReason.REPAIRED
 

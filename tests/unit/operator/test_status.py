@@ -262,6 +262,31 @@ def test_no_worker_wanted_is_ready_too() -> None:
 
 
 @pytest.mark.parametrize(
+    ("autoscaling", "message"),
+    [
+        ({}, "No worker is wanted (workers.replicas is 0); jobs wait"),
+        (
+            {"mode": "BuiltIn", "minReplicas": 0, "maxReplicas": 3},
+            "No worker is wanted, since there is nothing to do; the next job brings one",
+        ),
+        (
+            {"mode": "BuiltIn", "minReplicas": 0, "maxReplicas": 3, "paused": True},
+            "There is no worker, and workers.autoscaling.paused keeps it so; jobs wait",
+        ),
+        (
+            {"mode": "External"},
+            "No worker is wanted by whoever scales the Deployments (workers.autoscaling.mode is External); jobs wait",
+        ),
+    ],
+    ids=["replicas 0", "nothing to do", "paused", "external"],
+)
+def test_why_no_worker_is_wanted_is_said(autoscaling: dict[str, Any], message: str) -> None:
+    scale = a_scale(spec={"workers": {"replicas": 0, "autoscaling": autoscaling}})
+    told = _told(scale=scale, children=children_of(what_is_desired(scale)))
+    assert told.message(ConditionType.READY) == message
+
+
+@pytest.mark.parametrize(
     ("queued", "message"),
     [(0, "Scale mode is off; no work is left"), (2, "Scale mode is off; workers finish what is left")],
 )

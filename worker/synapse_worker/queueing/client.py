@@ -8,6 +8,7 @@ Where it goes `routing` says, by the topology that holds when the rows are commi
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -301,6 +302,17 @@ def _figures(answer: Sequence[Any]) -> QueueFigures:
         expired=expired,
         oldest_seconds=float(oldest) / 1000 if oldest else None,
     )
+
+
+async def jobs_held(client: Redis, queue_keys: Sequence[str]) -> dict[str, int]:
+    """Return how many jobs of the queues each worker holds, by worker id, in one round trip."""
+    pipeline = client.pipeline(transaction=False)
+    for queue_key in queue_keys:
+        pipeline.hvals(keys.claims(queue_key))
+    with redis_errors_as_ours():
+        answers: list[list[bytes]] = await pipeline.execute()
+    workers = (claim.decode(errors="replace").split("|", 2)[-1] for answer in answers for claim in answer)
+    return dict(Counter(workers))
 
 
 async def known_queues(database: Database) -> list[str]:
