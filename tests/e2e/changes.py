@@ -7,6 +7,7 @@ short form is `test_first_steps`. Each test prints one line of figures.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -14,11 +15,12 @@ import pytest
 from redis.asyncio import Redis
 
 from synapse_operator import naming
+from synapse_worker.contract import TENANT_POOL
 from synapse_worker.queueing import keys
 from synapse_worker.store.database import Database
 from tests.e2e.conftest import SCALE, Place
 from tests.support import runs
-from tests.support.kube import Object, a_scale, apply, eventually, get, items
+from tests.support.kube import Object, a_scale, a_tenant, apply, eventually, get, items, kubectl
 from tests.support.load import judge
 from tests.support.producers import ProducerPod, stock_producer
 from tests.support.workers import chain, slow_steps
@@ -28,6 +30,7 @@ STEPS = 6
 RATE = 1.5
 """Runs a second of all tenants of the producer pod together."""
 STOCK_RATE = 0.5
+USER = "rotating"
 
 
 def scale(**spec: object) -> Object:
@@ -165,3 +168,94 @@ async def test_one_to_eight_to_two_shards(settled: Place, cluster_database: Data
         assert both.items() >= first.items()
         assert set(first.values()) == {0}
     await nothing_lost(cluster_database, cluster_redis, run_ids, "1 -> 8 -> 2 shards")
+
+
+@pytest.fixture
+async def rotating(settled: Place, cluster_redis: Redis) -> AsyncIterator[Place]:
+    """A scale of two shards, and a user of Redis whose password can change without the user that Redis' probe has."""
+    await asyncio.to_thread(changed, settled, shards={"0", "1"}, queue={"shards": 2})
+    await users_acl(cluster_redis, "reset", "on", "~*", "&*", "+@all", ">first")
+    yield settled
+    await asyncio.to_thread(rolled, settled, settled.redis_url.replace(settled.redis_address, "redis"))
+    await cluster_redis.execute_command("ACL", "DELUSER", USER)  # type: ignore[no-untyped-call]
+
+
+async def users_acl(client: Redis, *rules: str) -> None:
+    await client.execute_command("ACL", "SETUSER", USER, *rules)  # type: ignore[no-untyped-call]
+
+
+def rolled(place: Place, redis_url: str) -> None:
+    """Put a URL into the Secret of Redis, and wait until every pod that was there has given way to a Ready one."""
+    before = pods(place)
+    patch = json.dumps({"stringData": {"url": redis_url}})
+    kubectl("patch", "secret", "synapse-redis", "-n", place.namespace, "-p", patch)
+
+    def done() -> bool:
+        now = pods(place)
+        names = {pod["metadata"]["name"] for pod in now} & {pod["metadata"]["name"] for pod in before}
+        return not names and len(now) == len(before) and all(map(ready, now))
+
+    eventually("every pod is a new one", done, seconds=200)
+
+
+@pytest.mark.timeout(700)
+async def test_a_rotated_redis_password(rotating: Place, cluster_database: Database, cluster_redis: Redis) -> None:
+    async with under_way(rotating, cluster_database, tenants=("default",)) as run_ids:
+        await asyncio.to_thread(rolled, rotating, f"redis://{USER}:first@redis:6379/0")
+        await users_acl(cluster_redis, ">second")
+        await asyncio.to_thread(rolled, rotating, f"redis://{USER}:second@redis:6379/0")
+        await users_acl(cluster_redis, "<first")
+        # Who has connected with the old one would go on for as long as the connection lasts.
+        await cluster_redis.execute_command("CLIENT", "KILL", "USER", USER)  # type: ignore[no-untyped-call]
+        await more_completed(cluster_database, await completed(cluster_database))
+        assert set((await asyncio.to_thread(starts, rotating, "0", "1")).values()) == {0}
+    await nothing_lost(cluster_database, cluster_redis, run_ids, "a Redis password rotated twice")
+
+
+@pytest.fixture
+def tenants(settled: Place) -> Iterator[tuple[str, ...]]:
+    """Three tenants; of the last one a single run runs at a time."""
+    names = ("ada", "bob", "cyd")
+    limits = dict.fromkeys(names, 100) | {"cyd": 1}
+    apply(
+        *(a_tenant(name, SCALE, maxConcurrentRuns=limit) for name, limit in limits.items()),
+        namespace=settled.namespace,
+    )
+    kubectl("wait", "--for=condition=Ready", "stenant", "--all", "-n", settled.namespace, "--timeout=30s")
+    yield names
+    kubectl("delete", "stenant", "--all", "-n", settled.namespace)
+
+
+@pytest.mark.timeout(600)
+async def test_isolation_on_and_off_and_a_tenant_that_goes(
+    settled: Place, tenants: tuple[str, ...], cluster_database: Database, cluster_redis: Redis
+) -> None:
+    async with under_way(settled, cluster_database, tenants=tenants) as run_ids:
+        isolated = {"tenancy": {"isolation": True}}
+        await asyncio.to_thread(changed, settled, shards={"0", TENANT_POOL}, **isolated)
+        await completed_in_each(cluster_database, await completed_in(cluster_database), ["default", *tenants])
+        run_ids += await asyncio.to_thread(many_runs, settled, "cyd")
+        waiting = await open_runs(cluster_database, "cyd")
+        await asyncio.to_thread(kubectl, "delete", "stenant", "cyd", "-n", settled.namespace, "--timeout=30s")
+        left = await open_runs(cluster_database, "cyd")
+        print(f"\nruns of the tenant before and after its deletion: {waiting}, {left}", flush=True)
+        assert left > 1
+        await asyncio.to_thread(changed, settled, shards={"0"})
+        await more_completed(cluster_database, await completed(cluster_database))
+    await nothing_lost(cluster_database, cluster_redis, run_ids, "isolation on and off, a tenant deleted")
+
+
+def many_runs(place: Place, tenant: str) -> list[str]:
+    """Enqueue thirty runs of a tenant at once, in a worker pod; returns their ids."""
+    pod = next(iter(starts(place, "0")))
+    command = ("synapse-worker", "enqueue", ORCHESTRATION, f"--tenant={tenant}", "--count=30")
+    return kubectl("exec", pod, "-n", place.namespace, "--", *command).split()
+
+
+async def open_runs(database: Database, tenant: str) -> int:
+    """How many runs of a tenant wait or run."""
+    row = await database.fetchrow(
+        "SELECT count(*) AS n FROM orchestration_runs WHERE tenant_id = $1 AND status IN ('queued', 'running')", tenant
+    )
+    assert row is not None
+    return int(row["n"])
