@@ -226,7 +226,14 @@ FIGURE = Figure(
         "and run row, a reservation of its tenant, and its outcome is committed before its release. The last rows "
         "leave one part out. Stock arq keeps no results."
     ),
-    limits=("TODO"),
+    limits=(
+        "Alone, a job costs 20 to 25 µs of Python (the claim's arguments and answers, the payload, a task) and 16"
+        " µs of Redis, side by side. With all, it costs 60 to 80 µs of Python, a third of that for the two "
+        "statements of PostgreSQL (their arrays, a future for each end), 25 µs of Redis and 40 µs of PostgreSQL "
+        "(two rows inserted and updated with upstream's indexes). Then neither core is busy: with 100 slots two "
+        "batches of 50 are under way, and each waits for five answers of Redis and two of PostgreSQL; smaller "
+        "batches cost as much as they gain."
+    ),
     measure=_measure,
     profiled=_profiled,
 )

@@ -21,7 +21,7 @@ from synapse_operator.naming import Kind
 from synapse_operator.workqueue import WorkQueue
 
 CHILD_DELAY_SECONDS = 0.2
-"""A rollout brings many events within a moment; one look at the scale answers them all."""
+"""A rollout, or somebody who applies a folder, brings many events within a moment; one look answers them all."""
 
 TENANT_DELAY_SECONDS = 0.5
 """A thousand tenants come within seconds; one look at all of them answers for those that came meanwhile."""
@@ -84,7 +84,7 @@ async def config_map_event(event: kopf.RawEvent, memo: Inbox, **_: object) -> No
     elif event["type"] is not None and labels.get(naming.SYNC_LABEL):
         key = ScaleKey(str(metadata["namespace"]), str(labels[naming.SYNC_LABEL]))
         memo.edited(key)
-        memo.queue.add(key)
+        memo.queue.add(key, CHILD_DELAY_SECONDS)
 
 
 for _kind in Kind:

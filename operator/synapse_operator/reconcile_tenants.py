@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from synapse_operator import tenants
@@ -99,7 +100,7 @@ class TenantReconciler:
             self._figures_at[key] = now
         if held_back:
             return Again(after=(due_at - now).total_seconds())
-        answered = isinstance(view.store, dict) or view is _NO_SCALE
+        answered = isinstance(view.store, Mapping) or view is _NO_SCALE
         return Again() if answered else Again(after=LOOK_AGAIN.total_seconds())
 
 

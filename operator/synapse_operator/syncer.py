@@ -88,6 +88,8 @@ class Syncer:
         self._known: dict[ScaleKey, _Known] = {}
         self._edited: set[ScaleKey] = set()
         self._running: dict[ScaleKey, asyncio.Task[None]] = {}
+        self._late: set[ScaleKey] = set()
+        """Scales that were due while a sync of theirs was under way: they are looked at again behind it."""
         self._slots = asyncio.Semaphore(SLOTS)
 
     def edited(self, key: ScaleKey) -> None:
@@ -118,7 +120,9 @@ class Syncer:
         due = asked is not None or (scale.spec.sync.auto and self._is_due(key, sources))
         answers = isinstance(postgres, PostgresAnswers) and postgres.schema_version is not None
         database = self._backends.database(key)
-        if due and answers and database is not None and key not in self._running:
+        if due and key in self._running:
+            self._late.add(key)
+        elif due and answers and database is not None:
             self._edited.discard(key)
             task = asyncio.create_task(self._run(key, sources, database, asked, done), name=f"sync of {key}")
             self._running[key] = task
@@ -128,6 +132,7 @@ class Syncer:
         """Give up on a scale that is gone or has nothing to sync."""
         self._known.pop(key, None)
         self._edited.discard(key)
+        self._late.discard(key)
         if task := self._running.pop(key, None):
             task.cancel()
 
@@ -177,7 +182,8 @@ class Syncer:
             now = replace(now, outcome=before.outcome)  # no news
         wait = RETRY_SECONDS if now.outcome.failure else self._every
         self._known[key] = replace(now, due=asyncio.get_running_loop().time() + wait)
-        if before is None or now.outcome is not before.outcome or key in self._edited:
+        if before is None or now.outcome is not before.outcome or key in self._late:
+            self._late.discard(key)
             self._wake(key, 0.0)
         if now.outcome.failure:
             self._wake(key, RETRY_SECONDS)

@@ -188,7 +188,7 @@ def _not_managed(tenant: SynapseTenant, standing: Standing, *, exclusive: bool) 
     if not standing.has_row:
         return f"{row} was deleted a moment ago; it is made again"
     if standing.managed_by is None:
-        return f"{row} was made by somebody else, as on a main instance's settings page; delete it there, or this"
+        return f"{row} was made by somebody else, as on a main instance's settings page; delete it there"
     if exclusive:
         return f"{row} belongs to another {TENANT_KIND} (UID {standing.managed_by}); delete one of the two"
     return (

@@ -169,7 +169,7 @@ async def test_sync_reads_a_main_instances_files_and_its_keys(
         ("user_agents", [{"id": "helper", "name": "Helper"}]),
         ("custom_tools", [{"name": "weather", "tool_type": "http", "url": "https://example.com/{city}"}]),
         ("mcp_servers", [{"name": "files", "server_type": "remote", "url": "https://example.com/mcp", "token": "t"}]),
-        ("settings", {"anthropic_key": "sk", "s3_secret_access_key": "s", "model": "claude", "theme": "dark"}),
+        ("settings", {"anthropic_key": "sk", "s3_secret_access_key": "s", "model": "gpt", "theme": "dark"}),
     ):
         (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     report = json.loads((await sync(redis_server, postgres_url, tmp_path)).stdout)
@@ -177,7 +177,7 @@ async def test_sync_reads_a_main_instances_files_and_its_keys(
     assert await stored_settings(database) == {
         "anthropic_key": "sk",
         "s3_secret_access_key": "s",
-        "model": "claude",
+        "model": "gpt",
         "mcp_token.files": "t",
     }
     row = await database.fetchrow("SELECT definition ? 'token' AS there FROM mcp_servers")

@@ -26,7 +26,7 @@ _API_VERSION = "events.k8s.io/v1"
 _SAME_SECONDS = 600
 """Two equal Events of one spec within such a stretch of the clock are one."""
 
-TENANT_WRITES_PER_SECOND = 100.0
+TENANT_WRITES_PER_SECOND = 400.0
 TENANT_WRITES_AT_ONCE = 8
 """Half of what the client sends at once, so that scales are not kept waiting."""
 

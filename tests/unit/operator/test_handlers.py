@@ -13,6 +13,7 @@ from synapse_operator.api.common import JsonObject
 from synapse_operator.cluster.observe import Key, ScaleKey, TenantsKey
 from synapse_operator.echo import Echo
 from synapse_operator.handlers import (
+    CHILD_DELAY_SECONDS,
     TENANT_DELAY_SECONDS,
     Inbox,
     child_event,
@@ -112,7 +113,7 @@ def test_a_config_map_of_definitions_wakes_the_scale_of_its_label(inbox: Inbox, 
     assert (queue.added, queue.edited) == ([], [])
     for type_ in ("ADDED", "MODIFIED", "DELETED"):
         happens(type_, **{naming.SYNC_LABEL: "main"})
-    assert queue.added == [(KEY, 0.0)] * 3
+    assert queue.added == [(KEY, CHILD_DELAY_SECONDS)] * 3
     assert queue.edited == [KEY] * 3
     ours = {**naming.child_labels("main"), naming.SYNC_LABEL: ""}
     happens("MODIFIED", **ours)

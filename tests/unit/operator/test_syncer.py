@@ -129,10 +129,27 @@ async def test_edits_during_a_sync_begin_another_one(stage: Stage) -> None:
     assert len(stage.syncer._running) == 1
     stage.hold.set()
     stage.version = "2"
+    await asyncio.gather(*stage.syncer._running.values())
+    assert (len(stage.syncs), stage.woken) == (1, [0.0])
+    stage.version = "3"
     await stage.settled(syncing("defs"))
+    assert len(stage.syncs) == 2
+
+
+async def test_what_is_asked_for_during_a_sync_without_news_is_not_forgotten(stage: Stage) -> None:
     await stage.settled(syncing("defs"))
-    assert 1 <= len(stage.syncs) <= 2
-    assert stage.syncer._edited == set()
+    stage.syncer.edited(KEY)
+    stage.hold.clear()
+    stage.look(syncing("defs"))
+    await asyncio.sleep(0)
+    stage.woken.clear()
+    stage.look(syncing("defs", now="1"))
+    stage.hold.set()
+    await asyncio.gather(*stage.syncer._running.values())
+    assert (len(stage.syncs), stage.woken) == (1, [0.0])
+    outcome = await stage.settled(syncing("defs", now="1"))
+    assert outcome is not None
+    assert outcome.asked == "1"
 
 
 @pytest.mark.parametrize(
