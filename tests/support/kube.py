@@ -101,3 +101,13 @@ def a_scale(name: str, **workers: object) -> Object:
             "workers": workers,
         },
     }
+
+
+def a_tenant(name: str, scale: str, **spec: object) -> Object:
+    """A SynapseTenant of a scale; `spec` adds fields."""
+    return {
+        "apiVersion": "scale.synapseorch.com/v1alpha1",
+        "kind": "SynapseTenant",
+        "metadata": {"name": name},
+        "spec": {"scaleRef": {"name": scale}, **spec},
+    }

@@ -66,30 +66,7 @@ class Load:
 
     async def judged(self, *, seconds: float) -> Judged:
         """Wait until all runs have ended, for at most so many seconds, and judge them."""
-        with suppress(AssertionError):  # what has not ended is lost, and counted so
-            await eventually("all runs have ended", self._none_open, seconds=seconds)
-        rows = await self._database.fetch(
-            """
-            SELECT r.run_id, r.status, l.failures, (SELECT count(*) FROM run_steps s WHERE s.run_id = r.run_id) AS steps
-              FROM orchestration_runs r LEFT JOIN job_ledger l ON l.job_id = r.run_id
-             WHERE r.run_id = ANY($1::text[])
-            """,
-            self.run_ids,
-        )
-        whole = {row["run_id"] for row in rows if row["status"] == "completed" and row["steps"] == self._steps}
-        letters = await self._database.fetchrow(
-            "SELECT count(*) AS n FROM dead_letter_queue WHERE run_id = ANY($1::text[])", self.run_ids
-        )
-        assert letters is not None
-        return Judged(
-            started=len(self.run_ids),
-            finished=len(whole),
-            lost=sorted(set(self.run_ids) - whole),
-            doubled=[run_id for run_id in self.run_ids if await self._did_a_step_again(run_id)],
-            failures=sum(row["failures"] or 0 for row in rows),
-            dead_letters=letters["n"],
-            slowest=max([await self._longest_pause(run_id) for run_id in self.run_ids]),
-        )
+        return await judge(self._database, self._client, self.run_ids, steps=self._steps, seconds=seconds)
 
     async def _produce(self, stop: asyncio.Event) -> None:
         for number in itertools.count():
@@ -102,7 +79,7 @@ class Load:
 
     async def _has_room(self, stop: asyncio.Event) -> bool:
         with suppress(StoreUnavailable, StoreRefused):
-            return stop.is_set() or await self._open() < self._in_flight
+            return stop.is_set() or await _open(self._database, self.run_ids) < self._in_flight
         return False
 
     async def _queued(self, run_id: str) -> bool:
@@ -112,40 +89,72 @@ class Load:
             return True
         return False
 
-    async def _none_open(self) -> bool:
-        return await self._open() == 0
-
     async def _enqueue(self, run_id: str) -> None:
         now_ms = int(time.time() * 1000)
         run = NewRun(self._orchestration_id, "hi", "default")
         await enqueue_run(self._database, self._client, run, run_id=run_id, now_ms=now_ms)
-
-    async def _open(self) -> int:
-        row = await self._database.fetchrow(
-            "SELECT count(*) AS n FROM orchestration_runs WHERE run_id = ANY($1::text[])"
-            " AND status IN ('completed', 'failed', 'cancelled')",
-            self.run_ids,
-        )
-        assert row is not None
-        return len(self.run_ids) - int(row["n"])
 
     async def _some_step(self) -> bool:
         return bool(
             await self._database.fetch("SELECT 1 FROM run_steps WHERE run_id = ANY($1::text[]) LIMIT 1", self.run_ids)
         )
 
-    async def _did_a_step_again(self, run_id: str) -> bool:
-        """Whether a step began after its checkpoint, or the run's end was told by two claims."""
-        completed: set[tuple[object, str]] = set()
-        for event in await events_of(self._client, run_id):
-            visit = (event.get("orch_step_id"), str(event["event_id"]).rsplit(":", 1)[0])
-            if event["type"] == "step_complete":
-                completed.add(visit)
-            elif event["type"] == "step_start" and visit in completed:
-                return True
-        return False
 
-    async def _longest_pause(self, run_id: str) -> float:
-        entries = await self._client.xrange(keys.run_events(run_id))
-        times = [int(entry_id.split(b"-")[0]) / 1000 for entry_id, _ in entries]
-        return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
+async def judge(database: Database, client: Redis, run_ids: Sequence[str], *, steps: int, seconds: float) -> Judged:
+    """Wait until runs of `steps` steps each have ended, for at most so many seconds, and judge them."""
+
+    async def none_open() -> bool:
+        return await _open(database, run_ids) == 0
+
+    with suppress(AssertionError):  # what has not ended is lost, and counted so
+        await eventually("all runs have ended", none_open, seconds=seconds)
+    rows = await database.fetch(
+        """
+        SELECT r.run_id, r.status, l.failures, (SELECT count(*) FROM run_steps s WHERE s.run_id = r.run_id) AS steps
+          FROM orchestration_runs r LEFT JOIN job_ledger l ON l.job_id = r.run_id
+         WHERE r.run_id = ANY($1::text[])
+        """,
+        run_ids,
+    )
+    whole = {row["run_id"] for row in rows if row["status"] == "completed" and row["steps"] == steps}
+    letters = await database.fetchrow(
+        "SELECT count(*) AS n FROM dead_letter_queue WHERE run_id = ANY($1::text[])", run_ids
+    )
+    assert letters is not None
+    return Judged(
+        started=len(run_ids),
+        finished=len(whole),
+        lost=sorted(set(run_ids) - whole),
+        doubled=[run_id for run_id in run_ids if await _did_a_step_again(client, run_id)],
+        failures=sum(row["failures"] or 0 for row in rows),
+        dead_letters=letters["n"],
+        slowest=max([await _longest_pause(client, run_id) for run_id in run_ids]),
+    )
+
+
+async def _open(database: Database, run_ids: Sequence[str]) -> int:
+    row = await database.fetchrow(
+        "SELECT count(*) AS n FROM orchestration_runs WHERE run_id = ANY($1::text[])"
+        " AND status IN ('completed', 'failed', 'cancelled')",
+        run_ids,
+    )
+    assert row is not None
+    return len(run_ids) - int(row["n"])
+
+
+async def _did_a_step_again(client: Redis, run_id: str) -> bool:
+    """Whether a step began after its checkpoint, or the run's end was told by two claims."""
+    completed: set[tuple[object, str]] = set()
+    for event in await events_of(client, run_id):
+        visit = (event.get("orch_step_id"), str(event["event_id"]).rsplit(":", 1)[0])
+        if event["type"] == "step_complete":
+            completed.add(visit)
+        elif event["type"] == "step_start" and visit in completed:
+            return True
+    return False
+
+
+async def _longest_pause(client: Redis, run_id: str) -> float:
+    entries = await client.xrange(keys.run_events(run_id))
+    times = [int(entry_id.split(b"-")[0]) / 1000 for entry_id, _ in entries]
+    return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
