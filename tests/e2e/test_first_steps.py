@@ -81,8 +81,8 @@ def works(place: Place) -> None:
     shards = {"0": "Active", "1": "Active"}
 
     def active() -> bool:
-        status = get("sscale", NAME, "-n", place.namespace)["status"]
-        return {each["name"]: each["state"] for each in status["shards"]} == shards
+        status = get("sscale", NAME, "-n", place.namespace).get("status", {})
+        return {each["name"]: each["state"] for each in status.get("shards", [])} == shards
 
     eventually("producers are told of both shards", active, seconds=30)
     header, row = kubectl("get", "sscale", NAME, "-n", place.namespace).splitlines()
