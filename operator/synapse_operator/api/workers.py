@@ -58,12 +58,13 @@ class AutoscalingSpec(ApiModel):
     model_config = ConfigDict(
         json_schema_extra={
             "x-kubernetes-validations": [
+                # An object that is a default itself is looked at before its fields have theirs.
                 rule(
-                    "self.mode != 'BuiltIn' || has(self.maxReplicas)",
+                    "!has(self.mode) || self.mode != 'BuiltIn' || has(self.maxReplicas)",
                     "autoscaling: mode BuiltIn needs maxReplicas, the most workers that a shard may get",
                 ),
                 rule(
-                    "!has(self.maxReplicas) || self.maxReplicas >= self.minReplicas",
+                    "!has(self.maxReplicas) || !has(self.minReplicas) || self.maxReplicas >= self.minReplicas",
                     "autoscaling: maxReplicas is less than minReplicas; give the same or more",
                 ),
             ]
