@@ -1,6 +1,6 @@
 """`make chaos-cluster`, second part: shards, a password and tenants change while producers go on, and runs are counted.
 
-`faults` breaks things; here a user changes them. Kept out of `make test` by its name, since it takes ten minutes; the
+`faults` breaks things; here a user changes them. Kept out of `make test` by its name, since it takes minutes; the
 short form is `test_first_steps`. Each test prints one line of figures.
 """
 

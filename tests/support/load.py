@@ -143,7 +143,7 @@ async def _open(database: Database, run_ids: Sequence[str]) -> int:
 
 
 async def _did_a_step_again(client: Redis, run_id: str) -> bool:
-    """Whether a step began after its checkpoint, or the run's end was told by two claims."""
+    """Whether a step began again after its checkpoint, by what the run's stream tells."""
     completed: set[tuple[object, str]] = set()
     for event in await events_of(client, run_id):
         visit = (event.get("orch_step_id"), str(event["event_id"]).rsplit(":", 1)[0])
