@@ -29,7 +29,7 @@ metadata = MetaData()
 CLAIM_SEQUENCE = Sequence("claim_seq", metadata=metadata)
 """Source of all claim numbers; it outlives any Redis, so a number never comes twice."""
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 
 def _id(name: str) -> Column[str]:
@@ -264,6 +264,21 @@ run_steps = Table(
 
 Index("idx_run_steps_order", run_steps.c.run_id, run_steps.c.ordinal, unique=True)
 
+run_turns = Table(
+    "run_turns",
+    metadata,
+    _id("run_id"),
+    _id("step_id"),
+    Column("visit", Integer, primary_key=True),
+    Column("turn", Integer, primary_key=True),
+    Column("message", JSONB, nullable=False),
+    Column("tokens", Integer),
+    Column("cost_usd", Float),
+    Column("claim", BigInteger, nullable=False),
+)
+"""One appended row per model answer or tool result inside a step that has not finished: the next owner of the run
+continues the conversation behind the last of them."""
+
 webhook_outbox = Table(
     "webhook_outbox",
     metadata,
@@ -295,6 +310,31 @@ scale_topology = Table(
     _name("owner_uid"),
 )
 """One row, id 1. `routes`: list of {shard, tenants, minPriority}; the first that matches a job wins."""
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("hash", String(64), primary_key=True),
+    Column("name", String(255), nullable=False),
+    _name("tenant_id"),
+    _name("managed_by"),
+    _time("created_at"),
+    Index("idx_api_keys_managed_by", "managed_by"),
+)
+"""Keys of the V2 API, as sha256 of the token only; bound to one tenant, or to none (NULL). `managed_by` is the UID of
+the SynapseScale whose Secret names the key, NULL for one made by the command line."""
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    _id("tenant_id"),
+    _id("key"),
+    Column("request_hash", String(64), nullable=False),
+    Column("run_id", String(255), nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False),
+    Index("idx_idempotency_created", "created_at"),
+)
+"""Idempotency-Key headers of the V2 API, remembered for a day: the same request again is answered with `run_id`."""
 
 synced_definitions = Table(
     "synced_definitions",
