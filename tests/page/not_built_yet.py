@@ -68,18 +68,10 @@ NOT_BUILT_YET: tuple[NotBuiltYet, ...] = (
     ),
     NotBuiltYet("Endpoint URL", "Set this to use an S3-compatible store", "D", variables=("S3_ENDPOINT_URL",)),
     NotBuiltYet(
-        "OTLP endpoint",
-        "Every orchestration run generates a distributed trace; leave blank to disable tracing",
-        "E",
-        variables=("OTLP_ENDPOINT",),
-        field="observability",
-    ),
-    NotBuiltYet(
         "Metrics token",
         "Prometheus scrapes GET /api/v2/metrics with it",
         "E",
         variables=("API_PORT",),
-        field="observability",
         command="api",
     ),
     NotBuiltYet(

@@ -101,7 +101,7 @@ VARIABLES: tuple[Variable, ...] = (
     _text("S3_ACCESS_KEY_ID", "", "access key; empty = the ambient credential chain", secret=True, read=False),
     _text("S3_SECRET_ACCESS_KEY", "", "secret key; empty = the ambient credential chain", secret=True, read=False),
     _text("S3_ENDPOINT_URL", "", "endpoint of an S3-compatible store", read=False),
-    _text("OTLP_ENDPOINT", "", "OTLP gRPC endpoint; empty = tracing off", read=False),
+    _text("OTLP_ENDPOINT", "", "OTLP gRPC endpoint, http://host:4317 (plain) or https://host (TLS); empty = tracing off. The standard OTEL_* variables are honoured: headers, certificate, resource attributes, sampling"),
     _text("METRICS_TOKEN", "", "bearer token of /metrics; empty = open", secret=True),
     Variable("K8S_MODE", "0", Kind.SWITCH, "1 = probes and shutdown for Kubernetes"),
     _integer("PUBSUB_EVENT_TTL", 3600, 60, 2_592_000, "seconds that step events stay replayable", stored="event_ttl"),

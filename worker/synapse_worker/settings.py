@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 from pydantic import SecretStr
 
-from synapse_worker import contract
+from synapse_worker import contract, tracing
 from synapse_worker.contract import BY_NAME, Kind, Variable
 from synapse_worker.errors import ConfigurationError
 from synapse_worker.routing import Topology
@@ -43,6 +43,8 @@ class Settings:
     default_tenant_id: str
     health_port: int
     metrics_token: SecretStr
+    otlp_endpoint: str
+    """With its port; "" = tracing is off."""
     k8s_mode: bool
     event_ttl: int
     lease_seconds: int
@@ -137,6 +139,7 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         default_tenant_id=text("DEFAULT_TENANT_ID"),
         health_port=integer("WORKER_HEALTH_PORT"),
         metrics_token=SecretStr(text("METRICS_TOKEN")),
+        otlp_endpoint=tracing.endpoint_of(text("OTLP_ENDPOINT"), "OTLP_ENDPOINT"),
         k8s_mode=switch("K8S_MODE"),
         event_ttl=integer("PUBSUB_EVENT_TTL"),
         lease_seconds=integer("WORKER_LEASE_SECONDS"),
