@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
@@ -141,20 +141,19 @@ async def retry_letter(
         The new job's id; None when somebody has dealt with the letter already.
     """
     job_id = f"retry_{secrets.token_hex(6)}_{now_ms}"
-    origin = await _origin(database, letter.run_id) if letter.run_id is not None else _Origin()
+    tenant_id, priority, trace = await _origin(database, letter.run_id) if letter.run_id is not None else _Origin()
 
     async def write(epoch: int, now: Topology) -> tuple[str, bytes, bool] | None:
-        key = letter.run_id or job_id
-        shard = shard_of_job(now, key=key, tenant_id=origin.tenant_id, priority=origin.priority)
+        shard = shard_of_job(now, key=letter.run_id or job_id, tenant_id=tenant_id, priority=priority)
         queue_key = keys.queue(shard)
-        extras = _extras(epoch, origin.priority, origin.traceparent)
+        extras = _extras(epoch, priority, trace)
         envelope = encode(JobPayload(letter.function, letter.payload, enqueued_ms=now_ms, extras=extras))
         done = await dead_letters.requeue(
             database, letter, job_id=job_id, queue=queue_key, envelope=envelope, epoch=epoch
         )
         return None if done is None else (queue_key, envelope, done)
 
-    with _enqueueing(job_id, letter.run_id or job_id, origin.traceparent, tenant_id=origin.tenant_id):
+    with _enqueueing(job_id, letter.run_id or job_id, trace, tenant_id=tenant_id):
         queue_key, envelope, done = await _by_the_topology(database, without_row, write)
         if not done:
             return None
@@ -177,17 +176,16 @@ async def resume_run(
         or cancelled and nothing was written, and the status is "" when there is no such run.
     """
     job_id = f"resume_{now_ms}_{secrets.token_hex(6)}"
-    origin = await _origin(database, run_id)
+    tenant_id, priority, trace = await _origin(database, run_id)
 
     async def write(epoch: int, now: Topology) -> tuple[str, bytes, str] | None:
-        shard = shard_of_job(now, key=run_id, tenant_id=origin.tenant_id, priority=origin.priority)
-        queue_key = keys.queue(shard)
-        extras = _extras(epoch, origin.priority, origin.traceparent)
+        queue_key = keys.queue(shard_of_job(now, key=run_id, tenant_id=tenant_id, priority=priority))
+        extras = _extras(epoch, priority, trace)
         envelope = encode(JobPayload(RESUME_FUNCTION, {"run_id": run_id}, enqueued_ms=now_ms, extras=extras))
         was = await runs.requeue_ended(database, run_id, job_id=job_id, queue=queue_key, envelope=envelope, epoch=epoch)
         return None if was is None else (queue_key, envelope, was)
 
-    with _enqueueing(job_id, run_id, origin.traceparent, tenant_id=origin.tenant_id):
+    with _enqueueing(job_id, run_id, trace, tenant_id=tenant_id):
         queue_key, envelope, was = await _by_the_topology(database, without_row, write)
         if was not in (runs.RunStatus.FAILED, runs.RunStatus.CANCELLED):
             return was, ""
@@ -207,8 +205,7 @@ async def _by_the_topology(
             return done
 
 
-@dataclass(frozen=True, slots=True)
-class _Origin:
+class _Origin(NamedTuple):
     """What a run's first job was enqueued with and a later one of the same run takes over."""
 
     tenant_id: str = ""
