@@ -122,6 +122,9 @@ VARIABLES: tuple[Variable, ...] = (
 )  # fmt: skip
 """Every variable of the image; the order is the order of docs/environment.md."""
 
+OTLP_HEADERS = "OTEL_EXPORTER_OTLP_HEADERS"
+"""The one of OpenTelemetry's own variables that holds a secret, and that the operator therefore knows."""
+
 BY_NAME: dict[str, Variable] = {variable.name: variable for variable in VARIABLES}
 
 
