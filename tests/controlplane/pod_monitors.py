@@ -15,6 +15,13 @@ _ENDPOINT: Json = {
     "properties": {
         "port": _TEXT,
         "path": _TEXT,
+        "relabelings": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"sourceLabels": {"type": "array", "items": _TEXT}, "targetLabel": _TEXT},
+            },
+        },
         "authorization": {"type": "object", "properties": {"type": _TEXT, "credentials": _SELECTOR}},
     },
 }
@@ -27,7 +34,6 @@ _SPEC: Json = {
             "properties": {"matchLabels": {"type": "object", "additionalProperties": _TEXT}},
         },
         "podMetricsEndpoints": {"type": "array", "items": _ENDPOINT},
-        "podTargetLabels": {"type": "array", "items": _TEXT},
     },
 }
 

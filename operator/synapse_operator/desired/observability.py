@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from synapse_operator import naming
 from synapse_operator.api.common import JsonObject, SecretKeySelector
 from synapse_operator.api.scale import SynapseScale
@@ -12,6 +14,13 @@ from synapse_worker.contract import BY_NAME, OTLP_HEADERS
 
 OTLP_ENDPOINT = BY_NAME["OTLP_ENDPOINT"].name
 METRICS_TOKEN = BY_NAME["METRICS_TOKEN"].name
+
+
+_RELABELINGS = [
+    {"sourceLabels": [f"__meta_kubernetes_pod_label_{re.sub('[^a-z]', '_', label)}"], "targetLabel": target}
+    for label, target in ((naming.SCALE_LABEL, "scale"), (naming.SHARD_LABEL, "shard"))
+]
+"""Which scale and which shard a series is of; the rules and the dashboard of manifests/observability go by these."""
 
 
 def metrics_token_ref(scale: SynapseScale) -> SecretKeySelector | None:
@@ -41,14 +50,12 @@ def secret_references(scale: SynapseScale) -> dict[str, SecretKeySelector]:
 
 def pod_monitor(scale: SynapseScale) -> Manifest:
     """Return the PodMonitor of the workers; their token is named in it, never copied."""
-    endpoint: JsonObject = {"port": METRICS_PORT_NAME, "path": "/metrics"}
+    endpoint: JsonObject = {"port": METRICS_PORT_NAME, "path": "/metrics", "relabelings": _RELABELINGS}
     if (token := metrics_token_ref(scale)) is not None:
         endpoint["authorization"] = {"type": "Bearer", "credentials": {"name": token.name, "key": token.key}}
     spec = {
         "selector": {"matchLabels": naming.worker_selector(scale.metadata.name)},
         "podMetricsEndpoints": [endpoint],
-        # The labels of a pod become labels of its series: which scale and which shard.
-        "podTargetLabels": [naming.SCALE_LABEL, naming.SHARD_LABEL],
     }
     return manifest(
         scale,

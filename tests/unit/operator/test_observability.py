@@ -83,6 +83,10 @@ def test_a_pod_monitor_comes_last_and_names_the_token() -> None:
     assert body["metadata"]["labels"]["app.kubernetes.io/name"] == "synapse-worker"
     (endpoint,) = body["spec"]["podMetricsEndpoints"]
     assert endpoint["authorization"] == {"type": "Bearer", "credentials": GENERATED}
+    assert endpoint["relabelings"][0] == {
+        "sourceLabels": ["__meta_kubernetes_pod_label_scale_synapseorch_com_scale"],
+        "targetLabel": "scale",
+    }
     assert body["spec"]["selector"] == {"matchLabels": naming.worker_selector("demo")}
 
 
@@ -91,7 +95,7 @@ def test_open_metrics_are_scraped_without_a_token() -> None:
     (endpoint,) = manifest_of(what_is_desired(a_scale(spec={"observability": spec})), Kind.POD_MONITOR).body["spec"][
         "podMetricsEndpoints"
     ]
-    assert endpoint == {"port": "metrics", "path": "/metrics"}
+    assert "authorization" not in endpoint
 
 
 def test_there_is_none_unless_it_is_asked_for() -> None:
