@@ -64,7 +64,7 @@ class Collector(TraceServiceServicer):
     @property
     def url(self) -> str:
         """The endpoint as users write it."""
-        return f"{'http' if self.credentials is None else 'https'}://localhost:{self.port}"
+        return f"{'http' if self.credentials is None else 'https'}://127.0.0.1:{self.port}"
 
     def Export(  # noqa: N802 - the service's own name
         self, request: ExportTraceServiceRequest, context: grpc.ServicerContext
