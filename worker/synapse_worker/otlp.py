@@ -60,15 +60,20 @@ class OtlpTracer:
         ours = {"service.name": service, "service.instance.id": instance, "service.version": __version__}
         try:
             self._exporter = _Exporter(endpoint=endpoint)
-            self.provider = TracerProvider(
+            self._provider = TracerProvider(
                 resource=Resource.create({**ours, **OTELResourceDetector().detect().attributes}),
                 id_generator=_Ids(),
                 shutdown_on_exit=False,
             )
-            self.provider.add_span_processor(BatchSpanProcessor(self._exporter))
+            self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         except (ValueError, OSError) as error:
             raise ConfigurationError(f"the OTEL_* variables cannot be used: {str(error).splitlines()[0]}.") from None
-        self._tracer = self.provider.get_tracer("synapse_worker", __version__)
+        self._tracer = self._provider.get_tracer("synapse_worker", __version__)
+
+    @property
+    def provider(self) -> TracerProvider:
+        """See `tracing.provider`."""
+        return self._provider
 
     def begin(
         self, name: str, kind: Kind, attributes: Mapping[str, Value], *, parent: str, key: str, start_ns: int | None
@@ -110,7 +115,7 @@ class OtlpTracer:
         loop, sent = asyncio.get_running_loop(), asyncio.Event()
 
         def flush() -> None:
-            self.provider.shutdown()
+            self._provider.shutdown()
             with suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(sent.set)
 

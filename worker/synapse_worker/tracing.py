@@ -12,10 +12,13 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from enum import StrEnum
 from functools import lru_cache
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from synapse_worker.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 Value = str | int | float | bool
 
@@ -39,6 +42,10 @@ class Kind(StrEnum):
 
 class Tracer(Protocol):
     """Who makes the spans; `otlp.OtlpTracer`, and nobody where tracing is off."""
+
+    @property
+    def provider(self) -> TracerProvider:
+        """See the function `provider`."""
 
     def begin(
         self, name: str, kind: Kind, attributes: Mapping[str, Value], *, parent: str, key: str, start_ns: int | None
@@ -73,6 +80,11 @@ def install(tracer: Tracer | None) -> None:
 def is_on() -> bool:
     """Whether spans are made at all."""
     return _tracer is not None
+
+
+def provider() -> TracerProvider | None:
+    """Return what a library that traces by itself is to make its spans with, as FastAPI does; None = tracing is off."""
+    return None if _tracer is None else _tracer.provider
 
 
 @asynccontextmanager
