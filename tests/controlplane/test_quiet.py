@@ -36,9 +36,10 @@ def test_a_reconcile_without_a_change_sends_no_write_and_neither_does_a_restart(
         plane.make_pods_ready(live_ns)
         plane.await_condition(live_ns, "Ready", "True")
         plane.await_condition(live_ns, "DefinitionsSynced", "True", "Synced")
-        # The last figures are written within their rhythm of 15 s.
+        # The last figures are written within their rhythm.
         looks = operator.reconciles()
-        eventually("sixteen looks", lambda: operator.reconciles() >= looks + 16, seconds=60)
+        due = 2 * (2 + 2 * harness.STATUS_FIGURES_SECONDS // harness.RESYNC_SECONDS)
+        eventually("looks at both scales beyond it", lambda: operator.reconciles() >= looks + due, seconds=60)
 
         mark, looks = plane.audit_mark(), operator.reconciles()
         eventually("ten looks at each scale", lambda: operator.reconciles() >= looks + 20, seconds=60)
