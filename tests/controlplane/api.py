@@ -22,6 +22,7 @@ from synapse_operator import naming
 Json = dict[str, Any]
 
 TIMEOUT_SECONDS = 90.0
+_APPLY = "application/apply-patch+yaml"
 _PREFIXES = (
     "/api/v1",
     "/apis/apps/v1",
@@ -99,10 +100,19 @@ class Api:
         """Apply one object as `kubectl apply --server-side` does."""
         metadata = given["metadata"]
         path = self.resource(given["kind"]).path(metadata.get("namespace", ""), metadata["name"])
-        code, answer = self._request(
-            "PATCH", f"{path}?fieldManager=kubectl&fieldValidation=Strict", "application/apply-patch+yaml", given
-        )
+        code, answer = self._request("PATCH", f"{path}?fieldManager=kubectl&fieldValidation=Strict", _APPLY, given)
         assert code in (200, 201), f"{given['kind']} {metadata['name']}: {answer.get('message', answer)}"
+
+    def refusal(self, given: Json, *, create: bool) -> str:
+        """Return why the server would not create, or else apply, an object, "" = it would; nothing is written."""
+        metadata, resource = given["metadata"], self.resource(given["kind"])
+        namespace, query = metadata.get("namespace", ""), "dryRun=All&fieldValidation=Strict&fieldManager=kubectl"
+        if create:
+            asked = ("POST", f"{resource.path(namespace)}?{query}", "application/json", given)
+        else:
+            asked = ("PATCH", f"{resource.path(namespace, metadata['name'])}?{query}", _APPLY, given)
+        code, answer = self._request(*asked)
+        return "" if code in (200, 201) else str(answer["message"])
 
     def patch_status(self, namespace: str, kind: str, name: str, patch: Json) -> bool:
         """Merge into the status of an object; whether it was there."""

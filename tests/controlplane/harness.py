@@ -28,7 +28,8 @@ from pydantic import SecretStr
 from synapse_operator import naming
 from synapse_worker.connections import open_database
 from synapse_worker.store import migrate
-from tests.controlplane.api import Api, Json
+from tests.controlplane.api import Api
+from tests.controlplane.api import Json as Json
 from tests.support.servers import free_port
 
 ROOT = Path(__file__).parents[2]
