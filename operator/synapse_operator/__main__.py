@@ -14,6 +14,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Callable, Coroutine
+from datetime import timedelta
 from typing import Any
 
 from kubernetes.aio.client import Configuration, CoordinationV1Api
@@ -149,6 +150,8 @@ class _Leader:
             worker_image=self._given.worker_image,
             hash_key=await hashkey.provide(self._client, self._given.pod_namespace),
             instance=self._given.pod_name,
+            empty_for=timedelta(seconds=self._given.shard_empty_seconds),
+            figures_every=timedelta(seconds=self._given.status_figures_seconds),
         )
         tenants = TenantReconciler(self._client, backends, self._metrics)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from pydantic import SecretStr
 
@@ -44,13 +44,27 @@ class Reconciler:
         worker_image: str,
         hash_key: SecretStr,
         instance: str,
+        empty_for: timedelta,
+        figures_every: timedelta,
     ) -> None:
+        """Prepare to reconcile.
+
+        Args:
+            client, backends, syncer, metrics: what is worked with.
+            worker_image: the image where a scale names none.
+            hash_key: what URLs are hashed with.
+            instance: the name of this process in Events.
+            empty_for: time after which an empty queue that producers use no more loses its workers.
+            figures_every: shortest time between two statuses of a scale for the sake of their figures.
+        """
         self._client = client
         self._backends = backends
         self._syncer = syncer
         self._metrics = metrics
         self._worker_image = worker_image
         self._hash_key = hash_key
+        self._empty_for = empty_for
+        self._figures_every = figures_every
         self._reporter = Reporter(client, instance)
         self._figures_at: dict[ScaleKey, datetime] = {}
         self._empty_since: dict[ScaleKey, dict[str, datetime]] = {}
@@ -90,7 +104,7 @@ class Reconciler:
             failure = await self._backends.flip(key, todo.flip, scale.metadata.uid)
             report = replace(report, flip_failure=failure)
 
-        figures = figures_due(self._figures_at.get(key), now)
+        figures = figures_due(self._figures_at.get(key), now, self._figures_every)
         status = next_status(scale, desired, observed, report, previous=previous, now=now, figures=figures)
         done = [step.event for step in todo.apply if step.event and step.manifest.ref in report.applied]
         await self._reporter.report(scale.metadata, previous, status, done, now)
@@ -138,7 +152,7 @@ class Reconciler:
             stored=view.stored,
             topology=view.topology,
             behind=view.behind,
-            drained=drained(self._empty_since[key], now),
+            drained=drained(self._empty_since[key], now, self._empty_for),
             children=children,
             pods=pods,
             sync=self._syncer.look(key, scale, view.postgres, previous),

@@ -51,7 +51,7 @@ from synapse_worker.sync.documents import Problem
 
 FIGURES_EVERY = timedelta(seconds=15)
 """Shortest time between two statuses of a scale that differ in figures or messages only (kubelet alternates between
-two for one trouble); transitions are written at once."""
+two for one trouble); transitions are written at once. The default of the operator's setting STATUS_FIGURES_SECONDS."""
 
 MINIMUM_REDIS = (6, 2)
 SAFE_EVICTION_POLICY = "noeviction"
@@ -80,14 +80,15 @@ class _Problem:
     stalled: bool
 
 
-def figures_due(written_at: datetime | None, now: datetime) -> bool:
+def figures_due(written_at: datetime | None, now: datetime, every: timedelta = FIGURES_EVERY) -> bool:
     """Return whether a status may be written for the sake of its figures.
 
     Args:
         written_at: when this process last wrote one while they were due; None = never.
         now: the present time.
+        every: the shortest time between two.
     """
-    return written_at is None or now - written_at >= FIGURES_EVERY
+    return written_at is None or now - written_at >= every
 
 
 def next_status(

@@ -326,6 +326,12 @@ def test_empty_twice_half_a_minute_apart_is_drained() -> None:
     assert "2" not in drained(_emptied(since, now=later), later - timedelta(seconds=1))
 
 
+def test_how_long_a_queue_must_be_empty_can_be_set() -> None:
+    since, minute = _emptied({}), timedelta(minutes=1)
+    assert "2" not in drained(since, NOW + EMPTY_FOR, minute)
+    assert "2" in drained(since, NOW + minute, minute)
+
+
 @pytest.mark.parametrize("job", [QueueFigures(1, 0, 0.0), QueueFigures(0, 1, None)], ids=["waits", "runs"])
 def test_a_job_in_between_begins_the_wait_anew(job: QueueFigures) -> None:
     since = _emptied(_emptied({}), queues=NOTHING | {"2": job}, now=NOW + timedelta(seconds=15))
