@@ -31,8 +31,6 @@ class NotBuiltYet:
     command: str = ""
 
 
-_S3 = ("S3_BUCKET", "S3_REGION", "S3_PREFIX", "S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY", "S3_ENDPOINT_URL")
-
 NOT_BUILT_YET: tuple[NotBuiltYet, ...] = (
     NotBuiltYet(
         "Enable Scale Mode",
@@ -50,23 +48,7 @@ NOT_BUILT_YET: tuple[NotBuiltYet, ...] = (
         field="api",
         command="api",
     ),
-    NotBuiltYet(
-        "S3 storage",
-        "Vault files and execution logs are stored in S3 and shared across all worker instances",
-        "D",
-        variables=_S3,
-        field="storage",
-    ),
-    NotBuiltYet("S3 bucket", "The name of the S3 bucket to use", "D", variables=("S3_BUCKET",), field="storage"),
-    NotBuiltYet("Region", "The AWS region where the bucket is located", "D", variables=("S3_REGION",)),
-    NotBuiltYet("Key prefix", "All objects are stored under this prefix", "D", variables=("S3_PREFIX",)),
-    NotBuiltYet(
-        "Access key ID and secret access key",
-        "Leave both fields blank to use the instance's IAM role instead",
-        "D",
-        variables=("S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY"),
-    ),
-    NotBuiltYet("Endpoint URL", "Set this to use an S3-compatible store", "D", variables=("S3_ENDPOINT_URL",)),
+    NotBuiltYet("S3 bucket", "The name of the S3 bucket to use", "D", field="storage"),
     NotBuiltYet(
         "OTLP endpoint",
         "Every orchestration run generates a distributed trace; leave blank to disable tracing",
