@@ -116,7 +116,7 @@ VARIABLES: tuple[Variable, ...] = (
     _text("SYNAPSE_DEFINITIONS_DIR", "", "folder of definitions that `synapse-worker sync` reads when it is given none"),
     _integer("API_PORT", 8765, 1, 65_535, "port of the V2 API", read=False),
     Variable("API_AUTH", "keys", Kind.CHOICE, "how the V2 API authenticates", choices=("keys", "off"), read=False),
-    _text("WEBHOOK_ALLOW", "", "CIDRs and hosts that webhooks may reach although private", read=False),
+    _text("WEBHOOK_ALLOW", "", "networks (CIDR), addresses and host names that webhooks may reach although they are not public; comma-separated"),
     Variable("LOG_LEVEL", "info", Kind.CHOICE, "least severe log lines written", choices=("debug", "info", "warning", "error")),
     Variable("LOG_FORMAT", "json", Kind.CHOICE, "form of log lines", choices=("json", "console")),
 )  # fmt: skip

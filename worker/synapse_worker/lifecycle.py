@@ -20,6 +20,7 @@ from redis.asyncio import Redis
 from synapse_worker import __version__, contract
 from synapse_worker.connections import open_database, open_redis, ping_redis, redis_errors_as_ours
 from synapse_worker.contract import BY_NAME, TENANT_POOL
+from synapse_worker.egress import Egress
 from synapse_worker.engine.sandbox import Sandbox
 from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
 from synapse_worker.events import EventWriter
@@ -38,6 +39,7 @@ from synapse_worker.settings import Settings
 from synapse_worker.store import definitions, migrate, tenants, workers
 from synapse_worker.store.database import Database
 from synapse_worker.telemetry import Metrics
+from synapse_worker.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +165,10 @@ class Worker:
             background.append(asyncio.create_task(pool.keep()))
         served = self._served = Served([open_queue(keys.queue(shard)) for shard in self._named_shards], pool)
         events = EventWriter(client, ttl_seconds=settings.event_ttl)
-        async with Sandbox(processes=min(settings.concurrency, _SANDBOX_PROCESSES)) as sandbox:
+        async with (
+            Sandbox(processes=min(settings.concurrency, _SANDBOX_PROCESSES)) as sandbox,
+            Egress(settings.webhook_allow) as egress,
+        ):
             reservations = Reservations(
                 client,
                 gate,
@@ -191,6 +196,7 @@ class Worker:
             background.append(asyncio.create_task(reservations.keep()))
             keeper = Housekeeper(database, client, gate, lambda: served.keys)
             background.append(asyncio.create_task(keeper.keep()))
+            background.append(asyncio.create_task(Webhooks(database, gate, egress, self._metrics).send()))
             background.append(asyncio.create_task(self._watch_figures(loop, served, client, gate)))
             await self._register(database, "online", loop)
             background.append(asyncio.create_task(self._count_workers(database, gate)))

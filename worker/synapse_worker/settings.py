@@ -17,6 +17,7 @@ from pydantic import SecretStr
 
 from synapse_worker import contract
 from synapse_worker.contract import BY_NAME, Kind, Variable
+from synapse_worker.egress_policy import Allowed
 from synapse_worker.errors import ConfigurationError
 from synapse_worker.routing import Topology
 
@@ -48,6 +49,7 @@ class Settings:
     lease_seconds: int
     drain_seconds: int
     definitions_dir: str
+    webhook_allow: Allowed
     log_level: str
     log_format: str
     worker_id: str
@@ -142,6 +144,7 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         lease_seconds=integer("WORKER_LEASE_SECONDS"),
         drain_seconds=integer("WORKER_DRAIN_SECONDS"),
         definitions_dir=text("SYNAPSE_DEFINITIONS_DIR"),
+        webhook_allow=Allowed.parse(text("WEBHOOK_ALLOW")),
         log_level=choice("LOG_LEVEL"),
         log_format=choice("LOG_FORMAT"),
         worker_id=socket.gethostname() if switch("K8S_MODE") else f"{socket.gethostname()}-{os.getpid()}",

@@ -293,8 +293,12 @@ webhook_outbox = Table(
     _time("created_at"),
     _time("next_attempt_at"),
     _time("delivered_at"),
+    _name("host"),
+    Column("last_error", Text),
+    _time("given_up_at"),
 )
-"""One row per end of a run that has a webhook_url; `status` is how it ended then."""
+"""One row per end of a run that has a webhook_url; `status` is how it ended then. Settled rows (`delivered_at` or
+`given_up_at` is set) have no `next_attempt_at`."""
 
 Index("idx_outbox_due", webhook_outbox.c.next_attempt_at, postgresql_where=webhook_outbox.c.delivered_at.is_(None))
 
