@@ -138,13 +138,12 @@ async def test_worker_job_timeout(database: Database, redis_client: Redis, start
 
 
 async def test_worker_job_timeout_may_be_stored(database: Database, redis_client: Redis, start_here: StartHere) -> None:
-    """WORKER_JOB_TIMEOUT, WORKER_MAX_RETRIES and PUBSUB_EVENT_TTL have stored counterparts as the UI saves them."""
-    stored = {"job_timeout": 7, "max_retries": 2, "event_ttl": 60}
+    """WORKER_JOB_TIMEOUT, WORKER_MAX_RETRIES, PUBSUB_EVENT_TTL, RUNS_RETENTION_DAYS have stored counterparts."""
+    stored = {"job_timeout": 7, "max_retries": 2, "event_ttl": 60, "runs_retention_days": 30}
+    names = ("WORKER_JOB_TIMEOUT", "WORKER_MAX_RETRIES", "PUBSUB_EVENT_TTL", "RUNS_RETENTION_DAYS")
     for key, value in stored.items():
         await store_setting(database, key, value)
-    assert {BY_NAME[name].stored for name in ("WORKER_JOB_TIMEOUT", "WORKER_MAX_RETRIES", "PUBSUB_EVENT_TTL")} == set(
-        stored
-    )
+    assert {BY_NAME[name].stored for name in names} == set(stored)
     await store(database, printing("hello"))
     await start_here()
     (done,) = await completed(database, [await enqueue(database, redis_client, "hello")])

@@ -272,22 +272,31 @@ async def test_an_attempt_ends_in_time_however_slow_the_answer(
 ) -> None:
     monkeypatch.setattr(webhooks_module, "ATTEMPT_SECONDS", 0.3)
 
-    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    drips: list[asyncio.Task[None]] = []
+
+    async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        drips.append(task)
         try:
             while True:
                 writer.write(b"H")
                 await writer.drain()
                 await asyncio.sleep(0.05)
-        except OSError:
+        except (OSError, asyncio.CancelledError):
+            pass
+        finally:
             writer.close()
 
     port = free_port()
     server = await asyncio.start_server(drip, "127.0.0.1", port)
-    async with server:
-        await end_run(database, "run_1", f"http://127.0.0.1:{port}/")
-        await start_sender()
-        await eventually("it has failed", lambda: said(database, "does not answer within 0.3 s"))
-        server.close()
+    await end_run(database, "run_1", f"http://127.0.0.1:{port}/")
+    await start_sender()
+    await eventually("it has failed", lambda: said(database, "does not answer within 0.3 s"))
+    server.close()
+    for task in drips:
+        task.cancel()
+    await asyncio.wait(drips)
 
 
 async def test_a_run_that_went_on_or_is_too_large_is_told_of_without_its_state(

@@ -43,6 +43,7 @@ class Receiver:
         self.received: list[Received] = []
         self._answer, self._host, self._tls = answer, host, tls
         self._server: asyncio.Server | None = None
+        self._serving: set[asyncio.Task[None]] = set()
 
     @property
     def url(self) -> str:
@@ -58,8 +59,16 @@ class Receiver:
     ) -> None:
         assert self._server is not None
         self._server.close()
+        if self._serving:
+            await asyncio.wait(self._serving, timeout=2)
+        for task in self._serving:
+            task.cancel()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
             lines = (line.partition(": ") for line in head[1:] if line)

@@ -35,6 +35,7 @@ from synapse_worker.queueing.loop import ClaimLoop
 from synapse_worker.queueing.pool import TenantPool
 from synapse_worker.queueing.reservations import Reservations
 from synapse_worker.queueing.served import Served
+from synapse_worker.retention import Retention
 from synapse_worker.settings import Settings
 from synapse_worker.store import definitions, migrate, tenants, workers
 from synapse_worker.store.database import Database
@@ -194,7 +195,8 @@ class Worker:
             background.append(asyncio.create_task(self._beat(loop, gate, database, client)))
             background.append(asyncio.create_task(jobs.watch_cancels()))
             background.append(asyncio.create_task(reservations.keep()))
-            keeper = Housekeeper(database, client, gate, lambda: served.keys)
+            retention = Retention(database, client, days=settings.retention_days)
+            keeper = Housekeeper(database, client, gate, lambda: served.keys, retention)
             background.append(asyncio.create_task(keeper.keep()))
             background.append(asyncio.create_task(Webhooks(database, gate, egress, self._metrics).send()))
             background.append(asyncio.create_task(self._watch_figures(loop, served, client, gate)))

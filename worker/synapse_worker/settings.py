@@ -46,6 +46,7 @@ class Settings:
     metrics_token: SecretStr
     k8s_mode: bool
     event_ttl: int
+    retention_days: int
     lease_seconds: int
     drain_seconds: int
     definitions_dir: str
@@ -80,6 +81,7 @@ _STORED_FIELDS = {
     "job_timeout": "WORKER_JOB_TIMEOUT",
     "max_retries": "WORKER_MAX_RETRIES",
     "event_ttl": "PUBSUB_EVENT_TTL",
+    "retention_days": "RUNS_RETENTION_DAYS",
 }
 
 
@@ -141,6 +143,7 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         metrics_token=SecretStr(text("METRICS_TOKEN")),
         k8s_mode=switch("K8S_MODE"),
         event_ttl=integer("PUBSUB_EVENT_TTL"),
+        retention_days=integer("RUNS_RETENTION_DAYS"),
         lease_seconds=integer("WORKER_LEASE_SECONDS"),
         drain_seconds=integer("WORKER_DRAIN_SECONDS"),
         definitions_dir=text("SYNAPSE_DEFINITIONS_DIR"),
