@@ -42,10 +42,18 @@ async def lock(transaction: Transaction) -> bool:
     return bool(rows[0]["taken"])
 
 
-# `free` judges a page of rows, kept ones too, so that a call costs the same however many are kept. A run is kept for
-# what still needs it: a letter, whose retry goes on behind its last step; a webhook, which is signed with its secret; a
-# job without an outcome; and, of a nested run, the run that it belongs to.
-_RUNS = """
+NOT_NEEDED = """
+         NOT EXISTS (SELECT 1 FROM dead_letter_queue d WHERE d.run_id = p.run_id AND d.resolved IS NOT TRUE)
+     AND NOT EXISTS (SELECT 1 FROM webhook_outbox w WHERE w.run_id = p.run_id AND w.next_attempt_at IS NOT NULL)
+     AND NOT EXISTS (SELECT 1 FROM job_ledger l WHERE l.job_id = p.job_id AND l.outcome IS NULL)
+     AND NOT EXISTS (SELECT 1 FROM orchestration_runs r
+                      WHERE r.run_id = split_part(p.run_id, '.', 1) AND r.run_id <> p.run_id AND r.ended_at IS NULL)
+"""
+"""A condition on an ended run `p`: nothing needs it any more. What may need it is a letter, whose retry goes on behind
+the run's last step; a webhook, which is signed with its secret; a job without an outcome; the run that it is nested in."""
+
+# Kept rows are looked at too, page by page, so that a call costs the same however many are kept.
+_RUNS = f"""
 WITH old AS (
   SELECT run_id, job_id, ended_at, coalesce(folded_steps, 0) AS steps FROM orchestration_runs
    WHERE status = $1 AND ended_at < now() - make_interval(days => $2) AND ended_at > $3
@@ -55,18 +63,13 @@ page AS (
     SELECT *, sum(steps) OVER (ORDER BY ended_at, run_id) - steps AS before FROM old) counted
    WHERE before < $5),
 free AS (
-  SELECT p.run_id FROM page p
-   WHERE NOT EXISTS (SELECT 1 FROM dead_letter_queue d WHERE d.run_id = p.run_id AND d.resolved IS NOT TRUE)
-     AND NOT EXISTS (SELECT 1 FROM webhook_outbox w WHERE w.run_id = p.run_id AND w.next_attempt_at IS NOT NULL)
-     AND NOT EXISTS (SELECT 1 FROM job_ledger l WHERE l.job_id = p.job_id AND l.outcome IS NULL)
-     AND NOT EXISTS (SELECT 1 FROM orchestration_runs r
-                      WHERE r.run_id = split_part(p.run_id, '.', 1) AND r.run_id <> p.run_id AND r.ended_at IS NULL)),
+  SELECT p.run_id FROM page p WHERE {NOT_NEEDED}),
 steps AS (DELETE FROM run_steps s USING free WHERE s.run_id = free.run_id),
 turns AS (DELETE FROM run_turns t USING free WHERE t.run_id = free.run_id),
 runs AS (DELETE FROM orchestration_runs r USING free WHERE r.run_id = free.run_id RETURNING r.run_id)
 SELECT (SELECT count(*) FROM page) AS seen, (SELECT count(*) FROM runs) AS removed,
        (SELECT max(ended_at) FROM page) AS after
-"""
+"""  # noqa: S608 - no value in it
 
 
 async def remove_runs(transaction: Transaction, status: str, *, days: int, after: datetime, limit: int) -> Page:
