@@ -50,7 +50,7 @@ NOT_NEEDED = """
                       WHERE r.run_id = split_part(p.run_id, '.', 1) AND r.run_id <> p.run_id AND r.ended_at IS NULL)
 """
 """A condition on an ended run `p`: nothing needs it any more. What may need it is a letter, whose retry goes on behind
-the run's last step; a webhook, which is signed with its secret; a job without an outcome; the run that it is nested in."""
+the run's last step; a webhook, signed with the run's secret; a job without an outcome; the run that it is nested in."""
 
 # Kept rows are looked at too, page by page, so that a call costs the same however many are kept.
 _RUNS = f"""
