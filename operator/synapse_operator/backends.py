@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
+from synapse_operator.api.scale import RUN_DAYS
 from synapse_operator.desired.shards import Flip
 from synapse_operator.observed import (
     Found,
@@ -45,7 +46,7 @@ from synapse_worker.store import topology
 from synapse_worker.store.database import Database
 from synapse_worker.store.definitions import stored_settings
 from synapse_worker.store.migrate import is_migrated
-from synapse_worker.store.overview import overview
+from synapse_worker.store.overview import overview, work_due
 from synapse_worker.store.tenants import ManagedRow, RowChanges, bring_to, standing
 
 _log = logging.getLogger(__name__)
@@ -112,20 +113,21 @@ class Backends:
         self._open: dict[Hashable, _Connections] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
-    async def look(self, scale: Hashable, uid: str, stores: Stores) -> View:
+    async def look(self, scale: Hashable, uid: str, stores: Stores, *, run_days: int | None = None) -> View:
         """Ask both stores at the same time, and mark Redis as the scale's; returns within `QUESTION_SECONDS`.
 
         Args:
             scale: whose stores they are.
             uid: its UID, which Redis is marked with unless another's mark is there.
             stores: its URLs; when they differ from the last time, the old connections are closed.
+            run_days: how long it keeps ended runs; None = as stored, else as the image has it.
         """
         connections = self._open.get(scale)
         if connections is None or (connections.uid, connections.stores) != (uid, stores):
             self._close(scale)
             connections = self._open[scale] = _Connections(uid, stores)
         (redis, queues, owner), said = await asyncio.gather(
-            _ask_redis(connections.redis, connections.queues, uid), _ask_postgres(connections.database)
+            _ask_redis(connections.redis, connections.queues, uid), _ask_postgres(connections.database, run_days)
         )
         if said.queues is not None:
             connections.queues = said.queues
@@ -360,7 +362,7 @@ class _PostgresView(NamedTuple):
     queues: Sequence[str] | None
 
 
-async def _ask_postgres(database: Database | Unusable | NotTried) -> _PostgresView:
+async def _ask_postgres(database: Database | Unusable | NotTried, run_days: int | None) -> _PostgresView:
     if not isinstance(database, Database):
         unknown = Unknown(database.sentence)
         return _PostgresView(database, unknown, unknown, unknown, unknown, None)
@@ -383,6 +385,8 @@ async def _ask_postgres(database: Database | Unusable | NotTried) -> _PostgresVi
             # Keys of model providers are among them; only what a worker's variables can be is kept.
             settings = await stored_settings(database)
             stored = {key: value for key in _STORED if type(value := settings.get(key)) is int}
+            days = run_days or stored.get(RUN_DAYS.stored or "") or int(RUN_DAYS.default or 0)
+            figures = replace(figures, work_due=await work_due(database, days))
     except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError) as error:
         failed = _failed("PostgreSQL", error)
         unknown = Unknown(failed.sentence)

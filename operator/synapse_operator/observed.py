@@ -240,12 +240,20 @@ class Overview:
         slots: jobs that the workers which are online can run at once.
         active_jobs: jobs that these workers run, by their last heartbeat (at most 30 s old).
         open_jobs: jobs without an outcome.
+        work_due: whether there is work without a job that only a worker does: a webhook to send, a deadline that has
+            passed, runs that should have been removed a day ago.
     """
 
     dead_letters: int
     slots: int
     active_jobs: int
     open_jobs: int
+    work_due: bool = False
+
+    @property
+    def has_work(self) -> bool:
+        """Whether anything is left to do."""
+        return self.open_jobs > 0 or self.work_due
 
 
 # ---- Kubernetes
@@ -564,7 +572,7 @@ class Observed:
             return self.queues
         if isinstance(self.overview, Unknown):
             return self.overview
-        busy = self.overview.open_jobs or any(figure.queued or figure.active for figure in self.queues.values())
+        busy = self.overview.has_work or any(figure.queued or figure.active for figure in self.queues.values())
         return not busy
 
     @property

@@ -131,7 +131,8 @@ class Reconciler:
         secrets = await observe.read_store_secrets(self._client, scale)
         stores = Stores(scale.metadata.namespace, *secrets, pgbouncer=scale.spec.postgres.pgbouncer)
         view, children = await asyncio.gather(
-            self._backends.look(key, scale.metadata.uid, stores), observe.read_children(self._client, scale)
+            self._backends.look(key, scale.metadata.uid, stores, run_days=scale.spec.retention.run_days),
+            observe.read_children(self._client, scale),
         )
         # An operator that starts anew looks once for costs that the one before has left.
         look = key not in self._without_costs or observe.pods_matter(children)

@@ -21,8 +21,10 @@ from synapse_operator import naming
 from synapse_operator.api.common import JsonObject, ObjectMeta
 from synapse_operator.api.reasons import ConditionType, EventReason, Reason
 from synapse_operator.api.scale import (
+    EVENT_TTL,
     MAX_SYNC_ERRORS,
     MAX_SYNC_MESSAGE,
+    RUN_DAYS,
     InvalidScale,
     SynapseScale,
     SynapseScaleStatus,
@@ -550,12 +552,14 @@ def _shard(scale: SynapseScale, shard: Shard, observed: Observed) -> JsonObject:
 
 def _effective(scale: SynapseScale, observed: Observed) -> JsonObject:
     """Return what holds and where it comes from, by the worker's own rule: variable, stored setting, default."""
-    workers = scale.spec.workers
+    workers, retention = scale.spec.workers, scale.spec.retention
     found: JsonObject = {}
     for name, given, variable in (
         ("concurrency", workers.concurrency, CONCURRENCY),
         ("jobTimeoutSeconds", workers.job_timeout_seconds, JOB_TIMEOUT),
         ("maxRetries", workers.max_retries, MAX_RETRIES),
+        ("eventTtlSeconds", retention.event_ttl_seconds, EVENT_TTL),
+        ("runDays", retention.run_days, RUN_DAYS),
     ):
         if given is not None:
             found[name] = {"value": given, "source": "Spec"}

@@ -84,11 +84,4 @@ NOT_BUILT_YET: tuple[NotBuiltYet, ...] = (
         "E",
         command="api",
     ),
-    NotBuiltYet(
-        "Environment variables reference",
-        "RUNS_RETENTION_DAYS: a cleanup job removes older records automatically",
-        "D",
-        variables=("RUNS_RETENTION_DAYS",),
-        field="retention",
-    ),
 )

@@ -107,7 +107,7 @@ VARIABLES: tuple[Variable, ...] = (
     _text("METRICS_TOKEN", "", "bearer token of /metrics; empty = open", secret=True),
     Variable("K8S_MODE", "0", Kind.SWITCH, "1 = probes and shutdown for Kubernetes"),
     _integer("PUBSUB_EVENT_TTL", 3600, 60, 2_592_000, "seconds that step events stay replayable", stored="event_ttl"),
-    _integer("RUNS_RETENTION_DAYS", 90, 1, 3650, "days that finished runs are kept", read=False),
+    _integer("RUNS_RETENTION_DAYS", 90, 1, 3650, "days that ended runs are kept", stored="runs_retention_days"),
     _integer("MAX_GLOBAL_QUEUE_DEPTH", 1_000_000, 1, 100_000_000, "queued plus active jobs over all tenants; more is 503", read=False),
     _integer("RATE_LIMIT_PER_TENANT_RPS", 1000, 1, 1_000_000, "V2 requests per second and tenant; more is 429", read=False),
     _integer("WORKER_LEASE_SECONDS", 30, 3, 600, "seconds that a claim holds without a heartbeat"),
@@ -118,7 +118,7 @@ VARIABLES: tuple[Variable, ...] = (
     _text("SYNAPSE_DEFINITIONS_DIR", "", "folder of definitions that `synapse-worker sync` reads when it is given none"),
     _integer("API_PORT", 8765, 1, 65_535, "port of the V2 API", read=False),
     Variable("API_AUTH", "keys", Kind.CHOICE, "how the V2 API authenticates", choices=("keys", "off"), read=False),
-    _text("WEBHOOK_ALLOW", "", "CIDRs and hosts that webhooks may reach although private", read=False),
+    _text("WEBHOOK_ALLOW", "", "networks (CIDR), addresses and host names that webhooks may reach although they are not public; comma-separated"),
     Variable("LOG_LEVEL", "info", Kind.CHOICE, "least severe log lines written", choices=("debug", "info", "warning", "error")),
     Variable("LOG_FORMAT", "json", Kind.CHOICE, "form of log lines", choices=("json", "console")),
 )  # fmt: skip

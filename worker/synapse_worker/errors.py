@@ -65,3 +65,11 @@ class JobFailed(SynapseError):
 
 class JobRetry(SynapseError):
     """This execution failed for a reason that may pass: counted, handed back with back-off."""
+
+
+class EgressRefused(SynapseError):
+    """A user's URL cannot be used, or leads where requests of users may not go: final."""
+
+
+class EgressFailed(SynapseError):
+    """A user's receiver could not be reached or did not answer in time: it may pass."""

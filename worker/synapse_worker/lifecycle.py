@@ -20,6 +20,7 @@ from redis.asyncio import Redis
 from synapse_worker import __version__, contract
 from synapse_worker.connections import open_database, open_redis, ping_redis, redis_errors_as_ours
 from synapse_worker.contract import BY_NAME, TENANT_POOL
+from synapse_worker.egress import Egress
 from synapse_worker.engine.sandbox import Sandbox
 from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
 from synapse_worker.events import EventWriter
@@ -34,10 +35,12 @@ from synapse_worker.queueing.loop import ClaimLoop
 from synapse_worker.queueing.pool import TenantPool
 from synapse_worker.queueing.reservations import Reservations
 from synapse_worker.queueing.served import Served
+from synapse_worker.retention import Retention
 from synapse_worker.settings import Settings
 from synapse_worker.store import definitions, migrate, tenants, workers
 from synapse_worker.store.database import Database
 from synapse_worker.telemetry import Metrics
+from synapse_worker.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +166,10 @@ class Worker:
             background.append(asyncio.create_task(pool.keep()))
         served = self._served = Served([open_queue(keys.queue(shard)) for shard in self._named_shards], pool)
         events = EventWriter(client, ttl_seconds=settings.event_ttl)
-        async with Sandbox(processes=min(settings.concurrency, _SANDBOX_PROCESSES)) as sandbox:
+        async with (
+            Sandbox(processes=min(settings.concurrency, _SANDBOX_PROCESSES)) as sandbox,
+            Egress(settings.webhook_allow) as egress,
+        ):
             reservations = Reservations(
                 client,
                 gate,
@@ -189,8 +195,10 @@ class Worker:
             background.append(asyncio.create_task(self._beat(loop, gate, database, client)))
             background.append(asyncio.create_task(jobs.watch_cancels()))
             background.append(asyncio.create_task(reservations.keep()))
-            keeper = Housekeeper(database, client, gate, lambda: served.keys)
+            retention = Retention(database, client, days=settings.retention_days)
+            keeper = Housekeeper(database, client, gate, lambda: served.keys, retention)
             background.append(asyncio.create_task(keeper.keep()))
+            background.append(asyncio.create_task(Webhooks(database, gate, egress, self._metrics).send()))
             background.append(asyncio.create_task(self._watch_figures(loop, served, client, gate)))
             await self._register(database, "online", loop)
             background.append(asyncio.create_task(self._count_workers(database, gate)))

@@ -18,6 +18,7 @@ from pydantic import SecretStr
 
 from synapse_worker import contract
 from synapse_worker.contract import BY_NAME, Kind, Variable
+from synapse_worker.egress_policy import Allowed
 from synapse_worker.errors import BlobRefused, ConfigurationError
 from synapse_worker.routing import Topology
 from synapse_worker.store.blobs import PREFIX_MAX_BYTES, S3Settings, checked_path
@@ -47,11 +48,13 @@ class Settings:
     metrics_token: SecretStr
     k8s_mode: bool
     event_ttl: int
+    retention_days: int
     lease_seconds: int
     drain_seconds: int
     definitions_dir: str
     s3: S3Settings
     data_dir: str
+    webhook_allow: Allowed
     log_level: str
     log_format: str
     worker_id: str
@@ -97,6 +100,7 @@ _STORED_FIELDS = {
     "job_timeout": "WORKER_JOB_TIMEOUT",
     "max_retries": "WORKER_MAX_RETRIES",
     "event_ttl": "PUBSUB_EVENT_TTL",
+    "retention_days": "RUNS_RETENTION_DAYS",
 }
 
 _S3 = {
@@ -171,11 +175,13 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         metrics_token=SecretStr(text("METRICS_TOKEN")),
         k8s_mode=switch("K8S_MODE"),
         event_ttl=integer("PUBSUB_EVENT_TTL"),
+        retention_days=integer("RUNS_RETENTION_DAYS"),
         lease_seconds=integer("WORKER_LEASE_SECONDS"),
         drain_seconds=integer("WORKER_DRAIN_SECONDS"),
         definitions_dir=text("SYNAPSE_DEFINITIONS_DIR"),
         s3=_s3({name: text(name) for name in _S3}, {}),
         data_dir=text("SYNAPSE_DATA_DIR"),
+        webhook_allow=Allowed.parse(text("WEBHOOK_ALLOW")),
         log_level=choice("LOG_LEVEL"),
         log_format=choice("LOG_FORMAT"),
         worker_id=socket.gethostname() if switch("K8S_MODE") else f"{socket.gethostname()}-{os.getpid()}",

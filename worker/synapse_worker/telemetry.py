@@ -68,6 +68,9 @@ class Metrics:
             buckets=_DURATIONS,
             registry=self.registry,
         )
+        self._webhook_deliveries = Counter(
+            "synapse_webhook_deliveries", "Attempts to deliver a webhook", ["status"], registry=self.registry
+        )
         self.active_runs = Gauge("synapse_active_runs", "Runs in this process now", registry=self.registry)
         self.active_workers = Gauge(
             "synapse_active_workers", "Workers that are online, of all processes", registry=self.registry
@@ -106,6 +109,10 @@ class Metrics:
     def step_duration(self, step_type: str, seconds: float) -> None:
         """Observe a step's seconds."""
         self._step_duration.labels(step_type).observe(seconds)
+
+    def webhook_delivery(self, status: str) -> None:
+        """Count an attempt to deliver a webhook: delivered, failed (another follows) or given_up."""
+        self._webhook_deliveries.labels(status).inc()
 
     def queues(self, figures: Mapping[str, tuple[int, int, float]]) -> None:
         """Set the gauges of queues.

@@ -29,12 +29,15 @@ from synapse_operator.api.common import (
     rule,
 )
 from synapse_operator.api.reasons import ConditionType
-from synapse_operator.api.workers import PoolSpec, WorkersOverride, WorkersSpec
+from synapse_operator.api.workers import PoolSpec, WorkersOverride, WorkersSpec, accepted
 from synapse_operator.naming import SCALE_KIND, SCALE_PLURAL, SYNC_LABEL, SYNC_NOW_ANNOTATION
 from synapse_worker.contract import BY_NAME, MAX_SHARDS, TENANT_ID_MAX_LENGTH
 from synapse_worker.routing import HIGHEST_PRIORITY
 
 URL_MAX_LENGTH = 2048
+
+EVENT_TTL = BY_NAME["PUBSUB_EVENT_TTL"]
+RUN_DAYS = BY_NAME["RUNS_RETENTION_DAYS"]
 
 MAX_SOURCES = 32
 MAX_SYNC_ERRORS = 20
@@ -260,6 +263,31 @@ class TenancySpec(ApiModel):
     )
 
 
+class RetentionSpec(ApiModel):
+    """How long what is over is kept."""
+
+    event_ttl_seconds: int | None = Field(
+        default=None,
+        ge=EVENT_TTL.minimum,
+        le=EVENT_TTL.maximum,
+        description=(
+            "Seconds that the events of a run stay in Redis, where clients that reconnect read them. "
+            f"{accepted(EVENT_TTL)} Unset: the setting stored in Postgres (`{EVENT_TTL.stored}`), else "
+            f"{EVENT_TTL.default}."
+        ),
+    )
+    run_days: int | None = Field(
+        default=None,
+        ge=RUN_DAYS.minimum,
+        le=RUN_DAYS.maximum,
+        description=(
+            "Days that ended runs stay in Postgres, with their steps; then they are removed, unless a dead letter of "
+            f"theirs is not dealt with. {accepted(RUN_DAYS)} Unset: the setting stored in Postgres "
+            f"(`{RUN_DAYS.stored}`), else {RUN_DAYS.default}."
+        ),
+    )
+
+
 class NetworkPolicySpec(ApiModel):
     """Who may talk to the workers, and to whom they may talk."""
 
@@ -425,6 +453,11 @@ class SynapseScaleSpec(ApiModel):
         description="Whose runs these are. Default: those of the tenant `default`.",
         json_schema_extra={"default": {}},
     )
+    retention: RetentionSpec = Field(
+        default_factory=RetentionSpec,
+        description="How long what is over is kept. Default: as stored in Postgres, else as the image has it.",
+        json_schema_extra={"default": {}},
+    )
     network_policy: NetworkPolicySpec = Field(
         default_factory=NetworkPolicySpec,
         description="Who may talk to the workers, and to whom they may talk. Default: no NetworkPolicy.",
@@ -481,6 +514,10 @@ class EffectiveStatus(ApiModel):
         default=None, description="Seconds of work until a job is cancelled."
     )
     max_retries: EffectiveValue | None = Field(default=None, description="Retries after a failed execution.")
+    event_ttl_seconds: EffectiveValue | None = Field(
+        default=None, description="Seconds that the events of a run stay in Redis."
+    )
+    run_days: EffectiveValue | None = Field(default=None, description="Days that ended runs stay in Postgres.")
 
 
 class ShardStatus(ApiModel):

@@ -32,6 +32,8 @@ _MAX_RETRIES = BY_NAME["WORKER_MAX_RETRIES"].name
 _DRAIN_SECONDS = BY_NAME["WORKER_DRAIN_SECONDS"].name
 _PGBOUNCER = BY_NAME["PGBOUNCER_MODE"].name
 _HEALTH_PORT = BY_NAME["WORKER_HEALTH_PORT"].name
+_EVENT_TTL = BY_NAME["PUBSUB_EVENT_TTL"].name
+_RUN_DAYS = BY_NAME["RUNS_RETENTION_DAYS"].name
 _DEFAULT_TENANT = BY_NAME["DEFAULT_TENANT_ID"].name
 
 
@@ -49,6 +51,8 @@ def worker_environment(scale: SynapseScale, workers: WorkersSpec, serves: Sequen
         _CONCURRENCY: workers.concurrency,
         _JOB_TIMEOUT: workers.job_timeout_seconds,
         _MAX_RETRIES: workers.max_retries,
+        _EVENT_TTL: scale.spec.retention.event_ttl_seconds,
+        _RUN_DAYS: scale.spec.retention.run_days,
     }
     environment |= {name: str(value) for name, value in settings.items() if value is not None}
     if workers.health_port != DEFAULT_HEALTH_PORT:

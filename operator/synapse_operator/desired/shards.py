@@ -247,11 +247,11 @@ def _asked_for(scale: SynapseScale, observed: Observed, name: str) -> int | None
 
 
 def _is_lost(observed: Observed, name: str) -> bool:
-    """Whether a shard has to look after jobs of which only PostgreSQL knows.
+    """Whether a shard has to look after work of which only PostgreSQL knows.
 
     Shard 0 has, where there is nothing in any queue; else whoever works there does.
     """
-    known = not isinstance(observed.overview, Unknown) and bool(observed.overview.open_jobs)
+    known = not isinstance(observed.overview, Unknown) and observed.overview.has_work
     return name == "0" and known and not observed.any_queued
 
 

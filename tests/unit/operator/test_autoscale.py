@@ -152,6 +152,7 @@ def _jobs(queued: int, active: int = 0, parked: int = 0) -> dict[str, QueueFigur
         ({"targetJobsPerWorker": 4}, {"queues": _jobs(10), "stored": {"worker_concurrency": 2}}, 3),
         ({}, {"queues": _jobs(500, parked=500)}, 1),
         ({}, {"overview": Overview(0, 0, 0, open_jobs=40)}, 1),
+        ({}, {"overview": Overview(0, 0, 0, open_jobs=0, work_due=True)}, 1),
         ({}, {"postgres": PostgresAnswers(None), "stored": UNKNOWN, "topology": UNKNOWN}, 1),
     ],
     ids=[
@@ -165,6 +166,7 @@ def _jobs(queued: int, active: int = 0, parked: int = 0) -> dict[str, QueueFigur
         "the target of the spec",
         "parked jobs",
         "jobs that only PostgreSQL knows",
+        "work without a job",
         "tables that only a worker makes",
     ],
 )

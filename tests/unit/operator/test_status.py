@@ -161,21 +161,26 @@ def test_the_rest_of_the_status() -> None:
             "concurrency": {"value": 10, "source": "Default"},
             "jobTimeoutSeconds": {"value": 3600, "source": "Default"},
             "maxRetries": {"value": 3, "source": "Default"},
+            "eventTtlSeconds": {"value": 3600, "source": "Default"},
+            "runDays": {"value": 90, "source": "Default"},
         },
         "image": IMAGE,
     }
 
 
 def test_effective_values_say_where_they_come_from() -> None:
-    scale = a_scale(spec={"workers": {"concurrency": 5, "replicas": 2}})
-    told = _told(scale=scale, stored={"worker_concurrency": 7, "job_timeout": 60})
+    scale = a_scale(spec={"workers": {"concurrency": 5, "replicas": 2}, "retention": {"runDays": 7}})
+    told = _told(scale=scale, stored={"worker_concurrency": 7, "job_timeout": 60, "runs_retention_days": 30})
     assert told.status["effective"] == {
         "concurrency": {"value": 5, "source": "Spec"},
         "jobTimeoutSeconds": {"value": 60, "source": "Stored"},
         "maxRetries": {"value": 3, "source": "Default"},
+        "eventTtlSeconds": {"value": 3600, "source": "Default"},
+        "runDays": {"value": 7, "source": "Spec"},
     }
     assert _told(scale=scale, stored=Unknown("away")).status["effective"] == {
-        "concurrency": {"value": 5, "source": "Spec"}
+        "concurrency": {"value": 5, "source": "Spec"},
+        "runDays": {"value": 7, "source": "Spec"},
     }
 
 

@@ -20,6 +20,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    func,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB, UUID
@@ -151,6 +152,13 @@ Index(
     postgresql_where=text("deadline IS NOT NULL AND status IN ('queued', 'paused')"),
 )
 
+Index(
+    "idx_runs_ended",
+    orchestration_runs.c.status,
+    orchestration_runs.c.ended_at,
+    postgresql_where=text("status IN ('completed', 'failed', 'cancelled')"),
+)
+
 chat_sessions = Table(
     "chat_sessions",
     metadata,
@@ -202,6 +210,7 @@ dead_letter_queue = Table(
     _time("last_failed_at"),
     Column("resolved", Boolean),
     Index("idx_dlq_resolved", "resolved", "last_failed_at"),
+    Index("idx_dlq_run", "run_id"),
 )
 
 tenants = Table(
@@ -243,6 +252,8 @@ job_ledger = Table(
 outcome whose lease has expired is a crash. `outcome`: completed, failed, cancelled, paused, superseded, expired."""
 
 Index("idx_ledger_open", job_ledger.c.enqueued_at, postgresql_where=job_ledger.c.outcome.is_(None))
+
+Index("idx_ledger_ended", job_ledger.c.ended_at, postgresql_where=job_ledger.c.outcome.is_not(None))
 
 run_steps = Table(
     "run_steps",
@@ -293,10 +304,25 @@ webhook_outbox = Table(
     _time("created_at"),
     _time("next_attempt_at"),
     _time("delivered_at"),
+    _name("host"),
+    Column("last_error", Text),
+    _time("given_up_at"),
 )
-"""One row per end of a run that has a webhook_url; `status` is how it ended then."""
+"""One row per end of a run that has a webhook_url; `status` is how it ended then. Settled rows (`delivered_at` or
+`given_up_at` is set) have no `next_attempt_at`."""
 
 Index("idx_outbox_due", webhook_outbox.c.next_attempt_at, postgresql_where=webhook_outbox.c.delivered_at.is_(None))
+
+Index(
+    "idx_outbox_pending",
+    webhook_outbox.c.run_id,
+    postgresql_where=webhook_outbox.c.next_attempt_at.is_not(None),
+)
+Index(
+    "idx_outbox_settled",
+    func.coalesce(webhook_outbox.c.delivered_at, webhook_outbox.c.given_up_at),
+    postgresql_where=webhook_outbox.c.next_attempt_at.is_(None),
+)
 
 scale_topology = Table(
     "scale_topology",
