@@ -17,7 +17,7 @@ from synapse_operator.api.common import ObjectMeta
 from synapse_operator.api.scale import sync_asked
 from synapse_operator.cluster.observe import Key, ScaleKey, TenantsKey, scale_of
 from synapse_operator.echo import Echo
-from synapse_operator.naming import Kind
+from synapse_operator.naming import WATCHED, Kind
 from synapse_operator.workqueue import WorkQueue
 
 CHILD_DELAY_SECONDS = 0.2
@@ -87,7 +87,7 @@ async def config_map_event(event: kopf.RawEvent, memo: Inbox, **_: object) -> No
         memo.queue.add(key, CHILD_DELAY_SECONDS)
 
 
-for _kind in Kind:
+for _kind in WATCHED:
     kopf.on.event(_kind.group, _kind.version, _kind.plural, id=f"child_event/{_kind.plural}")(
         config_map_event if _kind is Kind.CONFIG_MAP else child_event
     )

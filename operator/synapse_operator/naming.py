@@ -98,6 +98,7 @@ class Kind(Enum):
     POD_DISRUPTION_BUDGET = ("PodDisruptionBudget", "policy", "v1", "poddisruptionbudgets")
     SERVICE = ("Service", "", "v1", "services")
     NETWORK_POLICY = ("NetworkPolicy", "networking.k8s.io", "v1", "networkpolicies")
+    POD_MONITOR = ("PodMonitor", "monitoring.coreos.com", "v1", "podmonitors")
 
     def __init__(self, kind: str, group: str, version: str, plural: str) -> None:
         self.kind = kind
@@ -109,6 +110,10 @@ class Kind(Enum):
     def api_version(self) -> str:
         """The `apiVersion` of a manifest."""
         return f"{self.group}/{self.version}" if self.group else self.version
+
+
+WATCHED = tuple(kind for kind in Kind if kind is not Kind.POD_MONITOR)
+"""Kinds of children that wake the operator. The other need not exist in a cluster; it is looked at in each resync."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +148,26 @@ def network_policy_name(scale: str) -> str:
     return _child_name(scale, "workers", limit=LABEL_VALUE_LENGTH)
 
 
+def pod_monitor_name(scale: str) -> str:
+    """Return the name of the PodMonitor of the workers."""
+    return _child_name(scale, "workers", limit=LABEL_VALUE_LENGTH)
+
+
+METRICS_TOKEN_KEY = "token"  # noqa: S105  # the name of a key
+
+
+def metrics_token_secret_name(scale: str) -> str:
+    """Return the name of the Secret that holds the token of the metrics, where the operator makes it."""
+    return _child_name(scale, "metrics-token", limit=LABEL_VALUE_LENGTH)
+
+
 def config_map_name(scale: str, data: Mapping[str, str]) -> str:
     """Return the name of the ConfigMap that holds `data`: other data, other name."""
     return _child_name(scale, "env", limit=LABEL_VALUE_LENGTH, also=content_hash(dict(data)))
 
 
 def expected_refs(
-    namespace: str, scale: str, *, shards: Sequence[str], budgets: bool, network_policy: bool
+    namespace: str, scale: str, *, shards: Sequence[str], budgets: bool, network_policy: bool, pod_monitor: bool
 ) -> tuple[Ref, ...]:
     """Return the children whose names do not depend on their content.
 
@@ -162,6 +180,7 @@ def expected_refs(
         shards: shards with a Deployment each.
         budgets: whether each of them has a PodDisruptionBudget.
         network_policy: whether there is a NetworkPolicy.
+        pod_monitor: whether there is a PodMonitor.
     """
     deployments = [deployment_name(scale, shard) for shard in shards]
     return (
@@ -170,6 +189,7 @@ def expected_refs(
         *(Ref(Kind.POD_DISRUPTION_BUDGET, namespace, name) for name in deployments if budgets),
         Ref(Kind.SERVICE, namespace, metrics_service_name(scale)),
         *(Ref(Kind.NETWORK_POLICY, namespace, network_policy_name(scale)) for _ in range(network_policy)),
+        *(Ref(Kind.POD_MONITOR, namespace, pod_monitor_name(scale)) for _ in range(pod_monitor)),
     )
 
 

@@ -497,6 +497,8 @@ class Observed:
         postgres_url: the same for PostgreSQL.
         redis_ca: the certificates (PEM) that Redis is checked with; None = the system's.
         postgres_ca: the same for PostgreSQL.
+        metrics_token: the token of the workers' metrics; None = they are open.
+        otlp_headers: what a collector of traces is sent with each call; None = nothing.
         queues: figures by name, of every queue that may hold jobs whatever the topology says now.
         redis_owner: UID of the SynapseScale that Redis is marked with, after our own try to mark it.
         stored: settings that are saved in PostgreSQL and stand in for variables, by their key there.
@@ -524,6 +526,8 @@ class Observed:
     drained: frozenset[str]
     children: tuple[Child, ...]
     pods: tuple[Pod, ...]
+    metrics_token: SecretLookup | None = None
+    otlp_headers: SecretLookup | None = None
     sync: SyncOutcome | None = None
     recommended: Mapping[str, int] = field(default_factory=dict)
     # A scale of 64 shards has two hundred children, and each is looked up several times.

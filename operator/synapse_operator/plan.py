@@ -302,7 +302,7 @@ def _served(config_map: JsonObject) -> str:
 def _unwanted(scale: SynapseScale, desired: Desired, observed: Observed) -> Iterator[Delete]:
     """Yield what is wanted no more; what must stay until its work is done, `desired` goes on wanting."""
     wanted = {manifest.ref for manifest in desired.manifests}
-    for kind in (Kind.DEPLOYMENT, Kind.POD_DISRUPTION_BUDGET, Kind.NETWORK_POLICY):
+    for kind in (Kind.DEPLOYMENT, Kind.POD_DISRUPTION_BUDGET, Kind.NETWORK_POLICY, Kind.POD_MONITOR):
         for child in observed.of_kind(kind):
             if child.ref not in wanted and not child.terminating and child.owner_uid == scale.metadata.uid:
                 yield Delete(child.ref, child.uid)

@@ -13,7 +13,7 @@ from synapse_operator.api.common import JsonObject
 from synapse_operator.api.scale import InvalidScale, SynapseScale, read_scale
 from synapse_operator.autoscale import Recent
 from synapse_operator.backends import Backends, Stores
-from synapse_operator.cluster import apply, observe
+from synapse_operator.cluster import apply, metrics_token, observe
 from synapse_operator.cluster.client import Client
 from synapse_operator.cluster.costs import write_costs
 from synapse_operator.cluster.observe import ScaleKey
@@ -23,7 +23,7 @@ from synapse_operator.desired import desired_for_scale
 from synapse_operator.desired.shards import queues_of, recommendations
 from synapse_operator.drains import drained, emptied
 from synapse_operator.naming import SCALE_KIND
-from synapse_operator.observed import Observed, Unknown
+from synapse_operator.observed import Observed, SecretLookup, Unknown
 from synapse_operator.plan import plan
 from synapse_operator.status import figures_due, invalid_status, next_status
 from synapse_operator.syncer import Syncer
@@ -128,7 +128,9 @@ class Reconciler:
             self._without_costs.discard(key)
 
     async def _observe(self, key: ScaleKey, scale: SynapseScale, previous: JsonObject) -> Observed:
-        secrets = await observe.read_store_secrets(self._client, scale)
+        secrets, token, otlp_headers = await asyncio.gather(
+            observe.read_store_secrets(self._client, scale), self._metrics_token(scale), self._otlp_headers(scale)
+        )
         stores = Stores(scale.metadata.namespace, *secrets, pgbouncer=scale.spec.postgres.pgbouncer)
         view, children = await asyncio.gather(
             self._backends.look(key, scale.metadata.uid, stores, run_days=scale.spec.retention.run_days),
@@ -156,11 +158,27 @@ class Reconciler:
             drained=drained(self._empty_since[key], now, self._empty_for),
             children=children,
             pods=pods,
+            metrics_token=token,
+            otlp_headers=otlp_headers,
             sync=self._syncer.look(key, scale, view.postgres, previous),
         )
         recent = recommendations(scale, observed, self._recommended.get(key, {}), now)
         self._recommended[key] = recent
         return replace(observed, recommended={name: asked[0].replicas for name, asked in recent.items()})
+
+    async def _metrics_token(self, scale: SynapseScale) -> SecretLookup | None:
+        if scale.spec.observability.metrics_auth == "Generated":
+            return await metrics_token.provide(self._client, scale, self._hash_key)
+        selector = scale.spec.observability.metrics_token_secret_ref
+        if selector is None:
+            return None
+        return await observe.read_selected(self._client, scale.metadata.namespace, selector, "a token")
+
+    async def _otlp_headers(self, scale: SynapseScale) -> SecretLookup | None:
+        selector = scale.spec.observability.otlp_headers_secret_ref
+        if selector is None:
+            return None
+        return await observe.read_selected(self._client, scale.metadata.namespace, selector, "name=value")
 
     def _forget(self, key: ScaleKey) -> None:
         self._syncer.forget(key)

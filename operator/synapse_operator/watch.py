@@ -16,7 +16,7 @@ from kubernetes.aio.client import Configuration
 from synapse_operator import handlers, naming
 from synapse_operator.cluster.client import CALL_SECONDS, connection_info
 from synapse_operator.errors import OperatorError
-from synapse_operator.naming import Kind
+from synapse_operator.naming import WATCHED, Kind
 
 SERVER_SECONDS = 300
 """How long one watch request may last; the server ends it then, and the next one begins where it ended."""
@@ -81,7 +81,7 @@ def _settings() -> kopf.OperatorSettings:
     settings.queueing.idle_timeout = 0.2
     settings.queueing.exit_timeout = 0.2
     settings.process.ultimate_exiting_timeout = 10.0
-    for kind in Kind:
+    for kind in WATCHED:
         selector = naming.SYNC_LABEL if kind is Kind.CONFIG_MAP else naming.MANAGED_SELECTOR
         settings.watching.label_selectors[kind.group, kind.version, kind.plural] = selector
     return settings

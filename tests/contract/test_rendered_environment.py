@@ -6,11 +6,17 @@ from typing import Any
 
 import pytest
 
+from synapse_operator import naming
 from synapse_operator.naming import Kind
 from synapse_worker import contract, settings
 from tests.builders import POSTGRES_URL, REDIS_URL, a_scale, manifest_of, what_is_desired
 
-_SECRETS = {("stores", "redis"): REDIS_URL, ("stores", "postgres"): POSTGRES_URL}
+_SECRETS = {
+    ("stores", "redis"): REDIS_URL,
+    ("stores", "postgres"): POSTGRES_URL,
+    (naming.metrics_token_secret_name("demo"), naming.METRICS_TOKEN_KEY): "made-once",
+    ("collector", "headers"): "x-team=key",
+}
 
 
 def _environment(spec: dict[str, Any]) -> dict[str, str]:
@@ -41,6 +47,10 @@ EVERYTHING: dict[str, Any] = {
     },
     "tenancy": {"defaultTenantId": "ünïcode $(HOME)"},
     "retention": {"eventTtlSeconds": 600, "runDays": 30},
+    "observability": {
+        "otlpEndpoint": "http://collector",
+        "otlpHeadersSecretRef": {"name": "collector", "key": "headers"},
+    },
 }
 
 
@@ -69,6 +79,9 @@ def test_every_field_of_the_spec_arrives() -> None:
     assert (loaded.health_port, loaded.default_tenant_id) == (9100, "ünïcode $(HOME)")
     assert (loaded.concurrency, loaded.job_timeout, loaded.max_retries, loaded.drain_seconds) == (7, 60, 0, 45)
     assert (loaded.event_ttl, loaded.retention_days) == (600, 30)
+    assert loaded.otlp_endpoint == "http://collector:4317"
+    assert loaded.metrics_token.get_secret_value() == "made-once"
+    assert _environment(EVERYTHING)[contract.OTLP_HEADERS] == "x-team=key"
 
 
 @pytest.mark.parametrize(
@@ -115,7 +128,7 @@ def test_the_workers_of_every_shard_and_of_the_tenant_pool_can_start() -> None:
 
 def test_every_rendered_variable_is_one_that_the_image_reads() -> None:
     for name in _environment(EVERYTHING):
-        assert contract.BY_NAME[name].read, name
+        assert name == contract.OTLP_HEADERS or contract.BY_NAME[name].read, name
 
 
 def test_secrets_are_rendered_by_reference_only() -> None:

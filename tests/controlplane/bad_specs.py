@@ -74,6 +74,9 @@ _ONE_SOURCE = "sync.sources: give exactly one of configMapRef and secretRef"
 _REDIS_SCHEME = "redis: url must start with redis://, rediss://, redis+cluster:// or rediss+cluster://"
 _POSTGRES_SCHEME = "postgres: url must start with postgresql:// or postgres://"
 _REFERENCE = {"name": "stores", "key": "url"}
+_COLLECTOR = "observability: otlpEndpoint is http://host:4317 (plain) or https://host (TLS), without path"
+_HEADERS_FOR_NOTHING = "observability: otlpHeadersSecretRef needs otlpEndpoint"
+_TOKEN = "observability: metricsTokenSecretRef is given with metricsAuth SecretRef, and only with that"
 _OWN_LABELS = (
     "workers.template.labels: the labels app.kubernetes.io/name, app.kubernetes.io/instance, "
     "app.kubernetes.io/part-of, app.kubernetes.io/managed-by, scale.synapseorch.com/scale, "
@@ -420,6 +423,18 @@ BAD_SPECS: tuple[BadSpec, ...] = (
         _pools(*({"name": f"p{number}", "shards": [number]} for number in range(17))),
         "spec.pools: Too many: 17: must have at most 16 items",
     ),
+    BadSpec("collector-without-scheme", {"observability": {"otlpEndpoint": "jaeger:4317"}}, _COLLECTOR),
+    BadSpec("collector-with-path", {"observability": {"otlpEndpoint": "http://jaeger:4317/v1/traces"}}, _COLLECTOR),
+    BadSpec("collector-with-key", {"observability": {"otlpEndpoint": "https://key:secret@collector"}}, _COLLECTOR),
+    BadSpec("headers-without-collector", {"observability": {"otlpHeadersSecretRef": _REFERENCE}}, _HEADERS_FOR_NOTHING),
+    BadSpec("token-unnamed", {"observability": {"metricsAuth": "SecretRef"}}, _TOKEN),
+    BadSpec("token-twice", {"observability": {"metricsTokenSecretRef": _REFERENCE}}, _TOKEN),
+    BadSpec("token-and-none", {"observability": {"metricsAuth": "None", "metricsTokenSecretRef": _REFERENCE}}, _TOKEN),
+    BadSpec(
+        "metrics-auth",
+        {"observability": {"metricsAuth": "Basic"}},
+        'spec.observability.metricsAuth: Unsupported value: "Basic": supported values: "Generated"',
+    ),
     BadSpec(
         "egress-as-text",
         {"networkPolicy": {"extraEgress": ["all"]}},
@@ -508,6 +523,9 @@ GOOD_SPECS: tuple[JsonObject, ...] = (
         topologySpreadConstraints=[{"topologyKey": "rack"}],
     ),
     {"networkPolicy": {"enabled": True, "extraEgress": [{"ports": [{"port": 8000}]}]}},
+    {"observability": {"otlpEndpoint": "https://api.honeycomb.io", "otlpHeadersSecretRef": _REFERENCE}},
+    {"observability": {"otlpEndpoint": "http://[::1]:4317/", "metricsAuth": "None", "podMonitor": {"enabled": True}}},
+    {"observability": {"metricsAuth": "SecretRef", "metricsTokenSecretRef": _REFERENCE}},
 )
 """What is accepted, at the limits; each replaces fields of `GOOD`."""
 _NOT_BUILT = {

@@ -10,7 +10,7 @@ from functools import partial
 from typing import NamedTuple
 
 from synapse_operator import naming
-from tests.controlplane import harness
+from tests.controlplane import harness, pod_monitors
 from tests.controlplane.harness import ControlPlane, Operator, eventually
 from tests.controlplane.stores import Stores
 
@@ -73,12 +73,15 @@ def test_the_rules_cover_the_calls_and_nothing_more(plane: ControlPlane, ns: str
             plane.kubectl("patch", kind, name, "-n", ns, "--type=json", "-p", json.dumps(patch))
             eventually(f"{kind} is put right", partial(was_updated, plane, mark, f"{kind}s".lower()))
         # What the spec takes away is deleted, a shard once it is drained.
-        plane.apply(harness.scale(ns, queue={"shards": 2}, networkPolicy={"enabled": True}))
+        plane.apply(pod_monitors.DEFINITION)
+        plane.kubectl("wait", "--for=condition=Established", "crd", pod_monitors.NAME)
+        monitored = {"podMonitor": {"enabled": True}}
+        plane.apply(harness.scale(ns, queue={"shards": 2}, networkPolicy={"enabled": True}, observability=monitored))
         eventually("two shards", lambda: len(plane.deployments(ns)) == 2)
         plane.make_pods_ready(ns)
         eventually("producers are told", lambda: (row := stores.topology()) and row.topology.shards == 2)
         plane.apply(harness.scale(ns, podDisruptionBudget={"enabled": False}))
-        for resource in ("poddisruptionbudgets", "networkpolicies", "deployments"):
+        for resource in ("poddisruptionbudgets", "networkpolicies", "podmonitors", "deployments"):
             eventually(f"{resource} are deleted", partial(was_deleted, plane, mark, resource), seconds=90)
         operator.terminate()
 

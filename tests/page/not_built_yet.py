@@ -50,18 +50,10 @@ NOT_BUILT_YET: tuple[NotBuiltYet, ...] = (
     ),
     NotBuiltYet("S3 bucket", "The name of the S3 bucket to use", "D", field="storage"),
     NotBuiltYet(
-        "OTLP endpoint",
-        "Every orchestration run generates a distributed trace; leave blank to disable tracing",
-        "E",
-        variables=("OTLP_ENDPOINT",),
-        field="observability",
-    ),
-    NotBuiltYet(
         "Metrics token",
         "Prometheus scrapes GET /api/v2/metrics with it",
         "E",
         variables=("API_PORT",),
-        field="observability",
         command="api",
     ),
     NotBuiltYet(

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import BinaryIO
 import click
 from redis.asyncio import Redis
 
-from synapse_worker import __version__
+from synapse_worker import __version__, tracing
 from synapse_worker import settings as settings_module
 from synapse_worker.connections import open_blobs, open_database, open_redis
 from synapse_worker.errors import BlobNotFound, ConfigurationError, StoreUnavailable, SynapseError
@@ -70,7 +70,8 @@ def run() -> None:
     set_up_logging(level=settings.log_level, form=settings.log_format)
 
     async def serve() -> None:
-        await Worker(settings).run()
+        async with tracing.exporting(settings.otlp_endpoint, service="synapse-worker", instance=settings.worker_id):
+            await Worker(settings).run()
 
     eventloop.run(serve())
 
@@ -179,7 +180,7 @@ def enqueue(
         most = count or (1 if rate is None else None)
         at_once = wait_seconds <= 0 and output == "table"
         ids: list[str] = []
-        async with _database(settings) as database, _redis(settings) as client:
+        async with _traced(settings), _database(settings) as database, _redis(settings) as client:
             async with Producer(database, client, settings.topology, role=Role.PRODUCER) as producer:
                 async for run_id in _enqueued(producer, new, most, rate):
                     if at_once:
@@ -278,7 +279,7 @@ def resume(run_id: str, output: str) -> None:
     """Continue a failed or cancelled run at the step that did not finish."""
 
     async def work(settings: Settings) -> None:
-        async with _database(settings) as database, _redis(settings) as client:
+        async with _traced(settings), _database(settings) as database, _redis(settings) as client:
             now_ms = int(time.time() * 1000)
             was, job_id = await resume_run(database, client, run_id, now_ms=now_ms, without_row=settings.topology)
         if not was:
@@ -357,7 +358,7 @@ def retry(letter_ids: Sequence[str], output: str) -> None:
     """Queue the jobs of letters again; their runs go on behind their last checkpoints."""
 
     async def work(settings: Settings) -> None:
-        async with _database(settings) as database, _redis(settings) as client:
+        async with _traced(settings), _database(settings) as database, _redis(settings) as client:
 
             async def one(letter: Letter) -> tuple[dict[str, object], str] | None:
                 now_ms = int(time.time() * 1000)
@@ -489,6 +490,11 @@ def _do(work: Callable[[Settings], Coroutine[None, None, None]]) -> None:
     settings = settings_module.load()
     set_up_logging(level="warning", form="console")
     asyncio.run(work(settings))
+
+
+def _traced(settings: Settings) -> AbstractAsyncContextManager[None]:
+    """Trace what a command enqueues; the worker goes on with it."""
+    return tracing.exporting(settings.otlp_endpoint, service="synapse-producer", instance=settings.worker_id)
 
 
 @asynccontextmanager

@@ -103,7 +103,7 @@ VARIABLES: tuple[Variable, ...] = (
     _text("S3_ACCESS_KEY_ID", "", "access key, given together with the secret key; both empty = the ambient credential chain", secret=True, stored="s3_access_key_id"),
     _text("S3_SECRET_ACCESS_KEY", "", "secret key, given together with the access key; both empty = the ambient credential chain", secret=True, stored="s3_secret_access_key"),
     _text("S3_ENDPOINT_URL", "", "http:// or https:// URL of an S3-compatible store; empty = AWS", stored="s3_endpoint_url"),
-    _text("OTLP_ENDPOINT", "", "OTLP gRPC endpoint; empty = tracing off", read=False),
+    _text("OTLP_ENDPOINT", "", "OTLP gRPC endpoint, http://host:4317 (plain) or https://host (TLS); empty = tracing off. The standard OTEL_* variables are honoured: headers, certificate, resource attributes, sampling"),
     _text("METRICS_TOKEN", "", "bearer token of /metrics; empty = open", secret=True),
     Variable("K8S_MODE", "0", Kind.SWITCH, "1 = probes and shutdown for Kubernetes"),
     _integer("PUBSUB_EVENT_TTL", 3600, 60, 2_592_000, "seconds that step events stay replayable", stored="event_ttl"),
@@ -123,6 +123,9 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("LOG_FORMAT", "json", Kind.CHOICE, "form of log lines", choices=("json", "console")),
 )  # fmt: skip
 """Every variable of the image; the order is the order of docs/environment.md."""
+
+OTLP_HEADERS = "OTEL_EXPORTER_OTLP_HEADERS"
+"""The one of OpenTelemetry's own variables that holds a secret, and that the operator therefore knows."""
 
 BY_NAME: dict[str, Variable] = {variable.name: variable for variable in VARIABLES}
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
+from synapse_worker import tracing
 from synapse_worker.connections import redis_errors_as_ours
 from synapse_worker.errors import StoreRefused, StoreUnavailable
 from synapse_worker.queueing import keys
@@ -67,8 +68,9 @@ class EventWriter:
         if stream in self._waiting:
             self._urgent.add(stream)
             self._hurry.set()
-        async with self._written:
-            await self._written.wait_for(lambda: stream not in self._waiting and stream not in self._writing)
+        with tracing.redis("append events"):
+            async with self._written:
+                await self._written.wait_for(lambda: stream not in self._waiting and stream not in self._writing)
 
     async def tail_ids(self, run_id: str) -> set[str]:
         """Return the event_ids at the end of a run's stream, enough to cover its last step."""

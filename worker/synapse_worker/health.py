@@ -15,9 +15,13 @@ from dataclasses import asdict, dataclass
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.telemetry import TelemetryConfig
 from pydantic import SecretStr
 
 from synapse_worker.errors import ConfigurationError
+
+_UNTRACED: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+"""Probes and scrapes are nobody's request."""
 
 METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -59,7 +63,7 @@ def application(probes: Probes, *, k8s_mode: bool, metrics_token: SecretStr) -> 
         k8s_mode: False: every probe answers 200 while the process runs, as upstream's does.
         metrics_token: bearer token of /metrics; empty = open.
     """
-    app = FastAPI(title="Synapse worker", openapi_url=None, docs_url=None, redoc_url=None)
+    app = FastAPI(title="Synapse worker", openapi_url=None, docs_url=None, redoc_url=None, telemetry=_UNTRACED)
 
     def answer(reason: str) -> Response:
         failed = k8s_mode and reason != ""

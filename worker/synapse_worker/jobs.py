@@ -22,6 +22,7 @@ from typing import TypeVar
 import tenacity
 from redis.asyncio import Redis
 
+from synapse_worker import tracing
 from synapse_worker.connections import read_each
 from synapse_worker.engine import runner
 from synapse_worker.engine.checks import check_code
@@ -41,6 +42,7 @@ from synapse_worker.queueing.loop import Control, Ending, Job, StopReason
 from synapse_worker.queueing.payload import EXPIRED, JobPayload, decode, encode_result
 from synapse_worker.queueing.reservations import Reservations
 from synapse_worker.queueing.stops import RunningJob
+from synapse_worker.run_traces import traced
 from synapse_worker.settings import Settings
 from synapse_worker.store import claims, definitions, runs
 from synapse_worker.store.claims import ClaimRequest, OwnedRun, State, Verdict
@@ -197,7 +199,7 @@ class Jobs:
                 definition = run.definition or found.get(run.orchestration_id)
                 job = RunJob(lease, payload, request, run, definition, self._with, self._writer, self._running)
                 job.unwanted = stop
-                started.append(job)
+                started.append(traced(job, payload, run, lease_seconds=self._with.settings.lease_seconds))
         return started
 
     async def _name_tenants(self, requests: dict[str, tuple[Lease, JobPayload, ClaimRequest]]) -> None:
@@ -411,7 +413,8 @@ class RunJob:
                     if self.lease.alone and self._steps_done > self._run.steps_done:
                         # It got past where its owner had crashed: it may run beside others, and others need the room.
                         return await self._hand_over()
-                    cursor = await self._step(definition, cursor, decision.step, decision.visit)
+                    with tracing.step(decision.step.id, decision.step.type, decision.visit):
+                        cursor = await self._step(definition, cursor, decision.step, decision.visit)
 
     async def _prepare(self) -> tuple[Definition, Cursor | None]:
         """Return the run's definition and where it stands; None when a newer release has to go on with it."""
@@ -676,6 +679,7 @@ class RunJob:
             )
         )
         if ended:
+            tracing.ended(status.value, error)
             self._with.metrics.runs_completed(self._run.tenant_id, status.value)
             self._with.metrics.run_duration(self._run.tenant_id, self._run.active_seconds + active)
         return ended

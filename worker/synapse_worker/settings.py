@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from synapse_worker import contract
+from synapse_worker import contract, tracing
 from synapse_worker.contract import BY_NAME, Kind, Variable
 from synapse_worker.egress_policy import Allowed
 from synapse_worker.errors import BlobRefused, ConfigurationError
@@ -46,6 +46,8 @@ class Settings:
     default_tenant_id: str
     health_port: int
     metrics_token: SecretStr
+    otlp_endpoint: str
+    """With its port; "" = tracing is off."""
     k8s_mode: bool
     event_ttl: int
     retention_days: int
@@ -172,7 +174,8 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         topology=Topology(integer("NUM_QUEUE_SHARDS"), switch("ENABLE_TENANT_ISOLATION")),
         default_tenant_id=text("DEFAULT_TENANT_ID"),
         health_port=integer("WORKER_HEALTH_PORT"),
-        metrics_token=SecretStr(text("METRICS_TOKEN")),
+        metrics_token=SecretStr(text("METRICS_TOKEN").strip()),
+        otlp_endpoint=tracing.endpoint_of(text("OTLP_ENDPOINT"), "OTLP_ENDPOINT"),
         k8s_mode=switch("K8S_MODE"),
         event_ttl=integer("PUBSUB_EVENT_TTL"),
         retention_days=integer("RUNS_RETENTION_DAYS"),

@@ -28,6 +28,7 @@ from synapse_operator.api.common import (
     first_problem,
     rule,
 )
+from synapse_operator.api.observability import ObservabilitySpec
 from synapse_operator.api.reasons import ConditionType
 from synapse_operator.api.workers import PoolSpec, WorkersOverride, WorkersSpec, accepted
 from synapse_operator.naming import SCALE_KIND, SCALE_PLURAL, SYNC_LABEL, SYNC_NOW_ANNOTATION
@@ -295,8 +296,8 @@ class NetworkPolicySpec(ApiModel):
         default=False,
         description=(
             "Whether workers get a NetworkPolicy: in, only the port of probes and metrics; out, only DNS, the hosts' "
-            "ports of both stores, cloud credentials (169.254.169.254, 169.254.170.2, 169.254.170.23) and port 443. It "
-            "needs a network plugin that enforces policies. Default: false."
+            "ports of both stores and of the collector of traces, cloud credentials (169.254.169.254, 169.254.170.2, "
+            "169.254.170.23) and port 443. It needs a network plugin that enforces policies. Default: false."
         ),
     )
     extra_egress: tuple[FreeForm, ...] = Field(
@@ -456,6 +457,11 @@ class SynapseScaleSpec(ApiModel):
     retention: RetentionSpec = Field(
         default_factory=RetentionSpec,
         description="How long what is over is kept. Default: as stored in Postgres, else as the image has it.",
+        json_schema_extra={"default": {}},
+    )
+    observability: ObservabilitySpec = Field(
+        default_factory=ObservabilitySpec,
+        description="Traces and metrics of the workers. Default: no traces, and metrics behind a generated token.",
         json_schema_extra={"default": {}},
     )
     network_policy: NetworkPolicySpec = Field(

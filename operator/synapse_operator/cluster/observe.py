@@ -114,6 +114,7 @@ async def read_children(client: Client, scale: SynapseScale) -> tuple[Child, ...
         shards=[name for name in SHARD_NAMES if is_used(wanted_topology(scale), name)],
         budgets=scale.spec.pod_disruption_budget.enabled,
         network_policy=scale.spec.network_policy.enabled,
+        pod_monitor=scale.spec.observability.pod_monitor.enabled,
     )
     others = await asyncio.gather(*(_read(client, ref) for ref in expected if ref not in present))
     return (*children, *(child for child in others if child is not None))
@@ -164,6 +165,12 @@ async def read_store_secrets(client: Client, scale: SynapseScale) -> StoreSecret
         return None if selector is None else look_up(selector, "the certificates")
 
     return StoreSecrets(url(redis), url(postgres), ca(redis), ca(postgres))
+
+
+async def read_selected(client: Client, namespace: str, selector: SecretKeySelector, content: str) -> SecretLookup:
+    """Return the value of one key of a Secret; `content` is what should be there, for the sentence."""
+    secret = await _named(client, namespace, "secrets", selector.name)
+    return secret if isinstance(secret, Unknown) else read_secret_key(secret, selector, content)
 
 
 async def read_sources(client: Client, namespace: str, refs: Sequence[SourceRef]) -> list[JsonObject | Unknown | None]:

@@ -21,11 +21,13 @@ from synapse_operator.desired.environment import (
 )
 from synapse_operator.desired.model import Blocked, Desired
 from synapse_operator.desired.networkpolicy import worker_network_policy
+from synapse_operator.desired.observability import METRICS_TOKEN, pod_monitor
 from synapse_operator.desired.pdb import worker_disruption_budget
 from synapse_operator.desired.service import metrics_service
 from synapse_operator.desired.serviceaccount import worker_service_account
 from synapse_operator.desired.shards import deployment_of, flip_of, shards_of, workers_of
 from synapse_operator.observed import Found, KeyMissing, Observed, SecretLookup, SecretMissing, Unusable
+from synapse_worker.contract import OTLP_HEADERS
 
 __all__ = ["Blocked", "Desired", "desired_for_scale"]
 
@@ -48,6 +50,8 @@ def desired_for_scale(
         (POSTGRES_URL, "postgres.urlSecretRef", observed.postgres_url),
         (REDIS_CA, "redis.caSecretRef", observed.redis_ca),
         (POSTGRES_CA, "postgres.caSecretRef", observed.postgres_ca),
+        (METRICS_TOKEN, _token_field(scale), observed.metrics_token),
+        (OTLP_HEADERS, "observability.otlpHeadersSecretRef", observed.otlp_headers),
     ):
         if lookup is None:
             continue
@@ -83,7 +87,15 @@ def desired_for_scale(
         if scale.spec.pod_disruption_budget.enabled:
             manifests.append(worker_disruption_budget(scale, shard.name))
     manifests.append(metrics_service(scale))
+    if scale.spec.observability.pod_monitor.enabled:
+        # The last one: where the kind is absent, all else is as it should be.
+        manifests.append(pod_monitor(scale))
     return Desired(tuple(manifests), shards, flip_of(scale, observed), image)
+
+
+def _token_field(scale: SynapseScale) -> str:
+    generated = scale.spec.observability.metrics_auth == "Generated"
+    return "observability.metricsAuth" if generated else "observability.metricsTokenSecretRef"
 
 
 def _reason(lookup: SecretLookup) -> Reason:

@@ -18,6 +18,7 @@ from synapse_operator.api.scale import SynapseScale
 from synapse_operator.api.workers import WorkersSpec
 from synapse_operator.desired.environment import CA_FILE, POSTGRES_URL, REDIS_URL, url_variable
 from synapse_operator.desired.manifest import Manifest, manifest
+from synapse_operator.desired.observability import secret_references
 from synapse_operator.desired.service import METRICS_PORT_NAME
 from synapse_operator.desired.shards import Shard
 from synapse_operator.naming import Kind
@@ -114,6 +115,7 @@ def _pod_spec(
         "env": [
             url_variable(REDIS_URL, spec.redis.url_secret_ref, spec.redis.url),
             url_variable(POSTGRES_URL, spec.postgres.url_secret_ref, spec.postgres.url),
+            *(url_variable(name, reference, None) for name, reference in secret_references(scale).items()),
             *map(rendered, overlay.env),
         ],
         "ports": [{"name": METRICS_PORT_NAME, "containerPort": workers.health_port, "protocol": "TCP"}],

@@ -12,6 +12,7 @@ from synapse_operator import naming
 from synapse_operator.api.common import JsonObject, SecretKeySelector
 from synapse_operator.api.scale import SynapseScale
 from synapse_operator.api.workers import DEFAULT_HEALTH_PORT, WorkersSpec
+from synapse_operator.desired.observability import plain_variables
 from synapse_operator.naming import POSTGRES_CA_PATH, REDIS_CA_PATH
 from synapse_operator.observed import Child, Observed, Unknown
 from synapse_worker.contract import BY_NAME, VARIABLES
@@ -65,7 +66,7 @@ def worker_environment(scale: SynapseScale, workers: WorkersSpec, serves: Sequen
         environment[REDIS_CA] = f"{REDIS_CA_PATH}/{CA_FILE}"
     if scale.spec.postgres.ca_secret_ref is not None:
         environment[POSTGRES_CA] = f"{POSTGRES_CA_PATH}/{CA_FILE}"
-    return environment
+    return environment | plain_variables(scale)
 
 
 def stored_settings(

@@ -43,10 +43,21 @@ def manifest(
         labels: labels beside those of every child.
         annotations: annotations beside those of every child.
     """
-    metadata: JsonObject = {
+    metadata = child_metadata(scale, name, labels)
+    if annotations:
+        metadata["annotations"] = dict(annotations)
+    body: JsonObject = {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": metadata, **content}
+    applied_hash = naming.content_hash(body)
+    metadata["annotations"] = {**(annotations or {}), naming.HASH_ANNOTATION: applied_hash}
+    return Manifest(Ref(kind, scale.metadata.namespace, name), applied_hash, body)
+
+
+def child_metadata(scale: SynapseScale, name: str, labels: Mapping[str, str] | None = None) -> JsonObject:
+    """Return the metadata that every child has, without annotations; the operator's own labels win."""
+    return {
         "name": name,
         "namespace": scale.metadata.namespace,
-        "labels": {**naming.child_labels(scale.metadata.name), **(labels or {})},
+        "labels": {**(labels or {}), **naming.child_labels(scale.metadata.name)},
         "ownerReferences": [
             {
                 "apiVersion": naming.API_VERSION,
@@ -59,9 +70,3 @@ def manifest(
             }
         ],
     }
-    if annotations:
-        metadata["annotations"] = dict(annotations)
-    body: JsonObject = {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": metadata, **content}
-    applied_hash = naming.content_hash(body)
-    metadata["annotations"] = {**(annotations or {}), naming.HASH_ANNOTATION: applied_hash}
-    return Manifest(Ref(kind, scale.metadata.namespace, name), applied_hash, body)

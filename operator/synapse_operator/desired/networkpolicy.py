@@ -21,6 +21,7 @@ from synapse_operator.naming import Kind
 STANDARD_PORTS = {REDIS_URL: 6379, POSTGRES_URL: 5432}
 
 DNS_PORT = 53
+OTLP_PORT = 4317
 HTTPS_PORT = 443
 """Model providers, tools, S3 and hosted collectors."""
 
@@ -35,14 +36,15 @@ def worker_network_policy(scale: SynapseScale, secrets: Mapping[str, SecretStr])
         scale: the owner.
         secrets: variable -> what a worker reads from a Secret; the ports of the URLs are allowed.
     """
-    stores = {port for name, standard in STANDARD_PORTS.items() for port in store_ports(secrets[name], standard)}
+    ports = {port for name, standard in STANDARD_PORTS.items() for port in store_ports(secrets[name], standard)}
+    ports |= _collector_ports(scale)
     spec = {
         "podSelector": {"matchLabels": naming.worker_selector(scale.metadata.name)},
         "policyTypes": ["Ingress", "Egress"],
         "ingress": [{"ports": [_port(scale.spec.workers.health_port)]}],
         "egress": [
             {"ports": [_port(DNS_PORT, "UDP"), _port(DNS_PORT)]},
-            {"ports": [_port(port) for port in sorted({*stores, HTTPS_PORT})]},
+            {"ports": [_port(port) for port in sorted({*ports, HTTPS_PORT})]},
             {"to": [{"ipBlock": {"cidr": address}} for address in CREDENTIAL_ADDRESSES]},
             *(rule.model_extra or {} for rule in scale.spec.network_policy.extra_egress),
         ],
@@ -61,6 +63,13 @@ def store_ports(url: SecretStr, standard: int) -> set[int]:
         except ValueError:
             ports.add(standard)  # the store's own condition says what is wrong with the URL
     return ports
+
+
+def _collector_ports(scale: SynapseScale) -> set[int]:
+    endpoint = scale.spec.observability.otlp_endpoint
+    if endpoint is None:
+        return set()
+    return store_ports(SecretStr(endpoint), HTTPS_PORT if endpoint.startswith("https://") else OTLP_PORT)
 
 
 def _port(number: int, protocol: str = "TCP") -> JsonObject:

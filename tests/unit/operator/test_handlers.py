@@ -144,6 +144,6 @@ def test_each_kind_of_child_is_watched_and_nothing_but_events_is_handled() -> No
     assert watched == {"scale_event", "tenant_event", "child_event"}
     (config_maps,) = [each for each in registry._watching.get_all_handlers() if each.id == "child_event/configmaps"]
     assert config_maps.fn is config_map_event
-    assert len(registry._watching.get_all_handlers()) == 2 + len(naming.Kind)
+    assert len(registry._watching.get_all_handlers()) == 2 + len(naming.WATCHED)
     assert registry._changing.get_all_handlers() == []
     assert registry._spawning.get_all_handlers() == []

@@ -28,6 +28,7 @@ MANIFESTS = what_is_desired(
         spec={
             "imagePullSecrets": [{"name": "reg"}],
             "networkPolicy": {"enabled": True},
+            "observability": {"metricsAuth": "None"},
             "workers": {"template": OVERLAY},
         }
     )

@@ -66,6 +66,15 @@ def test_ports_of_the_stores_follow_their_urls() -> None:
     assert policy["egress"][1] == {"ports": _ports(443, 6379, 6432, 7000, 7001)}
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "port"),
+    [("http://collector", 4317), ("http://collector:5000/", 5000), ("https://c:8443", 8443), ("https://c", 443)],
+)
+def test_the_collector_of_traces_can_be_reached(endpoint: str, port: int) -> None:
+    policy = _policy(observability={"otlpEndpoint": endpoint})
+    assert policy["egress"][1] == {"ports": _ports(*sorted({443, 5432, 6379, port}))}
+
+
 def test_more_can_be_allowed() -> None:
     model = {"to": [{"podSelector": {"matchLabels": {"app": "model"}}}], "ports": _ports(8000)}
     assert _policy(networkPolicy={"extraEgress": [model]})["egress"] == [*EGRESS.values(), model]

@@ -85,11 +85,11 @@ def test_variables_come_after_ours_and_sources_before() -> None:
         envFrom=[{"secretRef": {"name": "more"}}, {"prefix": "X_", "configMapRef": {"name": "c", "optional": True}}],
     )
     assert [entry["name"] for entry in container["env"]] == [
-        *("REDIS_URL", "SCALE_POSTGRES_URL"),
+        *("REDIS_URL", "SCALE_POSTGRES_URL", "METRICS_TOKEN"),
         *("LOG_LEVEL", "EMPTY", "TOKEN", "NODE"),
     ]
-    assert container["env"][3] == {"name": "EMPTY"}
-    assert container["env"][4] == {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}
+    assert container["env"][4] == {"name": "EMPTY"}
+    assert container["env"][5] == {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}
     assert container["envFrom"][0]["secretRef"]["name"] == "more"
     assert container["envFrom"][1] == {"prefix": "X_", "configMapRef": {"name": "c", "optional": True}}
     assert "configMapRef" in container["envFrom"][2]

@@ -202,10 +202,15 @@ def test_a_paused_scale_is_left_as_it_is() -> None:
 
 
 def test_what_a_switch_takes_away_is_deleted() -> None:
-    with_policy = children_of(what_is_desired(a_scale(spec={"networkPolicy": {"enabled": True}})))
+    switched_on = {"networkPolicy": {"enabled": True}, "observability": {"podMonitor": {"enabled": True}}}
+    with_policy = children_of(what_is_desired(a_scale(spec=switched_on)))
     without = what_is_desired(a_scale(spec={"podDisruptionBudget": {"enabled": False}}))
     made = _plan(*with_policy, desired=without)
-    assert {step.ref.kind for step in made.delete} == {Kind.POD_DISRUPTION_BUDGET, Kind.NETWORK_POLICY}
+    assert {step.ref.kind for step in made.delete} == {
+        Kind.POD_DISRUPTION_BUDGET,
+        Kind.NETWORK_POLICY,
+        Kind.POD_MONITOR,
+    }
     assert not made.apply
     assert not _plan(*(replace(child, owner_uid="somebody") for child in with_policy), desired=without).delete
 

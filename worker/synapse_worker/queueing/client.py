@@ -10,13 +10,14 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
+from synapse_worker import tracing
 from synapse_worker.connections import redis_errors_as_ours
 from synapse_worker.contract import DEFAULT_QUEUE, MAX_SHARDS
 from synapse_worker.errors import PayloadError, SynapseError, WrongKeyType
@@ -58,7 +59,10 @@ class QueueFigures:
 
 @dataclass(frozen=True, slots=True)
 class NewRun:
-    """A run to enqueue; `initial_state` is merged over the schema's defaults, `priority` (0 to 9) is for routes."""
+    """A run to enqueue; `initial_state` is merged over the schema's defaults, `priority` (0 to 9) is for routes.
+
+    `traceparent` is the trace that the run belongs to when the caller is in none of its own; "" = a new one.
+    """
 
     orchestration_id: str
     message: str
@@ -66,6 +70,7 @@ class NewRun:
     session_id: str | None = None
     initial_state: Mapping[str, object] | None = None
     priority: int = 0
+    traceparent: str = ""
 
 
 def new_run_id(now_ms: int) -> str:
@@ -103,7 +108,8 @@ async def enqueue_run(
         if now.isolation and (reason := why_no_queue(run.tenant_id)):
             raise SynapseError(f"tenant {run.tenant_id[:60]!r} cannot have a queue of its own: {reason}")
         shard = shard_of_job(now, key=run_id, tenant_id=run.tenant_id, priority=run.priority)
-        envelope = encode(JobPayload(RUN_FUNCTION, arguments, enqueued_ms=now_ms, extras=_extras(epoch, run.priority)))
+        extras = _extras(epoch, run.priority, run.traceparent)
+        envelope = encode(JobPayload(RUN_FUNCTION, arguments, enqueued_ms=now_ms, extras=extras))
         queued = runs.QueuedRun(
             run_id=run_id,
             orchestration_id=run.orchestration_id,
@@ -116,8 +122,10 @@ async def enqueue_run(
         queue_key = await runs.create_queued(database, queued, epoch=epoch)
         return None if queue_key is None else (queue_key, envelope)
 
-    queue_key, envelope = await _by_the_topology(database, without_row, write)
-    await put(client, queue_key, run_id, envelope)
+    parent = "" if tracing.traceparent() else run.traceparent
+    with _enqueueing(run_id, run_id, parent, orchestration_id=run.orchestration_id, tenant_id=run.tenant_id):
+        queue_key, envelope = await _by_the_topology(database, without_row, write)
+        await put(client, queue_key, run_id, envelope)
     return run_id
 
 
@@ -133,24 +141,25 @@ async def retry_letter(
         The new job's id; None when somebody has dealt with the letter already.
     """
     job_id = f"retry_{secrets.token_hex(6)}_{now_ms}"
-    tenant_id, priority = await _origin(database, letter.run_id) if letter.run_id is not None else ("", 0)
+    tenant_id, priority, trace = await _origin(database, letter.run_id) if letter.run_id is not None else _Origin()
 
     async def write(epoch: int, now: Topology) -> tuple[str, bytes, bool] | None:
         shard = shard_of_job(now, key=letter.run_id or job_id, tenant_id=tenant_id, priority=priority)
         queue_key = keys.queue(shard)
-        extras = _extras(epoch, priority)
+        extras = _extras(epoch, priority, trace)
         envelope = encode(JobPayload(letter.function, letter.payload, enqueued_ms=now_ms, extras=extras))
         done = await dead_letters.requeue(
             database, letter, job_id=job_id, queue=queue_key, envelope=envelope, epoch=epoch
         )
         return None if done is None else (queue_key, envelope, done)
 
-    queue_key, envelope, done = await _by_the_topology(database, without_row, write)
-    if not done:
-        return None
-    if letter.run_id is not None:
-        await _forget_cancel(client, letter.run_id)
-    await put(client, queue_key, job_id, envelope)
+    with _enqueueing(job_id, letter.run_id or job_id, trace, tenant_id=tenant_id):
+        queue_key, envelope, done = await _by_the_topology(database, without_row, write)
+        if not done:
+            return None
+        if letter.run_id is not None:
+            await _forget_cancel(client, letter.run_id)
+        await put(client, queue_key, job_id, envelope)
     return job_id
 
 
@@ -167,20 +176,21 @@ async def resume_run(
         or cancelled and nothing was written, and the status is "" when there is no such run.
     """
     job_id = f"resume_{now_ms}_{secrets.token_hex(6)}"
-    tenant_id, priority = await _origin(database, run_id)
+    tenant_id, priority, trace = await _origin(database, run_id)
 
     async def write(epoch: int, now: Topology) -> tuple[str, bytes, str] | None:
         queue_key = keys.queue(shard_of_job(now, key=run_id, tenant_id=tenant_id, priority=priority))
-        extras = _extras(epoch, priority)
+        extras = _extras(epoch, priority, trace)
         envelope = encode(JobPayload(RESUME_FUNCTION, {"run_id": run_id}, enqueued_ms=now_ms, extras=extras))
         was = await runs.requeue_ended(database, run_id, job_id=job_id, queue=queue_key, envelope=envelope, epoch=epoch)
         return None if was is None else (queue_key, envelope, was)
 
-    queue_key, envelope, was = await _by_the_topology(database, without_row, write)
-    if was not in (runs.RunStatus.FAILED, runs.RunStatus.CANCELLED):
-        return was, ""
-    await _forget_cancel(client, run_id)
-    await put(client, queue_key, job_id, envelope)
+    with _enqueueing(job_id, run_id, trace, tenant_id=tenant_id):
+        queue_key, envelope, was = await _by_the_topology(database, without_row, write)
+        if was not in (runs.RunStatus.FAILED, runs.RunStatus.CANCELLED):
+            return was, ""
+        await _forget_cancel(client, run_id)
+        await put(client, queue_key, job_id, envelope)
     return was, job_id
 
 
@@ -195,19 +205,45 @@ async def _by_the_topology(
             return done
 
 
-async def _origin(database: Database, run_id: str) -> tuple[str, int]:
-    """Return a run's tenant ("" for no such run) and the priority that its first job was enqueued with."""
+class _Origin(NamedTuple):
+    """What a run's first job was enqueued with and a later one of the same run takes over."""
+
+    tenant_id: str = ""
+    priority: int = 0
+    traceparent: str = ""
+
+
+async def _origin(database: Database, run_id: str) -> _Origin:
+    """Return what a run's first job was enqueued with; tenant "" for no such run."""
     tenant_id = (await claims.tenants_of(database, [run_id])).get(run_id, "")
     envelope = await claims.envelope_of(database, run_id)
     try:
-        priority = decode(envelope).extras.get("priority") if envelope is not None else 0
+        extras = decode(envelope).extras if envelope is not None else {}
     except PayloadError:  # another producer's; whoever claims the job will say so
-        priority = 0
-    return tenant_id, priority if isinstance(priority, int) and 0 <= priority <= HIGHEST_PRIORITY else 0
+        extras = {}
+    priority = extras.get("priority")
+    return _Origin(
+        tenant_id,
+        priority if isinstance(priority, int) and 0 <= priority <= HIGHEST_PRIORITY else 0,
+        tracing.well_formed(extras.get("traceparent")),
+    )
 
 
-def _extras(epoch: int, priority: int) -> dict[str, object]:
-    return {"epoch": epoch, **({"priority": priority} if priority else {})}
+def _enqueueing(job_id: str, run_id: str, parent: str, **attributes: tracing.Value) -> AbstractContextManager[None]:
+    """Open the span of a job's producer, from which the worker that claims it goes on."""
+    message = {"messaging.system": "redis", "messaging.message.id": job_id, "messaging.operation.type": "send"}
+    return tracing.begin(
+        "enqueue", tracing.Kind.PRODUCER, {"run_id": run_id, **attributes, **message}, parent=parent, key=run_id
+    )
+
+
+def _extras(epoch: int, priority: int, parent: str) -> dict[str, object]:
+    traceparent = tracing.traceparent() or tracing.well_formed(parent)
+    return {
+        "epoch": epoch,
+        **({"priority": priority} if priority else {}),
+        **({"traceparent": traceparent} if traceparent else {}),
+    }
 
 
 async def cancel_run(database: Database, client: Redis, run_id: str) -> str:
@@ -239,7 +275,7 @@ async def put(client: Redis, queue_key: str, job_id: str, envelope: bytes, tenan
     if tenant_id is not None:
         places.append(keys.parked_of(queue_key, tenant_id))
     enqueue = load_script(client, "enqueue")
-    with redis_errors_as_ours():
+    with tracing.redis("enqueue"), redis_errors_as_ours():
         await client.set(keys.job(job_id), envelope, px=keys.JOB_TTL_MS)
         added = await enqueue(keys=places, args=[job_id])
         if added and is_tenants_own(keys.shard_of(queue_key)):

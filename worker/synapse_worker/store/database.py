@@ -16,6 +16,7 @@ from typing import TypeVar
 import asyncpg
 from pydantic import SecretStr
 
+from synapse_worker import tracing
 from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
 
 T = TypeVar("T")
@@ -49,9 +50,10 @@ class Database:
 
     async def fetch(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
         """Run one statement and return its rows."""
-        async with self._connection() as connection:
-            rows: list[asyncpg.Record] = await connection.fetch(statement, *arguments, timeout=self._timeout)
-            return rows
+        with tracing.sql(statement):
+            async with self._connection() as connection:
+                rows: list[asyncpg.Record] = await connection.fetch(statement, *arguments, timeout=self._timeout)
+                return rows
 
     async def fetchrow(self, statement: str, *arguments: object) -> asyncpg.Record | None:
         """Run one statement and return its first row, or None."""
@@ -60,8 +62,9 @@ class Database:
 
     async def execute(self, statement: str, *arguments: object) -> int:
         """Run one statement and return how many rows it touched (0 where that has no meaning)."""
-        async with self._connection() as connection:
-            status: str = await connection.execute(statement, *arguments, timeout=self._timeout)
+        with tracing.sql(statement):
+            async with self._connection() as connection:
+                status: str = await connection.execute(statement, *arguments, timeout=self._timeout)
         last = status.rsplit(" ", 1)[-1]
         return int(last) if last.isdecimal() else 0
 

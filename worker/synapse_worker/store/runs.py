@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
 import asyncpg
 
+from synapse_worker import tracing
 from synapse_worker.errors import StoreRefused, StoreUnavailable
 from synapse_worker.store.claims import OwnedRun, State
 from synapse_worker.store.database import Database, from_jsonb, to_jsonb
@@ -297,8 +299,10 @@ class _Together:
         write = _Write((run_id, *arguments), asyncio.get_running_loop().create_future())
         self._waiting.append(write)
         if self._sending is None or self._sending.done():
-            self._sending = asyncio.create_task(self._send_all())
-        return await write.answer
+            # It writes for many runs: what it calls belongs to the trace of none of them.
+            self._sending = asyncio.create_task(self._send_all(), context=Context())
+        with tracing.sql(self._statement):
+            return await write.answer
 
     async def _send_all(self) -> None:
         batch: list[_Write] = []

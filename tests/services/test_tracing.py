@@ -1,0 +1,169 @@
+"""Traces of runs, as a collector receives them from real processes: one tree from enqueue to the last write."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from redis.asyncio import Redis
+
+from synapse_worker.queueing import keys
+from synapse_worker.queueing.client import RUN_FUNCTION
+from synapse_worker.store.database import Database
+from tests.support.collector import Collector, SeenSpan, tree
+from tests.support.runs import enqueue, enqueue_as_upstream, eventually, steps_reach, store, until
+from tests.support.servers import RedisServer, free_port
+from tests.support.workers import PRINT_IF_PRINT, StartWorker, chain, command, slow_steps
+
+SOON = {"OTEL_BSP_SCHEDULE_DELAY": "50"}
+"""Spans are sent so often (ms), so that a test need not wait."""
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    """An empty collector."""
+    with Collector() as serving:
+        yield serving
+
+
+def traced(collector: Collector) -> dict[str, str]:
+    """Variables of a process that sends to the collector."""
+    return {"OTLP_ENDPOINT": collector.url, **SOON}
+
+
+def has_ended(run_id: str, *, claims: int = 1) -> Callable[[list[SeenSpan]], bool]:
+    """A run's own span comes last of a claim."""
+
+    def ended(spans: list[SeenSpan]) -> bool:
+        return len([span for span in spans if is_run(span, run_id)]) == claims
+
+    return ended
+
+
+def is_run(span: SeenSpan, run_id: str) -> bool:
+    return span.name.startswith("run ") and span.attributes["synapse.run_id"] == run_id
+
+
+async def test_a_run_is_one_tree(
+    database: Database,
+    redis_client: Redis,
+    redis_server: RedisServer,
+    postgres_url: str,
+    start_worker: StartWorker,
+    collector: Collector,
+) -> None:
+    """Enqueue, wait, claim, steps, checkpoints and the end: every span hangs below the producer's."""
+    await store(database, PRINT_IF_PRINT)
+    said = command(redis_server.url, postgres_url, "enqueue", "three", "-m", "hi", **traced(collector))
+    run_id = said.stdout.strip()
+    assert run_id, said.stderr
+    worker = start_worker(**traced(collector)).wait_ready()
+    await until(database, run_id, "completed")
+    spans = collector.wait_for(has_ended(run_id))
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0
+
+    assert len({span.trace for span in spans}) == 1
+    parents = tree(spans)
+    assert "?" not in parents.values()
+    assert [name for name, parent in parents.items() if parent == ""] == ["enqueue"]
+    assert parents["run three"] == "enqueue"
+    for name in ("queue wait", "claim", "step hello", "step if", "step end"):
+        assert parents[name] == "run three", name
+    ids = {span.name: span.id for span in spans if span.name.startswith("step ")}
+    checkpoints = {span.parent for span in spans if span.name == "postgresql UPDATE orchestration_runs"}
+    assert set(ids.values()) < checkpoints, "each step has its checkpoint, and the run its end"
+    assert parents["redis append events"] == "run three"
+    assert parents["redis enqueue"] == "enqueue"
+
+    found = {span.name: span for span in spans}
+    run, wait = found["run three"], found["queue wait"]
+    assert wait.end - wait.start > 0.1e9  # the worker was started after it
+    assert wait.end == run.start
+    assert run.attributes["synapse.run_status"] == "completed"
+    assert run.attributes["messaging.destination.name"] == keys.queue("default")
+    assert found["step if"].attributes["synapse.step_type"] == "if_else"
+    assert run.resource["service.name"] == "synapse-worker"
+    assert found["enqueue"].resource["service.name"] == "synapse-producer"
+    assert all(span.failed is None for span in spans)
+
+
+async def test_another_worker_goes_on_in_the_same_trace(
+    database: Database, redis_client: Redis, start_worker: StartWorker, collector: Collector
+) -> None:
+    """A killed worker's run, enqueued by who traces nothing: both claims are in one trace, by the run's id."""
+    await store(database, chain("slow", slow_steps(6, 0.4)))
+    first = start_worker(WORKER_LEASE_SECONDS="3", **traced(collector)).wait_ready()
+    await enqueue_as_upstream(redis_client, "run_a", RUN_FUNCTION, run_id="run_a", orch_id="slow", initial_input="x")
+    await steps_reach(database, "run_a", 2)
+    first.kill()
+    start_worker(WORKER_LEASE_SECONDS="3", **traced(collector))
+    await until(database, "run_a", "completed")
+    spans = collector.wait_for(has_ended("run_a"))
+
+    assert len({span.trace for span in spans}) == 1
+    (run,) = [span for span in spans if is_run(span, "run_a")]
+    assert run.attributes["synapse.steps_done_before"] in (2, 3)
+    below = [span for span in spans if span.parent == run.id]
+    assert "queue wait" not in {span.name for span in below}
+    steps = {span.name for span in spans if span.name.startswith("step ")}
+    lost = {f"step s{number:02}" for number in range(6)} - steps
+    assert lost <= {"step s01"}, "a kill may take the last step's span with it, which was not sent yet"
+
+
+async def test_a_resumed_run_stays_in_its_trace(
+    database: Database,
+    redis_client: Redis,
+    redis_server: RedisServer,
+    postgres_url: str,
+    start_worker: StartWorker,
+    collector: Collector,
+) -> None:
+    """A failed run says why in its span; what is resumed later hangs below the first enqueue."""
+    await store(database, chain("broken", [{"id": "s", "type": "transform", "transform_code": "result = 1 / 0"}]))
+    run_id = command(redis_server.url, postgres_url, "enqueue", "broken", **traced(collector)).stdout.strip()
+    start_worker(**traced(collector))
+    await until(database, run_id, "failed")
+    collector.wait_for(has_ended(run_id))
+    said = command(redis_server.url, postgres_url, "runs", "resume", run_id, **traced(collector))
+    assert said.returncode == 0, said.stderr
+    spans = collector.wait_for(has_ended(run_id, claims=2))
+
+    assert len({span.trace for span in spans}) == 1
+    assert [span.parent for span in spans if span.name == "enqueue"].count("") == 1
+    failed = [span for span in spans if is_run(span, run_id)]
+    assert all("ZeroDivisionError" in (span.failed or "") for span in failed)
+    assert [span for span in spans if span.name == "step s" and span.failed]
+
+
+async def test_a_dead_collector_disturbs_nobody(
+    database: Database, redis_client: Redis, start_worker: StartWorker
+) -> None:
+    """Nobody listens at OTLP_ENDPOINT: runs complete, one line tells, and the worker ends in time."""
+    await store(database, PRINT_IF_PRINT)
+    queue = {"OTEL_BSP_MAX_QUEUE_SIZE": "20", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "10", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
+    worker = start_worker(OTLP_ENDPOINT=f"http://127.0.0.1:{free_port()}", **SOON, **queue).wait_ready()
+    run_ids = [await enqueue(database, redis_client, "three") for _ in range(30)]
+    for run_id in run_ids:
+        await until(database, run_id, "completed")
+    await eventually("the worker tells", lambda: "did not take" in worker.log)
+    began = time.monotonic()
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0
+    assert time.monotonic() - began < 10
+    assert worker.log.count("did not take") == 1
+    assert "opentelemetry" not in worker.log.replace("OTLP_ENDPOINT", "")
+
+
+def test_off_imports_nothing() -> None:
+    """Without an endpoint neither OpenTelemetry's SDK nor gRPC is loaded; FastAPI brings the bare API."""
+    code = (
+        "import sys; from synapse_worker import cli, lifecycle; "
+        "print(sorted(n for n in sys.modules if n.startswith(('opentelemetry.sdk', 'opentelemetry.exporter', 'grpc'))))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    assert said.stdout.strip() == "[]"
