@@ -34,6 +34,7 @@ from synapse_operator.observed import (
     Unreachable,
     Unusable,
 )
+from synapse_operator.tenant_drains import Remains
 from synapse_operator.tenants import NotMigrated, TenantStore
 from synapse_worker.connections import open_database, open_redis, ping_redis
 from synapse_worker.contract import DEFAULT_QUEUE, MAX_SHARDS, VARIABLES
@@ -201,6 +202,34 @@ class Backends:
         exclusive = await _is_own(connections.redis, uid)
         store, changes = await _keep_rows(connections.database, rows, living, exclusive=exclusive)
         return TenantsView(exclusive, store, changes)
+
+    async def remains(self, scale: Hashable, uid: str, tenant_ids: Sequence[str]) -> Mapping[str, Remains] | Unknown:
+        """Return what is left of the work of tenants that have queues of their own.
+
+        Args:
+            scale, uid: whose stores they are.
+            tenant_ids: the tenants.
+        """
+        connections = self._open.get(scale)
+        if connections is None or connections.uid != uid:
+            return Unknown("the stores are not known yet")
+        client, database = connections.redis, connections.database
+        if not isinstance(client, Redis):
+            return Unknown(client.sentence)
+        if not isinstance(database, Database):
+            return Unknown(database.sentence)
+        try:
+            async with asyncio.timeout(QUESTION_SECONDS):
+                if not await is_migrated(database):
+                    return Unknown("the tables of this release are not there yet")
+                # Runs first: a job that comes meanwhile has its row before its entry.
+                stand = await standing(database, tenant_ids)
+                queues = {tenant_id: keys.queue(tenant_id) for tenant_id in tenant_ids}
+                figures = await queue_figures(client, list(queues.values()))
+        except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError) as error:
+            return Unknown(str(error) or "a store does not answer in time")
+        jobs = {tenant_id: figures[queue].queued + figures[queue].active for tenant_id, queue in queues.items()}
+        return {tenant_id: Remains(stand[tenant_id], jobs[tenant_id]) for tenant_id in tenant_ids}
 
     def database(self, scale: Hashable) -> Database | None:
         """Return the PostgreSQL that `look` last asked for a scale; None = there is none to ask."""

@@ -22,6 +22,7 @@ from pydantic import SecretStr
 
 from synapse_operator import naming
 from synapse_operator.api.common import JsonObject, SecretKeySelector
+from synapse_operator.api.workers import WorkersOverride
 from synapse_operator.naming import Kind, Ref
 from synapse_worker.routing import Topology
 from synapse_worker.sync.documents import SUFFIXES, Problem, Source
@@ -246,6 +247,26 @@ class Overview:
     slots: int
     active_jobs: int
     open_jobs: int
+
+
+# ---- tenants
+
+
+@dataclass(frozen=True, slots=True)
+class DedicatedTenant:
+    """A tenant with workers of its own.
+
+    Attributes:
+        shard: what its workers and their Deployment are known by (`naming.tenant_shard`).
+        tenant_id: the tenant's id, which names its queue.
+        resource: name of its SynapseTenant.
+        workers: what its workers have otherwise than those of the scale.
+    """
+
+    shard: str
+    tenant_id: str
+    resource: str
+    workers: WorkersOverride
 
 
 # ---- Kubernetes
@@ -496,6 +517,7 @@ class Observed:
         behind: ids of producers that are alive and may still go by an older row.
         drained: shards that producers use no more and that have been empty for long enough (`drains`).
         recommended: workers of each shard that is scaled by its jobs, most that were asked for lately (`autoscale`).
+        dedicated: the tenants that are to have workers of their own, by their shards.
         children: found by label, and by name for those of `naming.expected_refs` that the list lacks.
         pods: all worker pods of the scale (`naming.worker_selector`).
         sync: the last sync of the sources that the spec names; None = this process has seen none.
@@ -518,6 +540,7 @@ class Observed:
     pods: tuple[Pod, ...]
     sync: SyncOutcome | None = None
     recommended: Mapping[str, int] = field(default_factory=dict)
+    dedicated: Mapping[str, DedicatedTenant] = field(default_factory=dict)
     # A scale of 64 shards has two hundred children, and each is looked up several times.
     _by_ref: Mapping[Ref, Child] = field(init=False, repr=False, compare=False)
 

@@ -19,15 +19,16 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Literal
 
+from synapse_operator import naming
 from synapse_operator.api.common import JsonObject
 from synapse_operator.api.reasons import EventReason, Reason
 from synapse_operator.api.scale import SynapseScale
 from synapse_operator.desired.environment import SHARDS_TO_SERVE
 from synapse_operator.desired.manifest import Manifest
 from synapse_operator.desired.model import Blocked, Desired
-from synapse_operator.desired.shards import Flip, workers_of
+from synapse_operator.desired.shards import Flip
 from synapse_operator.naming import CONFIG_HASH_ANNOTATION, SCALE_KIND, Kind, Ref
-from synapse_operator.observed import Child, Observed, Rollout
+from synapse_operator.observed import Child, Observed, Rollout, Unknown
 
 LOOK_AGAIN = timedelta(seconds=15)
 """How soon figures are read again: the rhythm in which a status may show new ones."""
@@ -183,7 +184,7 @@ def plan(scale: SynapseScale, desired: Desired | Blocked, observed: Observed, no
 
 def _rhythm(scale: SynapseScale, desired: Desired) -> timedelta:
     """Return how soon figures are read again."""
-    modes = (workers_of(scale, shard.name).autoscaling for shard in desired.shards)
+    modes = (shard.workers.autoscaling for shard in desired.shards)
     by_load = any(each.mode == "BuiltIn" and not each.paused for each in modes)
     return LOOK_AGAIN_AT_LOAD if by_load and scale.spec.enabled else LOOK_AGAIN
 
@@ -304,8 +305,11 @@ def _unwanted(scale: SynapseScale, desired: Desired, observed: Observed) -> Iter
     wanted = {manifest.ref for manifest in desired.manifests}
     for kind in (Kind.DEPLOYMENT, Kind.POD_DISRUPTION_BUDGET, Kind.NETWORK_POLICY):
         for child in observed.of_kind(kind):
-            if child.ref not in wanted and not child.terminating and child.owner_uid == scale.metadata.uid:
-                yield Delete(child.ref, child.uid)
+            if child.ref in wanted or child.terminating or child.owner_uid != scale.metadata.uid:
+                continue
+            if naming.TENANT_LABEL in child.raw["metadata"]["labels"] and isinstance(observed.topology, Unknown):
+                continue  # the pool cannot be told now to serve that tenant
+            yield Delete(child.ref, child.uid)
 
 
 def _creation(manifest: Manifest) -> Event | None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from pydantic import SecretStr
 
+from synapse_operator import tenants
 from synapse_operator.api.common import JsonObject
 from synapse_operator.api.scale import InvalidScale, SynapseScale, read_scale
+from synapse_operator.api.tenant import read_tenant
 from synapse_operator.autoscale import Recent
 from synapse_operator.backends import Backends, Stores
 from synapse_operator.cluster import apply, observe
@@ -18,12 +20,13 @@ from synapse_operator.cluster.client import Client
 from synapse_operator.cluster.costs import write_costs
 from synapse_operator.cluster.observe import ScaleKey
 from synapse_operator.cluster.report import Reporter
+from synapse_operator.dedicated import Dedicated
 from synapse_operator.deletion_costs import after_a_resize, before_a_resize, shrinking
 from synapse_operator.desired import desired_for_scale
-from synapse_operator.desired.shards import queues_of, recommendations
+from synapse_operator.desired.shards import queues_of, recommendations, serving
 from synapse_operator.drains import drained, emptied
 from synapse_operator.naming import SCALE_KIND
-from synapse_operator.observed import Observed, Unknown
+from synapse_operator.observed import DedicatedTenant, Observed, Unknown
 from synapse_operator.plan import plan
 from synapse_operator.status import figures_due, invalid_status, next_status
 from synapse_operator.syncer import Syncer
@@ -39,6 +42,7 @@ class Reconciler:
         client: Client,
         backends: Backends,
         syncer: Syncer,
+        dedicated: Dedicated,
         metrics: Metrics,
         *,
         worker_image: str,
@@ -48,6 +52,7 @@ class Reconciler:
         self._client = client
         self._backends = backends
         self._syncer = syncer
+        self._dedicated = dedicated
         self._metrics = metrics
         self._worker_image = worker_image
         self._hash_key = hash_key
@@ -114,10 +119,11 @@ class Reconciler:
             self._without_costs.discard(key)
 
     async def _observe(self, key: ScaleKey, scale: SynapseScale, previous: JsonObject) -> Observed:
+        dedicated = await self._dedicated_tenants(key, scale)
         secrets = await observe.read_store_secrets(self._client, scale)
         stores = Stores(scale.metadata.namespace, *secrets, pgbouncer=scale.spec.postgres.pgbouncer)
         view, children = await asyncio.gather(
-            self._backends.look(key, scale.metadata.uid, stores), observe.read_children(self._client, scale)
+            self._backends.look(key, scale.metadata.uid, stores), observe.read_children(self._client, scale, dedicated)
         )
         # An operator that starts anew looks once for costs that the one before has left.
         look = key not in self._without_costs or observe.pods_matter(children)
@@ -142,12 +148,23 @@ class Reconciler:
             children=children,
             pods=pods,
             sync=self._syncer.look(key, scale, view.postgres, previous),
+            dedicated=dedicated,
         )
+        self._dedicated.serve(key, serving(scale, observed))
         recent = recommendations(scale, observed, self._recommended.get(key, {}), now)
         self._recommended[key] = recent
         return replace(observed, recommended={name: asked[0].replicas for name, asked in recent.items()})
 
+    async def _dedicated_tenants(self, key: ScaleKey, scale: SynapseScale) -> Mapping[str, DedicatedTenant]:
+        known = self._dedicated.wanted(key)
+        if known is not None:
+            return known
+        # An operator that starts anew: what is not known yet must not look like none, or busy workers would go.
+        listed = tenants.of_scale(await observe.list_tenants(self._client, key.namespace), key.name)
+        return tenants.dedicated(scale, tenants.claims(map(read_tenant, listed)))
+
     def _forget(self, key: ScaleKey) -> None:
+        self._dedicated.forget(key)
         self._syncer.forget(key)
         self._backends.forget(key)
         self._figures_at.pop(key, None)

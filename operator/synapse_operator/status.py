@@ -21,6 +21,7 @@ from synapse_operator import naming
 from synapse_operator.api.common import JsonObject, ObjectMeta
 from synapse_operator.api.reasons import ConditionType, EventReason, Reason
 from synapse_operator.api.scale import (
+    MAX_SHARD_ENTRIES,
     MAX_SYNC_ERRORS,
     MAX_SYNC_MESSAGE,
     InvalidScale,
@@ -142,7 +143,7 @@ def next_status(
     if (sync := _sync_figures(scale, observed.sync, previous, redact)) is not None:
         status["sync"] = sync
     if isinstance(desired, Desired):
-        status["shards"] = [_shard(scale, shard, observed) for shard in desired.shards]
+        status["shards"] = [_shard(scale, shard, observed) for shard in desired.shards[:MAX_SHARD_ENTRIES]]
         if unserved := _unserved(desired, observed):
             status["unservedQueues"] = unserved
     elif "shards" in previous:

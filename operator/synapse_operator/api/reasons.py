@@ -51,7 +51,10 @@ class Reason(_Documented):
     # Reconciling
     SETTLED = "Settled", "nothing is under way"
     ROLLING_OUT = "RollingOut", "pods are being created, replaced or removed"
-    DRAINING = "Draining", "shards that are wanted no more work off what they hold; their workers go afterwards"
+    DRAINING = (
+        "Draining",
+        "shards that are wanted no more, or a tenant that is being deleted, work off what they hold and go afterwards",
+    )
     APPLYING = "Applying", "objects of the scale are still to be written"
     # Stalled
     NOTHING_TO_DO = "NothingToDo", "nothing needs attention"
@@ -123,6 +126,14 @@ class Reason(_Documented):
     NOT_MANAGED = (
         "NotManaged",
         "the tenant's row in PostgreSQL was made by somebody else, who keeps it: it is neither adopted nor deleted",
+    )
+    ISOLATION_OFF = (
+        "IsolationOff",
+        "spec.workers is given, and tenancy.isolation of the SynapseScale is false: the tenant has no queue of its own",
+    )
+    WORKERS_UNUSED = (
+        "WorkersUnused",
+        "spec.workers is given, and workers of the tenant's own would get no job: its jobs go elsewhere",
     )
     NOT_MIGRATED = "NotMigrated", "PostgreSQL lacks the tables of this release; the first worker that starts makes them"
 

@@ -36,6 +36,7 @@ from synapse_worker.routing import HIGHEST_PRIORITY
 
 URL_MAX_LENGTH = 2048
 
+MAX_SHARD_ENTRIES = 512
 MAX_SOURCES = 32
 MAX_SYNC_ERRORS = 20
 MAX_SYNC_MESSAGE = 1000
@@ -486,8 +487,14 @@ class EffectiveStatus(ApiModel):
 class ShardStatus(ApiModel):
     """One shard as it is."""
 
-    name: str = Field(max_length=63, description="Index of the shard, or `tenants` for the pool of tenants' queues.")
-    queue: str = Field(max_length=63, description="Queues that its workers serve, as in WORKER_QUEUE_SHARD.")
+    name: str = Field(
+        max_length=63,
+        description=(
+            "Index of the shard, `tenants` for the pool of tenants' queues, or `tenant-` and a hash for the workers of "
+            "a single SynapseTenant."
+        ),
+    )
+    queue: str = Field(max_length=255, description="Queues that its workers serve, as in WORKER_QUEUE_SHARD.")
     pool: str | None = Field(default=None, max_length=63, description="Its pool. Absent: workers as in spec.workers.")
     desired: int = Field(ge=0, description="Worker pods that are wanted.")
     ready: int = Field(ge=0, description="Worker pods that answer their readiness probe.")
@@ -597,8 +604,11 @@ class SynapseScaleStatus(ApiModel):
     )
     shards: tuple[ShardStatus, ...] = Field(
         default=(),
-        max_length=128,
-        description="The shards one by one, figures at most every 15 seconds.",
+        max_length=MAX_SHARD_ENTRIES,
+        description=(
+            "The shards one by one, figures at most every 15 seconds; tenants with workers of their own come last, "
+            f"{MAX_SHARD_ENTRIES} entries at most."
+        ),
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     unserved_queues: tuple[Annotated[str, Field(max_length=255, description="Name of a queue.")], ...] = Field(

@@ -17,7 +17,7 @@ from synapse_operator import naming
 from synapse_operator.api.common import JsonObject, SecretKeySelector
 from synapse_operator.api.scale import PostgresSpec, RedisSpec, SynapseScale
 from synapse_operator.cluster.client import Client, path
-from synapse_operator.desired.shards import SHARD_NAMES, is_used, wanted_topology
+from synapse_operator.desired.shards import expected_shards
 from synapse_operator.echo import Version
 from synapse_operator.errors import ApiNotFound, ApiRefused
 from synapse_operator.naming import Kind
@@ -77,6 +77,17 @@ async def list_tenants(client: Client, namespace: str) -> list[JsonObject]:
     return list(answer.get("items") or ())
 
 
+async def is_terminating(client: Client, namespace: str) -> bool:
+    """Return whether a namespace is being deleted; one that we may not look at counts as not."""
+    try:
+        found = await client.request("GET", path("v1", "", "namespaces", namespace))
+    except ApiNotFound:
+        return True
+    except ApiRefused:
+        return False
+    return "deletionTimestamp" in found["metadata"]
+
+
 async def list_versions(client: Client, namespaces: Sequence[str]) -> list[Version]:
     """Return what exists of our kinds in the given namespaces ("" = all): the question of `echo`."""
     scales = [client.request("GET", path(naming.API_VERSION, each, naming.SCALE_PLURAL)) for each in namespaces]
@@ -101,8 +112,14 @@ def _version(item: JsonObject, scale: str) -> Version:
     return Version(meta["namespace"], meta["name"], meta["uid"], meta.get("generation", 1), scale)
 
 
-async def read_children(client: Client, scale: SynapseScale) -> tuple[Child, ...]:
-    """Return the children of a scale, found by label, and by name where the label got lost."""
+async def read_children(client: Client, scale: SynapseScale, dedicated: Iterable[str]) -> tuple[Child, ...]:
+    """Return the children of a scale, found by label, and by name where the label got lost.
+
+    Args:
+        client: the API server.
+        scale: the scale.
+        dedicated: shards of tenants with workers of their own.
+    """
     namespace, name = scale.metadata.namespace, scale.metadata.name
     selector = naming.selector_text({naming.SCALE_LABEL: naming.scale_label(name)})
     lists = await asyncio.gather(*(_list(client, kind, namespace, selector) for kind in Kind))
@@ -111,7 +128,7 @@ async def read_children(client: Client, scale: SynapseScale) -> tuple[Child, ...
     expected = naming.expected_refs(
         namespace,
         name,
-        shards=[name for name in SHARD_NAMES if is_used(wanted_topology(scale), name)],
+        shards=expected_shards(scale, dedicated),
         budgets=scale.spec.pod_disruption_budget.enabled,
         network_policy=scale.spec.network_policy.enabled,
     )

@@ -48,7 +48,6 @@ OLD_REPLICA_SETS = 1
 def worker_deployment(
     scale: SynapseScale,
     shard: Shard,
-    workers: WorkersSpec,
     *,
     image: str,
     config_map: Manifest,
@@ -60,8 +59,7 @@ def worker_deployment(
 
     Args:
         scale: the owner.
-        shard: the shard.
-        workers: what its workers are like; how many there are says `shard`.
+        shard: the shard, with how many workers and what they are like.
         image: their image.
         config_map: the ConfigMap with their variables.
         stored: hash of the stored settings that they read at their start.
@@ -69,7 +67,7 @@ def worker_deployment(
             gets into the manifest.
         hash_key: key of that fingerprint.
     """
-    name = scale.metadata.name
+    name, workers = scale.metadata.name, shard.workers
     selector = naming.shard_selector(name, shard.name)
     labels = naming.child_labels(name) | selector
     pod: JsonObject = {
@@ -97,7 +95,10 @@ def worker_deployment(
         },
         "template": pod,
     }
-    return manifest(scale, Kind.DEPLOYMENT, naming.deployment_name(name, shard.name), {"spec": spec}, labels=selector)
+    whose = {naming.TENANT_LABEL: naming.scale_label(shard.tenant)} if shard.tenant else {}
+    return manifest(
+        scale, Kind.DEPLOYMENT, naming.deployment_name(name, shard.name), {"spec": spec}, labels=selector | whose
+    )
 
 
 def _pod_spec(
