@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
@@ -96,7 +97,7 @@ class TenantsView:
     """How the tenants of a scale stand in its stores.
 
     Attributes:
-        exclusive: whether Redis is known to be this scale's alone.
+        exclusive: whether Redis and PostgreSQL are known to be this scale's alone.
         store: what PostgreSQL says, once the rows are as wanted.
         changes: the rows that were written.
     """
@@ -126,7 +127,7 @@ class Backends:
             self._close(scale)
             connections = self._open[scale] = _Connections(uid, stores)
         (redis, queues, owner), said = await asyncio.gather(
-            _ask_redis(connections.redis, connections.queues, uid), _ask_postgres(connections.database)
+            _ask_redis(connections.redis, connections.queues, uid), _ask_postgres(connections.database, uid)
         )
         if said.queues is not None:
             connections.queues = said.queues
@@ -185,8 +186,8 @@ class Backends:
     ) -> TenantsView | None:
         """Bring the rows of a scale's tenants to what is wanted and ask how they stand.
 
-        Rows of tenants that are gone are taken only while Redis is marked as the scale's own, since to another scale
-        the tenants of this one are gone too.
+        Rows of tenants that are gone are taken only while both stores are marked as the scale's own, since to another
+        scale the tenants of this one are gone too.
 
         Args:
             scale, uid: whose stores they are.
@@ -200,8 +201,7 @@ class Backends:
         if connections is None or connections.uid != uid:
             return None
         exclusive = await _is_own(connections.redis, uid)
-        store, changes = await _keep_rows(connections.database, rows, living, exclusive=exclusive)
-        return TenantsView(exclusive, store, changes)
+        return await _keep_rows(connections.database, uid, rows, living, exclusive=exclusive)
 
     async def remains(self, scale: Hashable, uid: str, tenant_ids: Sequence[str]) -> Mapping[str, Remains] | Unknown:
         """Return what is left of the work of tenants that have queues of their own.
@@ -237,7 +237,7 @@ class Backends:
         return connections.database if connections and isinstance(connections.database, Database) else None
 
     def forget(self, scale: Hashable) -> None:
-        """Take our mark from the Redis of a scale that is gone and close its connections, in the background."""
+        """Take our marks from the stores of a scale that is gone and close its connections, in the background."""
         self._close(scale, gone=True)
 
     async def close(self) -> None:
@@ -290,6 +290,8 @@ class _Connections:
                 await _quietly(disown(self.redis, self.uid))
             await _quietly(self.redis.aclose(close_connection_pool=True))
         if isinstance(self.database, Database):
+            if gone:
+                await _quietly(topology.disown(self.database, self.uid))
             await _quietly(self.database.close())
 
 
@@ -341,7 +343,7 @@ async def _ask_redis(
         keys.shard_of(queue_key): QueueFigures(figure.queued, figure.active, figure.oldest_seconds, figure.parked)
         for queue_key, figure in figures.items()
     }
-    return RedisAnswers(facts.version, facts.maxmemory_policy, facts.clustered), queues, owner
+    return RedisAnswers(facts.version, facts.maxmemory_policy, facts.clustered, facts.masters), queues, owner
 
 
 async def _mark(client: Redis, uid: str) -> str | Unknown:
@@ -363,19 +365,26 @@ async def _is_own(client: Redis | Unusable | NotTried, uid: str) -> bool:
 
 
 async def _keep_rows(
-    database: Database | Unusable | NotTried, rows: Sequence[ManagedRow], living: Sequence[str], *, exclusive: bool
-) -> tuple[TenantStore, RowChanges]:
+    database: Database | Unusable | NotTried,
+    uid: str,
+    rows: Sequence[ManagedRow],
+    living: Sequence[str],
+    *,
+    exclusive: bool,
+) -> TenantsView:
     nothing = RowChanges(frozenset(), frozenset(), frozenset())
     if not isinstance(database, Database):
-        return database, nothing
+        return TenantsView(False, database, nothing)
     try:
         async with asyncio.timeout(QUESTION_SECONDS):
             if not await is_migrated(database):
-                return NotMigrated(), nothing
+                return TenantsView(False, NotMigrated(), nothing)
+            row = await topology.read(database)
+            exclusive = exclusive and row is not None and row.owner_uid == uid
             changes = await bring_to(database, rows, living=living, exclusive=exclusive)
-            return await standing(database, [row.tenant_id for row in rows]), changes
+            return TenantsView(exclusive, await standing(database, [row.tenant_id for row in rows]), changes)
     except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError) as error:
-        return _failed("PostgreSQL", error), nothing
+        return TenantsView(False, _failed("PostgreSQL", error), nothing)
 
 
 class _PostgresView(NamedTuple):
@@ -389,13 +398,18 @@ class _PostgresView(NamedTuple):
     queues: Sequence[str] | None
 
 
-async def _ask_postgres(database: Database | Unusable | NotTried) -> _PostgresView:
+async def _ask_postgres(database: Database | Unusable | NotTried, uid: str) -> _PostgresView:
     if not isinstance(database, Database):
         unknown = Unknown(database.sentence)
         return _PostgresView(database, unknown, unknown, unknown, unknown, None)
     try:
         async with asyncio.timeout(QUESTION_SECONDS):
             totals = await overview(database)
+            if totals is None:
+                unknown = Unknown(
+                    "the tables are those of an older release; the first worker that starts completes them"
+                )
+                return _PostgresView(PostgresAnswers(None), unknown, unknown, unknown, unknown, None)
             figures = Overview(
                 dead_letters=totals.dead_letters,
                 slots=totals.slots,
@@ -406,6 +420,8 @@ async def _ask_postgres(database: Database | Unusable | NotTried) -> _PostgresVi
             if totals.schema_version is None:
                 unknown = Unknown("the tables of this release are not there yet")
                 return _PostgresView(state, figures, unknown, unknown, unknown, None)
+            with suppress(StoreRefused):  # a database that takes no writes now can be asked all the same
+                await topology.renew(database, uid)
             row = await topology.read(database)
             behind = await topology.producers_behind(database, 0 if row is None else row.epoch)
             known = await known_queues(database)
@@ -416,7 +432,9 @@ async def _ask_postgres(database: Database | Unusable | NotTried) -> _PostgresVi
         failed = _failed("PostgreSQL", error)
         unknown = Unknown(failed.sentence)
         return _PostgresView(failed, unknown, unknown, unknown, unknown, None)
-    record = None if row is None else TopologyRecord(row.epoch, row.topology, row.enabled, row.owner_uid)
+    record = (
+        None if row is None else TopologyRecord(row.epoch, row.topology, row.enabled, row.owner_uid, row.owner_gone)
+    )
     return _PostgresView(state, figures, stored, record, tuple(behind), known)
 
 

@@ -165,12 +165,14 @@ class SyncOutcome:
 class RedisAnswers:
     """Redis answered: `version` as text, `eviction_policy` ("" where it would not say); of a cluster, the worst.
 
-    `clustered`: its keys live in hash slots, so stock arq workers cannot work beside ours.
+    `clustered`: its keys live in hash slots, so stock arq workers cannot work beside ours; `masters`: nodes that hold
+    keys, 0 = they cannot be told.
     """
 
     version: str
     eviction_policy: str
     clustered: bool = False
+    masters: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,12 +226,23 @@ class QueueFigures:
 
 @dataclass(frozen=True, slots=True)
 class TopologyRecord:
-    """The topology's row, which producers go by: `epoch` is one more with each change, `owner_uid` its writer's."""
+    """The topology's row, which producers go by.
+
+    Attributes:
+        epoch: one more with each change.
+        owner_uid: UID of the SynapseScale that the database belongs to; "" = nobody's any more.
+        owner_gone: whether that one has been silent for so long that another may take over.
+    """
 
     epoch: int
     topology: Topology
     enabled: bool
     owner_uid: str
+    owner_gone: bool = False
+
+    def is_free_for(self, uid: str) -> bool:
+        """Whether the scale `uid` may write the row."""
+        return self.owner_uid in ("", uid) or self.owner_gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -579,6 +592,11 @@ class Observed:
     def migrated(self) -> bool:
         """Whether PostgreSQL is known to hold the tables of this release, which workers make."""
         return isinstance(self.postgres, PostgresAnswers) and self.postgres.schema_version is not None
+
+    @property
+    def outdated(self) -> bool:
+        """Whether PostgreSQL holds the tables of an older release: who works there cannot be asked until one starts."""
+        return isinstance(self.postgres, PostgresAnswers) and not self.migrated and isinstance(self.overview, Unknown)
 
     @property
     def idle(self) -> bool | Unknown:

@@ -43,11 +43,13 @@ from synapse_operator.observed import (
     RedisAnswers,
     Rollout,
     SyncOutcome,
+    TopologyRecord,
     Unknown,
     Unreachable,
     Unusable,
 )
 from synapse_operator.plan import ApplyReport, Event
+from synapse_worker.contract import MAX_SHARDS
 from synapse_worker.sync.documents import Problem
 
 FIGURES_EVERY = timedelta(seconds=15)
@@ -56,6 +58,9 @@ two for one trouble); transitions are written at once."""
 
 MINIMUM_REDIS = (6, 2)
 SAFE_EVICTION_POLICY = "noeviction"
+
+SHARDS_PER_MASTER = 4
+"""Keys are spread over a cluster's masters by chance; with so many, hardly one is left out."""
 
 MAX_UNSERVED = 1024
 """Names in `unservedQueues`, as the CRD bounds them."""
@@ -125,7 +130,7 @@ def next_status(
         _reconciling(problem, moving, _draining(desired, observed), ready, wanted, applied),
         _stalled(problem),
         _redis_reachable(observed),
-        _redis_safe(observed),
+        _redis_safe(observed, scale.spec.queue.shards),
         _postgres_reachable(observed),
         _backend_exclusive(scale, observed),
         applied,
@@ -395,16 +400,31 @@ def _backend_exclusive(scale: SynapseScale, observed: Observed) -> _Verdict:
     type_, owner = ConditionType.BACKEND_EXCLUSIVE, observed.redis_owner
     if isinstance(owner, Unknown):
         return _Verdict(type_, _Status.UNKNOWN, Reason.NOT_TRIED, f"Redis could not be marked: {owner.sentence}")
+    store = "Redis"
+    row = observed.topology
     if owner == scale.metadata.uid:
-        return _Verdict(type_, _Status.TRUE, Reason.EXCLUSIVE, "No other SynapseScale uses this Redis")
+        if not isinstance(row, TopologyRecord) or row.is_free_for(owner):
+            return _Verdict(type_, _Status.TRUE, Reason.EXCLUSIVE, "No other SynapseScale uses these stores")
+        store, owner = "The PostgreSQL database", row.owner_uid
     message = (
-        f"Redis is in use by another SynapseScale (UID {owner}), perhaps of another cluster; give each its own. "
+        f"{store} is in use by another SynapseScale (UID {owner}), perhaps of another cluster; give each its own. "
         "Where that one is gone, the mark ends within 10 minutes"
     )
     return _Verdict(type_, _Status.FALSE, Reason.BACKEND_SHARED, message)
 
 
-def _redis_safe(observed: Observed) -> _Verdict:
+def _idle_masters(redis: RedisAnswers, shards: int) -> str:
+    """Return the advice for a cluster of which few queues leave masters idle; "" = none is needed."""
+    wanted = min(SHARDS_PER_MASTER * redis.masters, MAX_SHARDS)
+    if shards >= wanted:
+        return ""
+    return (
+        f"; each queue is on one of its {redis.masters} masters: with fewer than {wanted} shards (queue.shards is "
+        f"{shards}) some may have nothing to do"
+    )
+
+
+def _redis_safe(observed: Observed, shards: int) -> _Verdict:
     type_, state = ConditionType.REDIS_SAFE, observed.redis
     if not isinstance(state, RedisAnswers):
         why = state.sentence if isinstance(state, NotTried) else "it does not answer as it should"
@@ -417,6 +437,7 @@ def _redis_safe(observed: Observed) -> _Verdict:
         message = f"maxmemory-policy is {SAFE_EVICTION_POLICY}: Redis keeps its keys"
         if state.clustered:
             message += "; it is clustered, so no stock arq worker may serve the queues beside ours"
+            message += _idle_masters(state, shards)
             return _Verdict(type_, _Status.TRUE, Reason.NO_ARQ_PEERS, message)
         return _Verdict(type_, _Status.TRUE, Reason.NO_EVICTION, message)
     if not state.eviction_policy:

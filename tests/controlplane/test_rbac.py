@@ -54,6 +54,12 @@ def test_the_rules_cover_the_calls_and_nothing_more(plane: ControlPlane, ns: str
         plane.await_children(ns)
         plane.await_condition(ns, "DefinitionsSynced", "True", "Synced")
         plane.await_tenant(ns, "acme", "TenantStored")
+        # Under isolation a tenant is held while its queue is worked off.
+        plane.apply(harness.scale(ns, tenancy={"isolation": True}))
+        eventually("it is held", lambda: plane.get(ns, "stenant", "acme")["metadata"].get("finalizers"))
+        stores.put("acme", "job")
+        plane.kubectl("delete", "stenant", "acme", "-n", ns, "--wait=false")
+        plane.await_tenant(ns, "acme", "Draining")
         # Two changes of the environment leave an old ConfigMap to delete.
         for concurrency in (5, 6, 7):
             plane.apply(harness.scale(ns, workers={"concurrency": concurrency}))

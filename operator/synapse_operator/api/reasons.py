@@ -31,7 +31,7 @@ class ConditionType(_Documented):
     REDIS_REACHABLE = "RedisReachable", "True: the operator reaches Redis with the URL that the workers get"
     REDIS_SAFE = "RedisSafe", "True: Redis is recent enough and set to keep its keys when its memory is full"
     POSTGRES_REACHABLE = "PostgresReachable", "True: the operator reaches PostgreSQL with the URL that the workers get"
-    BACKEND_EXCLUSIVE = "BackendExclusive", "True: no other SynapseScale uses the same Redis"
+    BACKEND_EXCLUSIVE = "BackendExclusive", "True: no other SynapseScale uses the same Redis or the same database"
     CHILDREN_APPLIED = "ChildrenApplied", "True: every object that belongs to the scale is as it should be"
     DEFINITIONS_SYNCED = "DefinitionsSynced", "True: PostgreSQL holds the definitions as the sources of spec.sync say"
     PAUSED = "Paused", "True: the annotation scale.synapseorch.com/paused is there, and the operator changes nothing"
@@ -83,10 +83,10 @@ class Reason(_Documented):
     EVICTION_POLICY = "EvictionPolicy", "maxmemory-policy lets Redis drop jobs when its memory is full"
     EVICTION_POLICY_UNKNOWN = "EvictionPolicyUnknown", "Redis does not tell its maxmemory-policy"
     REDIS_TOO_OLD = "RedisTooOld", "Redis is older than the workers need"
-    EXCLUSIVE = "Exclusive", "Redis is marked as this SynapseScale's"
+    EXCLUSIVE = "Exclusive", "Redis and PostgreSQL are marked as this SynapseScale's"
     BACKEND_SHARED = (
         "BackendShared",
-        "Redis is marked as another SynapseScale's; rows of tenants that are gone are not deleted",
+        "Redis or PostgreSQL is marked as another SynapseScale's; rows of tenants that are gone are not deleted",
     )
     TOPOLOGY_NOT_WRITTEN = (
         "TopologyNotWritten",
@@ -149,4 +149,4 @@ class EventReason(_Documented):
     NOT_READY = "NotReady", "the scale stopped being ready, or the reason changed"
     REDIS_UNSAFE = "RedisUnsafe", "Redis may drop jobs, or is too old"
     NOT_SYNCED = "NotSynced", "definitions could not be synced, or not all of them"
-    BACKEND_SHARED = "BackendShared", "another SynapseScale uses the same Redis"
+    BACKEND_SHARED = "BackendShared", "another SynapseScale uses the same Redis or the same database"

@@ -95,12 +95,12 @@ def flip_of(scale: SynapseScale, observed: Observed) -> Flip | None:
     if isinstance(observed.topology, Unknown):
         return None
     was = observed.topology
-    # Two scales on the same stores would change the row in turns; the one that Redis is marked for has it.
+    # Two scales on the same stores would change the row in turns; the one that both are marked for has it.
     uid = scale.metadata.uid
     ours = observed.redis_owner == uid or (
         isinstance(observed.redis_owner, Unknown) and (was is None or was.owner_uid == uid)
     )
-    if not ours:
+    if not ours or not (was is None or was.is_free_for(uid)):
         return None
     topology, enabled = wanted_topology(scale), scale.spec.enabled
     if was is not None and (was.topology, was.enabled, was.owner_uid) == (topology, enabled, uid):
@@ -133,6 +133,8 @@ def recommendations(
         asked = _asked_for(scale, observed, name)
         if asked is None:
             asked = present if rollout else bounded(autoscaling, 0)
+            if name == "0" and observed.outdated:
+                asked = bounded(autoscaling, max(asked, 1))
         found[name] = remembered(before.get(name, ()), asked, present=present, window=window, now=now)
     return found
 
@@ -239,7 +241,7 @@ def _replicas(scale: SynapseScale, observed: Observed, name: str, state: ShardSt
     most = _most(workers)
     idle = observed.idle
     if isinstance(idle, Unknown):
-        return min(present, most)
+        return min(max(present, 1 if name == "0" and observed.outdated else 0), most)
     if idle and not scale.spec.enabled:
         return 0
     return min(max(present, 1 if _is_lost(observed, name) or _holds_jobs(observed, name) else 0), most)

@@ -174,23 +174,29 @@ def test_routes_and_scale_mode_are_told_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("redis_owner", "row_owner", "written"),
+    ("redis_owner", "row_owner", "gone", "written"),
     [
-        (SCALE_UID, "another", True),
-        ("another", SCALE_UID, False),
-        ("another", "another", False),
-        (UNKNOWN, SCALE_UID, True),
-        (UNKNOWN, "another", False),
+        (SCALE_UID, SCALE_UID, False, True),
+        (SCALE_UID, "another", True, True),
+        (SCALE_UID, "", False, True),
+        # Another Redis and the same database.
+        (SCALE_UID, "another", False, False),
+        ("another", SCALE_UID, False, False),
+        ("another", "another", True, False),
+        (UNKNOWN, SCALE_UID, False, True),
+        (UNKNOWN, "another", True, False),
     ],
 )
-def test_of_two_scales_on_the_same_stores_one_writes_the_row(redis_owner: Any, row_owner: str, written: bool) -> None:
+def test_of_two_scales_on_the_same_stores_one_writes_the_row(
+    redis_owner: Any, row_owner: str, gone: bool, written: bool
+) -> None:
     scale = _scale(3)
-    row = _row(2, owner_uid=row_owner)
+    row = _row(2, owner_uid=row_owner, owner_gone=gone)
     assert (what_is_desired(scale, _seen(scale, row, redis_owner=redis_owner)).flip is not None) is written
 
 
 def test_a_row_of_a_scale_that_is_gone_is_taken_over() -> None:
-    row = _row(1, owner_uid="another")
+    row = _row(1, owner_uid="another", owner_gone=True)
     assert what_is_desired(_scale(1), _seen(_scale(1), row)).flip == Flip(row, Topology(1), enabled=True)
 
 

@@ -30,6 +30,7 @@ from synapse_operator.observed import (
     RedisAnswers,
     SecretMissing,
     SyncOutcome,
+    TopologyRecord,
     Unknown,
     Unreachable,
     Unusable,
@@ -45,6 +46,7 @@ from synapse_operator.status import (
     transition_events,
 )
 from synapse_worker import connections
+from synapse_worker.routing import ONE_QUEUE
 from synapse_worker.sync.documents import Problem
 from tests.builders import (
     HASH_KEY,
@@ -445,6 +447,24 @@ def test_pods_do_not_matter_where_none_is_wanted() -> None:
 )
 def test_redis_safe(redis: Any, expected: tuple[str, str]) -> None:
     assert _told(redis=redis).condition(ConditionType.REDIS_SAFE) == expected
+
+
+@pytest.mark.parametrize(("shards", "told"), [(1, True), (11, True), (12, False), (64, False)])
+def test_a_cluster_with_few_queues_is_told_that_masters_may_be_idle(shards: int, told: bool) -> None:
+    scale = a_scale(spec={"queue": {"shards": shards}})
+    found = _told(scale=scale, redis=RedisAnswers("7.2.4", "noeviction", clustered=True, masters=3))
+    message = found.message(ConditionType.REDIS_SAFE)
+    assert (f"one of its 3 masters: with fewer than 12 shards (queue.shards is {shards})" in message) is told
+
+
+def test_a_database_of_another_scale_is_told() -> None:
+    row = TopologyRecord(1, ONE_QUEUE, enabled=True, owner_uid="another")
+    found = _told(topology=row)
+    assert found.condition(ConditionType.BACKEND_EXCLUSIVE) == ("False", "BackendShared")
+    message = found.message(ConditionType.BACKEND_EXCLUSIVE)
+    assert message.startswith("The PostgreSQL database is in use by another SynapseScale (UID another)")
+    gone = _told(topology=replace(row, owner_gone=True))
+    assert gone.condition(ConditionType.BACKEND_EXCLUSIVE) == ("True", "Exclusive")
 
 
 def test_an_unsafe_redis_is_a_warning_and_no_more() -> None:
