@@ -152,6 +152,7 @@ class _Leader:
             worker_image=self._given.worker_image,
             hash_key=await hashkey.provide(self._client, self._given.pod_namespace),
             instance=self._given.pod_name,
+            wake=self._wake,
         )
         tenants = TenantReconciler(self._client, backends, dedicated, self._metrics)
 

@@ -55,7 +55,10 @@ CONFIG_HASH_ANNOTATION = f"{GROUP}/config-hash"
 STORED_ANNOTATION = f"{GROUP}/stored-settings"
 """On the pod template: hash of the stored settings that stand in for variables; kept while they cannot be read."""
 
-POD_ANNOTATIONS = (CONFIG_HASH_ANNOTATION, STORED_ANNOTATION)
+TEMPLATE_SECRETS_ANNOTATION = f"{GROUP}/template-secrets"
+"""On the pod template: keyed hash of the Secrets that the overlay's variables name; kept while one cannot be read."""
+
+POD_ANNOTATIONS = (CONFIG_HASH_ANNOTATION, STORED_ANNOTATION, TEMPLATE_SECRETS_ANNOTATION)
 """Annotations of a worker pod that nobody else may set."""
 
 DELETION_COST_ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"

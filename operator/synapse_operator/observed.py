@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from pydantic import SecretStr
 
 from synapse_operator import naming
 from synapse_operator.api.common import JsonObject, SecretKeySelector
+from synapse_operator.api.overlay import SecretPart
 from synapse_operator.api.workers import WorkersOverride
 from synapse_operator.naming import Kind, Ref
 from synapse_worker.routing import Topology
@@ -60,6 +62,14 @@ class KeyMissing:
 
 
 SecretLookup = Found | SecretMissing | KeyMissing | Unknown
+
+
+def read_secret_part(secret: JsonObject, part: SecretPart) -> SecretStr | None:
+    """Return a part of a Secret as one text, whatever its bytes are; None = it is not there."""
+    data = secret.get("data") or {}
+    if not part.key:
+        return SecretStr(json.dumps(data, sort_keys=True))
+    return SecretStr(data[part.key]) if part.key in data else None
 
 
 def read_secret_key(secret: JsonObject | None, selector: SecretKeySelector, content: str) -> SecretLookup:
@@ -357,6 +367,7 @@ class Rollout:
         ready: pods that answer their readiness probe, old and new.
         current: whether the Deployment controller has seen the present spec.
         refusal: why pods cannot be created (quota, policy); None = they can.
+        stuck: whether the Deployment controller has given up on it.
     """
 
     wanted: int
@@ -366,6 +377,7 @@ class Rollout:
     available: int
     current: bool
     refusal: str | None
+    stuck: bool
 
     @classmethod
     def of(cls, child: Child) -> Rollout:
@@ -386,12 +398,21 @@ class Rollout:
             available=status.get("availableReplicas", 0),
             current=status.get("observedGeneration", 0) >= child.raw["metadata"].get("generation", 1),
             refusal=failures[0] if failures else None,
+            stuck=any(
+                condition.get("type") == "Progressing" and condition.get("status") == "False"
+                for condition in status.get("conditions") or ()
+            ),
         )
 
     @property
     def chosen(self) -> bool:
         """Whether the pods that go are known: no more are left than are wanted."""
         return self.current and self.total <= self.wanted
+
+    @property
+    def rolling(self) -> bool:
+        """Whether pods are being replaced, and that gets on."""
+        return (not self.current or self.updated < self.total) and not self.stuck
 
     @property
     def complete(self) -> bool:
@@ -531,6 +552,7 @@ class Observed:
         drained: shards that producers use no more and that have been empty for long enough (`drains`).
         recommended: workers of each shard that is scaled by its jobs, most that were asked for lately (`autoscale`).
         dedicated: the tenants that are to have workers of their own, by their shards.
+        template_secrets: what the overlays' variables take from Secrets, without what is missing or cannot be read.
         children: found by label, and by name for those of `naming.expected_refs` that the list lacks.
         pods: all worker pods of the scale (`naming.worker_selector`).
         sync: the last sync of the sources that the spec names; None = this process has seen none.
@@ -554,6 +576,7 @@ class Observed:
     sync: SyncOutcome | None = None
     recommended: Mapping[str, int] = field(default_factory=dict)
     dedicated: Mapping[str, DedicatedTenant] = field(default_factory=dict)
+    template_secrets: Mapping[SecretPart, SecretStr] = field(default_factory=dict)
     # A scale of 64 shards has two hundred children, and each is looked up several times.
     _by_ref: Mapping[Ref, Child] = field(init=False, repr=False, compare=False)
 
@@ -607,6 +630,12 @@ class Observed:
             return self.overview
         busy = self.overview.open_jobs or any(figure.queued or figure.active for figure in self.queues.values())
         return not busy
+
+    @property
+    def rolling(self) -> bool:
+        """Whether pods are being replaced, and nothing hinders that."""
+        deployments = (child for child in self.of_kind(Kind.DEPLOYMENT) if not child.terminating)
+        return self.pod_problem is None and any(Rollout.of(child).rolling for child in deployments)
 
     @property
     def pod_problem(self) -> PodProblem | None:

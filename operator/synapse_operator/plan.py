@@ -80,6 +80,21 @@ class Apply:
 
 
 @dataclass(frozen=True, slots=True)
+class Resize:
+    """A change of a Deployment's replicas alone, while the rest of its manifest waits for its turn.
+
+    Attributes:
+        child: the Deployment as it is; only this version is changed.
+        replicas: workers that are wanted.
+        event: posted once it has succeeded.
+    """
+
+    child: Child
+    replicas: int
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
 class Delete:
     """One deletion in the background, with the UID as precondition; "not found" and "another UID" are success."""
 
@@ -98,7 +113,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do, in this order: `delete`, then `apply` one by one up to the first failure; beside it `flip`.
+    """What to do, in this order: `delete`, `resize`, `apply`, one by one up to the first failure; beside it `flip`.
 
     An object is preceded by what it needs, so a Deployment never starts pods whose ConfigMap was refused.
 
@@ -109,6 +124,7 @@ class Plan:
     """
 
     delete: tuple[Delete, ...] = ()
+    resize: tuple[Resize, ...] = ()
     apply: tuple[Apply, ...] = ()
     failures: tuple[Failure, ...] = ()
     flip: Flip | None = None
@@ -117,7 +133,17 @@ class Plan:
     @property
     def empty(self) -> bool:
         """Whether nothing is to be written."""
-        return not (self.delete or self.apply or self.flip)
+        return not (self.delete or self.resize or self.apply or self.flip)
+
+    @property
+    def rolls(self) -> bool:
+        """Whether pods that are there are to be replaced."""
+        return any(
+            step.replaces is not None
+            and step.manifest.ref.kind is Kind.DEPLOYMENT
+            and _config_hash(step.replaces.raw) != _config_hash(step.manifest.body)
+            for step in self.apply
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +161,9 @@ class ApplyReport:
     flip_failure: str = ""
 
 
-def plan(scale: SynapseScale, desired: Desired | Blocked, observed: Observed, now: datetime) -> Plan:
+def plan(
+    scale: SynapseScale, desired: Desired | Blocked, observed: Observed, now: datetime, *, may_roll: bool = True
+) -> Plan:
     """Return what brings `observed` to `desired`.
 
     Args:
@@ -144,6 +172,7 @@ def plan(scale: SynapseScale, desired: Desired | Blocked, observed: Observed, no
         desired: what is wanted; `Blocked` leaves the children as they are.
         observed: what is there.
         now: the present time, UTC.
+        may_roll: whether pods may be replaced now, or other scales are at it.
     """
     if scale.terminating:
         return Plan()
@@ -151,9 +180,10 @@ def plan(scale: SynapseScale, desired: Desired | Blocked, observed: Observed, no
         return Plan(wake_at=now + LOOK_AGAIN)
     deletions = [*_superseded_config_maps(scale, desired, observed), *_unwanted(scale, desired, observed)]
     applies: list[Apply] = []
+    resizes: list[Resize] = []
     failures: list[Failure] = []
     leaving = False
-    rolls = _Rolls(desired, observed)
+    rolls = _Rolls(desired, observed, ROLLING_AT_ONCE if may_roll else 0)
     for manifest in desired.manifests:
         child = observed.child(manifest.ref)
         if child is None:
@@ -168,13 +198,15 @@ def plan(scale: SynapseScale, desired: Desired | Blocked, observed: Observed, no
             deletions.append(Delete(child.ref, child.uid))
             applies.append(Apply(manifest, Cause.DRIFTED, _repair(manifest), None))
         elif child.applied_hash != manifest.applied_hash and not rolls.may_change(child, manifest):
-            continue  # its turn comes when another one is through; that wakes the scale
+            # Its turn comes when another one is through; the number of its workers does not wait for that.
+            resizes += _resized(child, manifest)
         elif child.applied_hash != manifest.applied_hash:
             applies.append(Apply(manifest, Cause.CHANGED, _change(child, manifest), child))
         elif not owns(child.owned_fields, manifest.body):
             applies.append(Apply(manifest, Cause.DRIFTED, _repair(manifest), child))
     return Plan(
         delete=tuple(deletions),
+        resize=tuple(resizes),
         apply=tuple(applies),
         failures=tuple(failures),
         flip=desired.flip,
@@ -190,9 +222,10 @@ def _rhythm(scale: SynapseScale, desired: Desired) -> timedelta:
 
 
 class _Rolls:
-    """Counts the Deployments whose pods are being replaced, so that no more than `ROLLING_AT_ONCE` are at a time."""
+    """Counts the Deployments whose pods are being replaced, so that no more than `most` are at a time."""
 
-    def __init__(self, desired: Desired, observed: Observed) -> None:
+    def __init__(self, desired: Desired, observed: Observed, most: int) -> None:
+        self._most = most
         children = (observed.child(manifest.ref) for manifest in desired.manifests)
         deployments = [child for child in children if child is not None and child.ref.kind is Kind.DEPLOYMENT]
         self._rolling = {child.ref for child in deployments if not Rollout.of(child).complete}
@@ -203,7 +236,7 @@ class _Rolls:
             return True
         if _config_hash(child.raw) == _config_hash(manifest.body):
             return True  # no pod is replaced
-        if len(self._rolling) >= ROLLING_AT_ONCE:
+        if len(self._rolling) >= self._most:
             return False
         self._rolling.add(child.ref)
         return True
@@ -328,6 +361,14 @@ def _change(child: Child, manifest: Manifest) -> Event | None:
         scaled = Event("Normal", EventReason.SCALED, f"Scaled {manifest.ref} from {before} to {after}")
         return scaled if before != after else None
     return Event("Normal", EventReason.UPDATED, f"Updated {manifest.ref}, which rolls out new pods")
+
+
+def _resized(child: Child, manifest: Manifest) -> list[Resize]:
+    replicas = manifest.body["spec"].get("replicas")
+    if replicas is None or replicas == Rollout.of(child).wanted:
+        return []
+    sentence = f"Scaled {manifest.ref} from {_workers(child.raw)} to {_workers(manifest.body)}"
+    return [Resize(child, replicas, Event("Normal", EventReason.SCALED, sentence))]
 
 
 def _repair(manifest: Manifest) -> Event:

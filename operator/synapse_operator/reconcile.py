@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from synapse_operator import tenants
 from synapse_operator.api.common import JsonObject
+from synapse_operator.api.overlay import SecretPart
 from synapse_operator.api.scale import InvalidScale, SynapseScale, read_scale
 from synapse_operator.api.tenant import read_tenant
 from synapse_operator.autoscale import Recent
@@ -18,7 +19,7 @@ from synapse_operator.backends import Backends, Stores
 from synapse_operator.cluster import apply, observe
 from synapse_operator.cluster.client import Client
 from synapse_operator.cluster.costs import write_costs
-from synapse_operator.cluster.observe import ScaleKey
+from synapse_operator.cluster.observe import Key, ScaleKey, TenantsKey
 from synapse_operator.cluster.report import Reporter
 from synapse_operator.dedicated import Dedicated
 from synapse_operator.deletion_costs import after_a_resize, before_a_resize, shrinking
@@ -31,6 +32,7 @@ from synapse_operator.plan import plan
 from synapse_operator.status import figures_due, invalid_status, next_status
 from synapse_operator.syncer import Syncer
 from synapse_operator.telemetry import Metrics
+from synapse_operator.waves import Waves
 from synapse_operator.workqueue import Again
 
 
@@ -48,7 +50,9 @@ class Reconciler:
         worker_image: str,
         hash_key: SecretStr,
         instance: str,
+        wake: Callable[[Key, float], None],
     ) -> None:
+        """`wake` has a key looked at in so many seconds."""
         self._client = client
         self._backends = backends
         self._syncer = syncer
@@ -57,10 +61,13 @@ class Reconciler:
         self._worker_image = worker_image
         self._hash_key = hash_key
         self._reporter = Reporter(client, instance)
+        self._wake = wake
         self._figures_at: dict[ScaleKey, datetime] = {}
         self._empty_since: dict[ScaleKey, dict[str, datetime]] = {}
         self._recommended: dict[ScaleKey, dict[str, Recent]] = {}
         self._without_costs: set[ScaleKey] = set()
+        self._with_tables: set[ScaleKey] = set()
+        self._waves = Waves()
 
     async def __call__(self, key: ScaleKey) -> Again | None:
         """Reconcile once and say when to look again; None = the scale is gone.
@@ -87,7 +94,10 @@ class Reconciler:
 
         now = datetime.now(UTC)
         desired = desired_for_scale(scale, observed, default_image=self._worker_image, hash_key=self._hash_key)
-        todo = plan(scale, desired, observed, now)
+        may_roll = self._waves.may_roll(key, rolling=observed.rolling)
+        todo = plan(scale, desired, observed, now, may_roll=may_roll)
+        if todo.rolls:
+            self._waves.begin(key)
 
         await self._spare_busy_pods(key, scale, observed, shrinking(todo))
         report = await apply.carry_out(self._client, todo)
@@ -97,7 +107,8 @@ class Reconciler:
 
         figures = figures_due(self._figures_at.get(key), now)
         status = next_status(scale, desired, observed, report, previous=previous, now=now, figures=figures)
-        done = [step.event for step in todo.apply if step.event and step.manifest.ref in report.applied]
+        done = [step.event for step in todo.resize if step.child.ref in report.applied]
+        done += [step.event for step in todo.apply if step.event and step.manifest.ref in report.applied]
         await self._reporter.report(scale.metadata, previous, status, done, now)
         if status is not None and figures:
             self._figures_at[key] = now
@@ -149,11 +160,24 @@ class Reconciler:
             pods=pods,
             sync=self._syncer.look(key, scale, view.postgres, previous),
             dedicated=dedicated,
+            template_secrets=await self._template_secrets(scale, dedicated),
         )
         self._dedicated.serve(key, serving(scale, observed))
+        if not observed.migrated:
+            self._with_tables.discard(key)
+        elif key not in self._with_tables:
+            self._with_tables.add(key)
+            self._wake(TenantsKey(key), 0.0)  # their rows have had to wait
         recent = recommendations(scale, observed, self._recommended.get(key, {}), now)
         self._recommended[key] = recent
         return replace(observed, recommended={name: asked[0].replicas for name, asked in recent.items()})
+
+    async def _template_secrets(
+        self, scale: SynapseScale, dedicated: Mapping[str, DedicatedTenant]
+    ) -> Mapping[SecretPart, SecretStr]:
+        own = (tenant.workers.template for tenant in dedicated.values())
+        overlays = (*scale.spec.overlays, *(overlay for overlay in own if overlay is not None))
+        return await observe.read_template_secrets(self._client, scale.metadata.namespace, overlays)
 
     async def _dedicated_tenants(self, key: ScaleKey, scale: SynapseScale) -> Mapping[str, DedicatedTenant]:
         known = self._dedicated.wanted(key)
@@ -165,6 +189,8 @@ class Reconciler:
 
     def _forget(self, key: ScaleKey) -> None:
         self._dedicated.forget(key)
+        self._waves.forget(key)
+        self._with_tables.discard(key)
         self._syncer.forget(key)
         self._backends.forget(key)
         self._figures_at.pop(key, None)

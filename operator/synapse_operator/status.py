@@ -122,7 +122,7 @@ def next_status(
     ready = sum(rollout.ready for rollout in rollouts)
     wanted = desired.workers if isinstance(desired, Desired) else sum(rollout.wanted for rollout in rollouts)
     applied = _children_applied(scale, desired, report, rollouts)
-    problem = _problem(desired, observed, report, applied, ready, wanted)
+    problem = _problem(scale, desired, observed, report, applied, ready, wanted)
     moving = not scale.metadata.paused and _moving(desired, report, rollouts)
     redact = _Redactor(observed)
     verdicts = (
@@ -244,6 +244,7 @@ def _children_applied(
 
 
 def _problem(
+    scale: SynapseScale,
     desired: Desired | Blocked,
     observed: Observed,
     report: ApplyReport,
@@ -267,9 +268,23 @@ def _problem(
     if wanted and (hindered := observed.pod_problem):
         reason, advice, stalled = _POD_PROBLEMS[hindered.kind]
         return _Problem(reason, f"{hindered.sentence}; {advice}", stalled)
-    if ready < wanted:
+    if any(_ready_in(scale, shard, observed) < _promised(shard) for shard in desired.shards):
         return _Problem(Reason.WORKERS_NOT_READY, f"{ready} of {wanted} workers are ready", stalled=False)
     return None
+
+
+def _ready_in(scale: SynapseScale, shard: Shard, observed: Observed) -> int:
+    child = deployment_of(scale, observed, shard.name)
+    return 0 if child is None else Rollout.of(child).ready
+
+
+def _promised(shard: Shard) -> int:
+    """Return how many workers of a shard must be ready: of those that its load asks for, what the spec promises."""
+    autoscaling = shard.workers.autoscaling
+    if autoscaling.mode == "Off":
+        return shard.replicas
+    least = autoscaling.min_replicas if autoscaling.mode == "BuiltIn" else 1
+    return min(shard.replicas, max(1, least))
 
 
 _POD_PROBLEMS = {
@@ -552,13 +567,12 @@ def _clip(text: str) -> str:
 
 
 def _shard(scale: SynapseScale, shard: Shard, observed: Observed) -> JsonObject:
-    child = deployment_of(scale, observed, shard.name)
     pool = scale.spec.pool_of(int(shard.name)) if shard.name.isdecimal() else None
     told: JsonObject = {
         "name": shard.name,
         "queue": ",".join(shard.serves),
         "desired": shard.replicas,
-        "ready": 0 if child is None else Rollout.of(child).ready,
+        "ready": _ready_in(scale, shard, observed),
         "state": str(shard.state),
     }
     if pool is not None:

@@ -25,7 +25,13 @@ class _Documented(StrEnum):
 class ConditionType(_Documented):
     """Types of conditions of a SynapseScale. All are always present. A SynapseTenant has Ready alone."""
 
-    READY = "Ready", "True: as many workers as wanted are ready, both stores answer, nothing needs attention"
+    READY = (
+        "Ready",
+        (
+            "True: as many workers as the spec asks for are ready (of those that autoscaling asks for, minReplicas and "
+            "one at least), both stores answer, nothing needs attention"
+        ),
+    )
     RECONCILING = "Reconciling", "True: the operator or Kubernetes is still carrying out the spec; waiting helps"
     STALLED = "Stalled", "True: waiting does not help; the message says what somebody must change"
     REDIS_REACHABLE = "RedisReachable", "True: the operator reaches Redis with the URL that the workers get"
@@ -47,7 +53,7 @@ class Reason(_Documented):
         "no worker is wanted: spec.workers.replicas is 0, or autoscaling finds nothing to do",
     )
     DISABLED = "Disabled", "spec.enabled is false: workers finish what is queued and go to 0"
-    WORKERS_NOT_READY = "WorkersNotReady", "fewer workers than wanted answer their readiness probe"
+    WORKERS_NOT_READY = "WorkersNotReady", "fewer workers than the spec asks for answer their readiness probe"
     # Reconciling
     SETTLED = "Settled", "nothing is under way"
     ROLLING_OUT = "RollingOut", "pods are being created, replaced or removed"

@@ -28,6 +28,7 @@ from synapse_operator.api.common import (
     first_problem,
     rule,
 )
+from synapse_operator.api.overlay import PodOverlay
 from synapse_operator.api.reasons import ConditionType
 from synapse_operator.api.workers import PoolSpec, WorkersOverride, WorkersSpec
 from synapse_operator.naming import SCALE_KIND, SCALE_PLURAL, SYNC_LABEL, SYNC_NOW_ANNOTATION
@@ -436,6 +437,12 @@ class SynapseScaleSpec(ApiModel):
         description="How many workers of a shard an eviction may take at once. Default: one.",
         json_schema_extra={"default": {}},
     )
+
+    @property
+    def overlays(self) -> tuple[PodOverlay, ...]:
+        """What is laid over the pods of any workers."""
+        others = (self.tenancy.pool.template, *(pool.template for pool in self.pools))
+        return (self.workers.template, *(overlay for overlay in others if overlay is not None))
 
     def pool_of(self, shard: int) -> PoolSpec | None:
         """Return the pool that a shard is in; None = the workers of `workers`."""

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from synapse_operator import naming
 from synapse_operator.api.common import JsonObject, SecretKeySelector
+from synapse_operator.api.overlay import PodOverlay, SecretPart
 from synapse_operator.api.scale import PostgresSpec, RedisSpec, SynapseScale
 from synapse_operator.cluster.client import Client, path
 from synapse_operator.desired.shards import expected_shards
@@ -31,6 +32,7 @@ from synapse_operator.observed import (
     SourceRef,
     Unknown,
     read_secret_key,
+    read_secret_part,
 )
 from synapse_operator.tenants import scale_name
 
@@ -181,6 +183,23 @@ async def read_store_secrets(client: Client, scale: SynapseScale) -> StoreSecret
         return None if selector is None else look_up(selector, "the certificates")
 
     return StoreSecrets(url(redis), url(postgres), ca(redis), ca(postgres))
+
+
+async def read_template_secrets(
+    client: Client, namespace: str, overlays: Iterable[PodOverlay]
+) -> dict[SecretPart, SecretStr]:
+    """Return what the variables of overlays take from Secrets, without what is missing or may not be read."""
+    parts = list(dict.fromkeys(part for overlay in overlays for part in overlay.secrets))
+    names = sorted({part.name for part in parts})
+    answers = await asyncio.gather(*(_named(client, namespace, "secrets", name) for name in names))
+    secrets = dict(zip(names, answers, strict=True))
+    found = {}
+    for part in parts:
+        secret = secrets[part.name]
+        value = None if secret is None or isinstance(secret, Unknown) else read_secret_part(secret, part)
+        if value is not None:
+            found[part] = value
+    return found
 
 
 async def read_sources(client: Client, namespace: str, refs: Sequence[SourceRef]) -> list[JsonObject | Unknown | None]:

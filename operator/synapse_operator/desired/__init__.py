@@ -17,6 +17,7 @@ from synapse_operator.desired.environment import (
     REDIS_CA,
     REDIS_URL,
     stored_settings,
+    template_secrets,
     worker_environment,
 )
 from synapse_operator.desired.model import Blocked, Desired
@@ -74,6 +75,7 @@ def desired_for_scale(
             image=image,
             config_map=config_map,
             stored=stored_settings(observed, shard.workers, environment, live),
+            template_secrets=template_secrets(scale, observed, shard.workers, live, hash_key),
             secrets=secrets,
             hash_key=hash_key,
         )

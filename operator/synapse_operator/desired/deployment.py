@@ -52,6 +52,7 @@ def worker_deployment(
     image: str,
     config_map: Manifest,
     stored: str,
+    template_secrets: str,
     secrets: Mapping[str, SecretStr],
     hash_key: SecretStr,
 ) -> Manifest:
@@ -63,6 +64,7 @@ def worker_deployment(
         image: their image.
         config_map: the ConfigMap with their variables.
         stored: hash of the stored settings that they read at their start.
+        template_secrets: hash of the Secrets that their overlay's variables name; "" = none.
         secrets: variable -> what a worker reads from a Secret (URLs, certificates); only a keyed fingerprint of them
             gets into the manifest.
         hash_key: key of that fingerprint.
@@ -77,6 +79,8 @@ def worker_deployment(
         },
         "spec": _pod_spec(scale, workers, selector, image, config_map.ref.name),
     }
+    if template_secrets:
+        pod["metadata"]["annotations"][naming.TEMPLATE_SECRETS_ANNOTATION] = template_secrets
     # The pod names the ConfigMap, whose name is a hash of what is in it.
     fingerprint = naming.secret_fingerprint(secrets, scale_uid=scale.metadata.uid, key=hash_key)
     config_hash = naming.content_hash({"pod": pod, "secrets": fingerprint})

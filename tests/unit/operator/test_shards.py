@@ -403,6 +403,34 @@ def test_a_resize_waits_for_no_rollout() -> None:
     assert len([step for step in made.apply if step.manifest.ref.kind is Kind.DEPLOYMENT]) == 10
 
 
+def test_nor_does_one_beside_a_change_that_waits_for_its_turn() -> None:
+    before = what_is_desired(_scale(10), an_observed(topology=_row(10)))
+    seen = an_observed(children=children_of(before), topology=_row(10))
+    scale = _scale(10, image="other", workers={"replicas": 3})
+    made = plan(scale, what_is_desired(scale, seen), seen, NOW)
+    rolled = {step.manifest.ref.name for step in made.apply if step.manifest.ref.kind is Kind.DEPLOYMENT}
+    resized = {step.child.ref.name: step.replicas for step in made.resize}
+    assert (len(rolled), len(resized), set(resized.values())) == (4, 6, {3})
+    assert rolled | set(resized) == {naming.deployment_name("demo", str(index)) for index in range(10)}
+    assert made.resize[0].event.message.endswith("from 1 worker to 3 workers")
+    # Somebody else counts these workers.
+    theirs = _scale(10, image="other", workers={"autoscaling": {"mode": "External"}})
+    made = plan(theirs, what_is_desired(theirs, seen), seen, NOW)
+    assert made.resize == ()
+
+
+def test_while_other_scales_replace_pods_this_one_waits_but_for_new_and_resized_deployments() -> None:
+    before = what_is_desired(_scale(2), an_observed(topology=_row(2)))
+    seen = an_observed(children=children_of(before), topology=_row(2))
+    scale = _scale(3, image="other", workers={"replicas": 2})
+    made = plan(scale, what_is_desired(scale, seen), seen, NOW, may_roll=False)
+    applied = [step.manifest.ref.name for step in made.apply if step.manifest.ref.kind is Kind.DEPLOYMENT]
+    assert applied == [naming.deployment_name("demo", "2")]
+    assert [step.replicas for step in made.resize] == [2, 2]
+    assert not made.rolls
+    assert plan(scale, what_is_desired(scale, seen), seen, NOW).rolls
+
+
 def test_what_rolls_already_takes_a_place_and_may_be_changed_again() -> None:
     before = what_is_desired(_scale(10), an_observed(topology=_row(10)))
     rolling = {naming.deployment_name("demo", str(index)) for index in (5, 6, 7)}

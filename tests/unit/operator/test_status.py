@@ -250,6 +250,29 @@ def test_a_rollout_with_full_capacity_stays_ready() -> None:
     assert told.condition(ConditionType.RECONCILING) == ("True", "RollingOut")
 
 
+@pytest.mark.parametrize(
+    ("autoscaling", "ready", "expected"),
+    [
+        ({"mode": "BuiltIn", "minReplicas": 1, "maxReplicas": 9}, 1, "True"),
+        ({"mode": "BuiltIn", "minReplicas": 0, "maxReplicas": 9}, 1, "True"),
+        ({"mode": "BuiltIn", "minReplicas": 0, "maxReplicas": 9}, 0, "False"),
+        ({"mode": "BuiltIn", "minReplicas": 3, "maxReplicas": 9}, 2, "False"),
+        ({"mode": "External"}, 1, "True"),
+        ({"mode": "External"}, 0, "False"),
+        ({"mode": "Off"}, 4, "False"),
+    ],
+)
+def test_more_workers_by_load_are_no_reason_not_to_be_ready(
+    autoscaling: dict[str, Any], ready: int, expected: str
+) -> None:
+    scale = a_scale(spec={"workers": {"replicas": 5, "autoscaling": autoscaling}})
+    before = an_observed(recommended={"0": 5})
+    told = _told(scale=scale, recommended={"0": 5}, children=children_of(what_is_desired(scale, before), ready=ready))
+    assert told.condition(ConditionType.READY)[0] == expected
+    assert told.condition(ConditionType.RECONCILING) == ("True", "RollingOut")
+    assert told.message(ConditionType.READY) == f"{ready} of 5 workers are ready"
+
+
 def test_what_was_just_applied_is_not_settled() -> None:
     told = _told(report=ApplyReport(applied=(manifest_of(DESIRED, Kind.DEPLOYMENT).ref,)))
     assert told.condition(ConditionType.RECONCILING) == ("True", "RollingOut")
