@@ -55,11 +55,13 @@ class RedisFacts:
         version: as text.
         maxmemory_policy: "" where it will not say.
         clustered: keys live in hash slots, so a script may touch those of one slot only.
+        masters: how many it has; 0 = no cluster, or one whose nodes are hidden.
     """
 
     version: str
     maxmemory_policy: str
     clustered: bool = False
+    masters: int = 0
 
     @property
     def old(self) -> bool:
@@ -225,7 +227,7 @@ async def ping_redis(client: Redis) -> RedisFacts:
             raise
     oldest = min(each, key=lambda facts: _numbers(facts.version))
     worst = max(each, key=lambda facts: (facts.may_drop_keys, facts.maxmemory_policy == ""))
-    return RedisFacts(oldest.version, worst.maxmemory_policy, clustered=True)
+    return RedisFacts(oldest.version, worst.maxmemory_policy, clustered=True, masters=len(each))
 
 
 async def read_each(client: Redis, names: Sequence[str]) -> list[bytes | None]:

@@ -29,6 +29,7 @@ from synapse_operator.api.common import (
     rule,
 )
 from synapse_operator.api.observability import ObservabilitySpec
+from synapse_operator.api.overlay import PodOverlay
 from synapse_operator.api.reasons import ConditionType
 from synapse_operator.api.workers import PoolSpec, WorkersOverride, WorkersSpec, accepted
 from synapse_operator.naming import SCALE_KIND, SCALE_PLURAL, SYNC_LABEL, SYNC_NOW_ANNOTATION
@@ -40,6 +41,7 @@ URL_MAX_LENGTH = 2048
 EVENT_TTL = BY_NAME["PUBSUB_EVENT_TTL"]
 RUN_DAYS = BY_NAME["RUNS_RETENTION_DAYS"]
 
+MAX_SHARD_ENTRIES = 512
 MAX_SOURCES = 32
 MAX_SYNC_ERRORS = 20
 MAX_SYNC_MESSAGE = 1000
@@ -475,6 +477,12 @@ class SynapseScaleSpec(ApiModel):
         json_schema_extra={"default": {}},
     )
 
+    @property
+    def overlays(self) -> tuple[PodOverlay, ...]:
+        """What is laid over the pods of any workers."""
+        others = (self.tenancy.pool.template, *(pool.template for pool in self.pools))
+        return (self.workers.template, *(overlay for overlay in others if overlay is not None))
+
     def pool_of(self, shard: int) -> PoolSpec | None:
         """Return the pool that a shard is in; None = the workers of `workers`."""
         return next((pool for pool in self.pools if shard in pool.shards), None)
@@ -529,8 +537,14 @@ class EffectiveStatus(ApiModel):
 class ShardStatus(ApiModel):
     """One shard as it is."""
 
-    name: str = Field(max_length=63, description="Index of the shard, or `tenants` for the pool of tenants' queues.")
-    queue: str = Field(max_length=63, description="Queues that its workers serve, as in WORKER_QUEUE_SHARD.")
+    name: str = Field(
+        max_length=63,
+        description=(
+            "Index of the shard, `tenants` for the pool of tenants' queues, or `tenant-` and a hash for the workers of "
+            "a single SynapseTenant."
+        ),
+    )
+    queue: str = Field(max_length=255, description="Queues that its workers serve, as in WORKER_QUEUE_SHARD.")
     pool: str | None = Field(default=None, max_length=63, description="Its pool. Absent: workers as in spec.workers.")
     desired: int = Field(ge=0, description="Worker pods that are wanted.")
     ready: int = Field(ge=0, description="Worker pods that answer their readiness probe.")
@@ -640,8 +654,11 @@ class SynapseScaleStatus(ApiModel):
     )
     shards: tuple[ShardStatus, ...] = Field(
         default=(),
-        max_length=128,
-        description="The shards one by one, figures at most every 15 seconds.",
+        max_length=MAX_SHARD_ENTRIES,
+        description=(
+            "The shards one by one, figures at most every 15 seconds; tenants with workers of their own come last, "
+            f"{MAX_SHARD_ENTRIES} entries at most."
+        ),
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     unserved_queues: tuple[Annotated[str, Field(max_length=255, description="Name of a queue.")], ...] = Field(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from synapse_worker.store.database import Database
-from synapse_worker.store.migrate import is_migrated
+from synapse_worker.store.migrate import version_there
 from synapse_worker.store.retention import NOT_NEEDED
 from synapse_worker.store.tables import SCHEMA_VERSION
 from synapse_worker.store.workers import SILENT_SECONDS
@@ -23,10 +23,16 @@ class Overview:
     schema_version: int | None
 
 
-async def overview(database: Database) -> Overview:
-    """Read the totals: two small statements."""
-    if not await is_migrated(database):
-        return Overview(0, 0, 0, 0, 0, None)
+_NOTHING = Overview(0, 0, 0, 0, 0, None)
+
+
+async def overview(database: Database) -> Overview | None:
+    """Read the totals: two small statements; None = the tables are of an older release, and cannot be asked."""
+    version = await version_there(database)
+    if version is None:
+        return _NOTHING
+    if version < SCHEMA_VERSION:
+        return None
     row = await database.fetchrow(
         """
         SELECT (SELECT count(*) FROM dead_letter_queue WHERE resolved IS NOT TRUE) AS dead_letters,
@@ -38,7 +44,7 @@ async def overview(database: Database) -> Overview:
         float(SILENT_SECONDS),
     )
     if row is None:  # an aggregate always has a row; kept for the type
-        return Overview(0, 0, 0, 0, 0, None)
+        return _NOTHING
     return Overview(
         dead_letters=row["dead_letters"],
         workers_online=row["online"],

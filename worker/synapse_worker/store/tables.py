@@ -334,8 +334,10 @@ scale_topology = Table(
     Column("enabled", Boolean, nullable=False),
     Column("routes", JSONB, nullable=False),
     _name("owner_uid"),
+    _time("owner_seen_at"),
 )
-"""One row, id 1. `routes`: list of {shard, tenants, minPriority}; the first that matches a job wins."""
+"""One row, id 1. `routes`: list of {shard, tenants, minPriority}; the first that matches a job wins. `owner_uid` is the
+SynapseScale that the database belongs to, `owner_seen_at` when it was last there."""
 
 api_keys = Table(
     "api_keys",
