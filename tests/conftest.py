@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from synapse_worker.connections import open_database, open_redis
 from synapse_worker.store import migrate
 from synapse_worker.store.database import Database
+from tests.support.api import ApiProcess, StartApi
 from tests.support.servers import PostgresServer, RedisCluster, RedisServer
 from tests.support.workers import StartWorker, WorkerProcess
 
@@ -86,3 +87,19 @@ def start_worker(redis_server: RedisServer, postgres_url: str) -> Iterator[Start
     yield start
     for worker in started:
         worker.close()
+
+
+@pytest.fixture
+def start_api(redis_server: RedisServer, postgres_url: str) -> Iterator[StartApi]:
+    """Starts API processes on the test's own stores, without keys, and waits for them; ends them afterwards."""
+    started: list[ApiProcess] = []
+
+    def start(**extra: str) -> ApiProcess:
+        process = ApiProcess(redis_server.url, postgres_url, **extra)
+        started.append(process)
+        process.start()
+        return process.wait_ready()
+
+    yield start
+    for process in started:
+        process.close()

@@ -146,8 +146,7 @@ class Worker:
 
     async def _migrate(self, database: Database) -> None:
         """Bring the schema up, unless it is there and we may not touch it."""
-        if not await migrate.is_migrated(database):
-            done = await migrate.migrate(database)
+        if (done := await migrate.ensure(database)) is not None:
             log.info("schema is at version %d (%d statements)", done.version, len(done.statements))
 
     async def _serve(

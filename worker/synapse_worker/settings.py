@@ -45,6 +45,11 @@ class Settings:
     metrics_token: SecretStr
     k8s_mode: bool
     event_ttl: int
+    max_queue_depth: int
+    rate_limit: int
+    """Requests of the V2 API per second and tenant."""
+    api_port: int
+    api_auth: str
     lease_seconds: int
     drain_seconds: int
     definitions_dir: str
@@ -78,6 +83,8 @@ _STORED_FIELDS = {
     "job_timeout": "WORKER_JOB_TIMEOUT",
     "max_retries": "WORKER_MAX_RETRIES",
     "event_ttl": "PUBSUB_EVENT_TTL",
+    "max_queue_depth": "MAX_GLOBAL_QUEUE_DEPTH",
+    "rate_limit": "RATE_LIMIT_PER_TENANT_RPS",
 }
 
 
@@ -139,6 +146,10 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         metrics_token=SecretStr(text("METRICS_TOKEN")),
         k8s_mode=switch("K8S_MODE"),
         event_ttl=integer("PUBSUB_EVENT_TTL"),
+        max_queue_depth=integer("MAX_GLOBAL_QUEUE_DEPTH"),
+        rate_limit=integer("RATE_LIMIT_PER_TENANT_RPS"),
+        api_port=integer("API_PORT"),
+        api_auth=choice("API_AUTH"),
         lease_seconds=integer("WORKER_LEASE_SECONDS"),
         drain_seconds=integer("WORKER_DRAIN_SECONDS"),
         definitions_dir=text("SYNAPSE_DEFINITIONS_DIR"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
@@ -48,6 +48,8 @@ class QueuedRun:
     job_id: str
     queue: str
     envelope: bytes
+    webhook_url: str | None = None
+    webhook_secret: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +99,10 @@ async def create_queued(database: Database, run: QueuedRun, *, epoch: int) -> st
         f"""
         WITH run AS (
           INSERT INTO orchestration_runs (run_id, orchestration_id, session_id, tenant_id, status, shared_state,
-              step_history, waiting_for_human, total_tokens_used, total_cost_usd, created_at, job_id)
-          SELECT $1::text, $2, $3, $4, 'queued', '{{}}', '[]', false, 0, 0, now(), $5::text WHERE {EPOCH_NOW} = $8
+              step_history, waiting_for_human, total_tokens_used, total_cost_usd, created_at, job_id, webhook_url,
+              webhook_secret)
+          SELECT $1::text, $2, $3, $4, 'queued', '{{}}', '[]', false, 0, 0, now(), $5::text, $9, $10
+           WHERE {EPOCH_NOW} = $8
           ON CONFLICT (run_id) DO NOTHING),
         job AS (
           INSERT INTO job_ledger (job_id, run_id, queue, envelope, enqueued_at)
@@ -114,6 +118,8 @@ async def create_queued(database: Database, run: QueuedRun, *, epoch: int) -> st
         run.queue,
         run.envelope,
         epoch,
+        run.webhook_url,
+        run.webhook_secret,
     )
     return None if row is None else row["queue"]
 
@@ -424,28 +430,30 @@ async def cancel_queued(database: Database, run_id: str) -> str:
     return "" if row is None or row["status"] is None else str(row["status"])
 
 
-async def requeue_ended(
-    database: Database, run_id: str, *, job_id: str, queue: str, envelope: bytes, epoch: int
+async def requeue(
+    database: Database, run_id: str, was: Sequence[RunStatus], *, job_id: str, queue: str, envelope: bytes, epoch: int
 ) -> str | None:
-    """Make a failed or cancelled run a queued one under a new job, and its dead letters dealt with.
+    """Make a run that is at rest a queued one under a new job, and its dead letters dealt with.
 
     All or nothing; the queue entry comes after.
 
     Args:
+        was: the statuses that it may have.
         epoch: of the topology by which `queue` was chosen.
 
     Returns:
-        The status that the run had: failed or cancelled; another one when nothing was written; "" = no such run.
-        None when the topology has another epoch now and nothing was written.
+        The status that the run had; one not in `was` when nothing was written; "" = no such run. None when the
+        topology has another epoch now and nothing was written.
     """
     row = await database.fetchrow(
         f"""
         WITH was AS (SELECT run_id, status FROM orchestration_runs WHERE run_id = $1 FOR UPDATE),
         run AS (
           UPDATE orchestration_runs r
-             SET status = 'queued', job_id = $2::text, ended_at = NULL, error = NULL, deadline = NULL
+             SET status = 'queued', job_id = $2::text, ended_at = NULL, error = NULL, waiting_for_human = false,
+                 deadline = CASE WHEN was.status = 'paused' THEN r.deadline END
             FROM was
-           WHERE r.run_id = was.run_id AND was.status IN ('failed', 'cancelled') AND {EPOCH_NOW} = $5
+           WHERE r.run_id = was.run_id AND was.status = ANY($6::text[]) AND {EPOCH_NOW} = $5
           RETURNING r.run_id),
         letters AS (
           UPDATE dead_letter_queue SET resolved = true
@@ -460,6 +468,7 @@ async def requeue_ended(
         queue,
         envelope,
         epoch,
+        list(was),
     )
     if row is None or not row["by_this_epoch"]:
         return None
@@ -549,11 +558,18 @@ class RunView:
     ended_at: datetime | None
     state: State
     history: list[State]
+    session_id: str | None = None
+    waiting_for_human: bool = False
+    human_prompt: str | None = None
+    human_fields: object = None
+    total_tokens_used: int = 0
+    total_cost_usd: float = 0.0
 
 
 _VIEW = """
 SELECT r.run_id, r.orchestration_id, r.tenant_id, r.status, r.current_step_id, r.worker_id, r.error, r.created_at,
-       r.started_at, r.ended_at, r.shared_state::text, r.step_history::text,
+       r.started_at, r.ended_at, r.shared_state::text, r.step_history::text, r.session_id, r.waiting_for_human,
+       r.human_prompt, r.human_fields::text, r.total_tokens_used, r.total_cost_usd,
        (SELECT count(*) FROM run_steps s WHERE s.run_id = r.run_id) AS steps_done
   FROM orchestration_runs r
 """
@@ -590,4 +606,10 @@ def _view(row: asyncpg.Record) -> RunView:
         ended_at=row["ended_at"],
         state=from_jsonb(row["shared_state"], {}),
         history=from_jsonb(row["step_history"], []),
+        session_id=row["session_id"],
+        waiting_for_human=bool(row["waiting_for_human"]),
+        human_prompt=row["human_prompt"],
+        human_fields=from_jsonb(row["human_fields"], None),
+        total_tokens_used=row["total_tokens_used"] or 0,
+        total_cost_usd=row["total_cost_usd"] or 0.0,
     )
