@@ -61,10 +61,10 @@ async def following(
 
 
 class Message:
-    """One message of a stream: `fields` by name, of which `data` is an event; comments have the name ""."""
+    """One message of a stream: `fields` by name, of which `data` is an event. A comment has none."""
 
     def __init__(self, block: str) -> None:
-        self.fields = dict(line.split(": ", 1) for line in block.splitlines())
+        self.fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
 
     @property
     def event(self) -> Event:

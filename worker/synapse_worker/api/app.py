@@ -9,14 +9,11 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from synapse_worker import __version__
 from synapse_worker.api import problems
-from synapse_worker.api.auth import PREFIX, Doorkeeper
+from synapse_worker.api.auth import MAX_BODY_BYTES, PREFIX, Doorkeeper
 from synapse_worker.api.context import Context
 from synapse_worker.api.docs_page import page
 from synapse_worker.api.problems import Detail
 from synapse_worker.api.routes import chat, definitions, operations, probes, runs
-
-MAX_BODY_BYTES = 8 * 1024 * 1024
-"""Half of what a worker takes as a job's payload."""
 
 _EVERYWHERE: dict[int | str, dict[str, object]] = {
     401: {"model": Detail, "description": "No valid API key"},
@@ -46,6 +43,7 @@ def application(context: Context) -> FastAPI:
     async def docs() -> str:
         return page(app.openapi())
 
+    # For bodies that do not say how long they are; `Doorkeeper` looks at the others.
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=MAX_BODY_BYTES)
     app.add_middleware(Doorkeeper, context=context)
     return app

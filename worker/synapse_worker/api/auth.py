@@ -20,6 +20,8 @@ from synapse_worker.errors import StoreRefused, StoreUnavailable
 if TYPE_CHECKING:
     from synapse_worker.api.context import Context
 
+MAX_BODY_BYTES = 8 * 1024 * 1024
+"""Half of what a worker takes as a job's payload."""
 PREFIX = "/api/v2/"
 METRICS_PATH = PREFIX + "metrics"
 """It has a token of its own."""
@@ -64,12 +66,13 @@ class Doorkeeper:
             await send(message)
 
         try:
-            if scope["path"].startswith(PREFIX) and scope["path"] != METRICS_PATH:
-                try:
+            try:
+                _check_length(scope)
+                if scope["path"].startswith(PREFIX) and scope["path"] != METRICS_PATH:
                     state["caller"] = await self._caller(scope, state)
-                except Problem as problem:
-                    await problem.response()(scope, receive, send_more)
-                    return
+            except Problem as problem:
+                await problem.response()(scope, receive, send_more)
+                return
             await self._app(scope, receive, send_more)
         finally:
             route = getattr(scope.get("route"), "path", "unknown")
@@ -94,6 +97,12 @@ class Doorkeeper:
             state["refusal"] = Reason.UNAUTHENTICATED.value
             raise Problem(401, "send a valid API key as `Authorization: Bearer KEY`", {"WWW-Authenticate": "Bearer"})
         return Caller(key.key_id, key.tenant_id)
+
+
+def _check_length(scope: Scope) -> None:
+    length = Headers(scope=scope).get("content-length", "0")
+    if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
+        raise Problem(413, f"the body is too large; at most {MAX_BODY_BYTES} bytes are accepted")
 
 
 def _added(state: Mapping[str, object]) -> Mapping[str, str]:

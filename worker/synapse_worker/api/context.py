@@ -14,13 +14,14 @@ from redis.asyncio import Redis
 from synapse_worker.api import admission
 from synapse_worker.api.admission import Limits, Refusal
 from synapse_worker.api.auth import Caller
+from synapse_worker.api.inline import Inline
 from synapse_worker.api.problems import Problem
 from synapse_worker.api.sse import Streams
 from synapse_worker.gate import StoreGate
 from synapse_worker.queueing.producer import Producer
 from synapse_worker.queueing.quotas import Quotas
 from synapse_worker.settings import Settings
-from synapse_worker.store import api_keys, tenants
+from synapse_worker.store import api_keys, tenants, topology
 from synapse_worker.store.api_keys import ApiKey
 from synapse_worker.store.database import Database
 from synapse_worker.telemetry import ApiMetrics
@@ -62,6 +63,7 @@ class Context:
     producer: Producer
     quotas: Quotas
     streams: Streams
+    inline: Inline
     metrics: ApiMetrics
     stopping: asyncio.Event
     problem: str = "starting"
@@ -140,6 +142,22 @@ async def pass_rate(request: Request, context: Context, tenant_id: str) -> None:
     rate = await context.quotas.request(tenant_id, limits.rate)
     request.state.headers = admission.rate_headers(rate)
     refuse(request, admission.over_rate(rate))
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """How jobs are run now: in a queue for each tenant, or by the process that takes them in."""
+
+    isolation: bool
+    inline: bool
+
+
+async def mode_of(context: Context) -> Mode:
+    """Return what the topology's row says of it, else the environment."""
+    row = await topology.read(context.database)
+    if row is None:
+        return Mode(context.settings.topology.isolation, inline=False)
+    return Mode(row.topology.isolation, inline=not row.enabled)
 
 
 async def passed(request: Request, context: ContextDep, caller: CallerDep) -> Caller:

@@ -93,7 +93,7 @@ def _sentence(errors: Sequence[Mapping[str, object]]) -> str:
     place = first.get("loc")
     names = [str(part) for part in place] if isinstance(place, list | tuple) else []
     where = ".".join(names[1:]) or (names[0] if names else "the request")
-    said = str(first.get("msg", "it is not accepted"))
+    said = str(first.get("msg", "it is not accepted")).removeprefix("Value error, ")
     if first.get("type") == "json_invalid":
         return "the body is not JSON"
-    return f"{where}: {said[0].lower()}{said[1:].removeprefix('alue error, ')}"
+    return f"{where}: {said[0].lower()}{said[1:]}"

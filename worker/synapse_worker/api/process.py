@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack
 
 from synapse_worker.api.app import application
 from synapse_worker.api.context import Context
+from synapse_worker.api.inline import Inline
 from synapse_worker.api.sse import Streams
 from synapse_worker.connections import open_database, open_redis, ping_redis
 from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
@@ -51,15 +52,18 @@ class ApiProcess:
             pool_size=_POSTGRES_CONNECTIONS,
             ca_file=settings.postgres_ca_file,
         )
+        gate = StoreGate(database, client)
+        producer = Producer(database, client, settings.topology, role=Role.API)
         self._stop = asyncio.Event()
         self._context = Context(
             settings=settings,
             database=database,
             client=client,
-            gate=StoreGate(database, client),
-            producer=Producer(database, client, settings.topology, role=Role.API),
+            gate=gate,
+            producer=producer,
             quotas=Quotas(client),
             streams=Streams(client),
+            inline=Inline(database, client, gate, worker_id=producer.id),
             metrics=ApiMetrics(),
             stopping=asyncio.Event(),
         )
@@ -90,6 +94,7 @@ class ApiProcess:
                         {serving, asyncio.create_task(self._stop.wait())}, return_when=asyncio.FIRST_COMPLETED
                     )
                 await self._wind_down()
+                await context.inline.close()
                 http.should_exit = True
                 await asyncio.wait({serving}, timeout=_END_SECONDS + 1)
         finally:

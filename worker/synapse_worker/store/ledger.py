@@ -93,3 +93,15 @@ async def waiting(database: Database, job_ids: Sequence[str]) -> set[str]:
 async def knows(database: Database, job_id: str) -> bool:
     """Return whether a job was ever written."""
     return bool(await database.fetch("SELECT 1 FROM job_ledger WHERE job_id = $1", job_id))
+
+
+async def queue_of(database: Database, job_id: str) -> str | None:
+    """Return the key of the queue that a job was put into; None = it was never written."""
+    row = await database.fetchrow("SELECT queue FROM job_ledger WHERE job_id = $1", job_id)
+    return None if row is None else str(row["queue"])
+
+
+async def outcome_of(database: Database, job_id: str) -> str | None:
+    """Return how a job ended; None = it has not yet."""
+    row = await database.fetchrow("SELECT outcome FROM job_ledger WHERE job_id = $1", job_id)
+    return None if row is None else row["outcome"]

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from synapse_worker.api import admission
-from synapse_worker.api.context import CallerDep, ContextDep, pass_rate, refuse, tenant_for
+from synapse_worker.api.context import CallerDep, ContextDep, mode_of, pass_rate, refuse, tenant_for
 from synapse_worker.api.models import (
     ChatAccepted,
     ChatCancelled,
@@ -29,7 +29,7 @@ from synapse_worker.api.streaming import STREAM_ANSWERS, LastEventId, snapshot_e
 from synapse_worker.api.submission import same_request, submit
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import NewTurn, cancel_turn, new_turn_id
-from synapse_worker.store import chats, definitions, topology
+from synapse_worker.store import chats, definitions
 from synapse_worker.store.chats import SessionView
 from synapse_worker.store.database import Database
 
@@ -54,19 +54,27 @@ async def own_session(request: Request, context: ContextDep, caller: CallerDep, 
 OwnSession = Annotated[str, Depends(own_session)]
 
 
-@router.post("", status_code=202, responses=answers(400, 404, 409, 413))
+@router.post(
+    "",
+    status_code=202,
+    responses=answers(400, 404, 409, 413)
+    | {200: {"model": ChatState, "description": "Scale mode is off: the turn was run"}},
+)
 async def enqueue(
     request: Request,
     context: ContextDep,
     caller: CallerDep,
     body: ChatRequest,
+    response: Response,
     idempotency_key: IdempotencyKey = None,
-) -> ChatAccepted:
-    """Enqueue a turn of a chat. It is durable once this is answered with 202; turns of a session keep their order."""
+) -> ChatAccepted | ChatState:
+    """Enqueue a turn of a chat. It is durable once this is answered with 202; turns of a session keep their order.
+
+    With scale mode off the answer is the session after the turn.
+    """
     tenant_id = tenant_for(request, context, caller, body.tenant_id)
-    row = await topology.read(context.database)
-    isolation = context.settings.topology.isolation if row is None else row.topology.isolation
-    refuse(request, admission.bad_tenant(tenant_id, isolation=isolation))
+    mode = await mode_of(context)
+    refuse(request, admission.bad_tenant(tenant_id, isolation=mode.isolation))
     await pass_rate(request, context, tenant_id)
     now_ms = int(time.time() * 1000)
     session_id = body.session_id or f"session_{secrets.token_hex(12)}"
@@ -87,6 +95,9 @@ async def enqueue(
     await submit(
         request, context, tenant_id, job_id, lambda: context.producer.enqueue_turn(turn, job_id=job_id, now_ms=now_ms)
     )
+    if mode.inline and await context.inline.run(context.settings, job_id, context.stopping):
+        response.status_code = 200
+        return ChatState.model_validate(await _view(context.database, session_id), from_attributes=True)
     return _accepted(session_id, job_id)
 
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from synapse_worker.api import admission
-from synapse_worker.api.context import CallerDep, ContextDep, pass_rate, refuse, tenant_for
+from synapse_worker.api.context import CallerDep, ContextDep, mode_of, pass_rate, refuse, tenant_for
 from synapse_worker.api.models import (
     Changed,
     End,
@@ -28,7 +28,7 @@ from synapse_worker.api.streaming import STREAM_ANSWERS, LastEventId, snapshot_e
 from synapse_worker.api.submission import same_request, submit
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import NewRun, cancel_run, new_run_id
-from synapse_worker.store import claims, definitions, runs, topology
+from synapse_worker.store import claims, definitions, runs
 from synapse_worker.store.database import Database
 from synapse_worker.store.runs import RunStatus, RunView
 
@@ -53,20 +53,25 @@ async def own_run(request: Request, context: ContextDep, caller: CallerDep, run_
 OwnRun = Annotated[str, Depends(own_run)]
 
 
-@router.post("/{orchestration_id}/run", status_code=202, responses=answers(400, 404, 413))
+@router.post(
+    "/{orchestration_id}/run",
+    status_code=202,
+    responses=answers(400, 404, 413)
+    | {200: {"model": RunState, "description": "Scale mode is off: the run was run, and has ended or waits"}},
+)
 async def enqueue(
     request: Request,
     context: ContextDep,
     caller: CallerDep,
     orchestration_id: PathId,
     body: RunRequest,
+    response: Response,
     idempotency_key: IdempotencyKey = None,
-) -> RunAccepted:
-    """Enqueue a run. It is durable once this is answered with 202."""
+) -> RunAccepted | RunState:
+    """Enqueue a run. It is durable once this is answered with 202; with scale mode off the answer is the run itself."""
     tenant_id = tenant_for(request, context, caller, body.tenant_id)
-    row = await topology.read(context.database)
-    isolation = context.settings.topology.isolation if row is None else row.topology.isolation
-    refuse(request, admission.bad_tenant(tenant_id, isolation=isolation))
+    mode = await mode_of(context)
+    refuse(request, admission.bad_tenant(tenant_id, isolation=mode.isolation))
     await pass_rate(request, context, tenant_id)
     now_ms = int(time.time() * 1000)
     secret = body.webhook_secret.get_secret_value() if body.webhook_secret else None
@@ -94,6 +99,9 @@ async def enqueue(
         request, context, tenant_id, run_id, lambda: context.producer.enqueue(run, run_id=run_id, now_ms=now_ms)
     )
     context.metrics.enqueued(tenant_id, orchestration_id)
+    if mode.inline and await context.inline.run(context.settings, run_id, context.stopping):
+        response.status_code = 200
+        return _state(await _view(context.database, run_id))
     return _accepted(run_id, RunStatus.QUEUED)
 
 
