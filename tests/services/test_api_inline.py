@@ -14,7 +14,7 @@ from synapse_worker.store import topology
 from synapse_worker.store.database import Database
 from tests.page.support import printing
 from tests.support.api import ApiProcess, StartApi
-from tests.support.runs import assert_each_step_once, said_done, steps_reach, store, until
+from tests.support.runs import assert_each_step_once, eventually, said_done, steps_reach, store, until
 from tests.support.workers import StartWorker, chain, slow_steps
 
 
@@ -28,9 +28,13 @@ async def api(database: Database, redis_client: Redis, start_api: StartApi) -> A
 
 async def the_run(database: Database) -> str:
     """Poll until there is a run; returns its id."""
-    while not (rows := await database.fetch("SELECT run_id FROM orchestration_runs")):
-        await asyncio.sleep(0.02)
-    return str(rows[0]["run_id"])
+
+    async def there() -> bool:
+        return bool(await database.fetch("SELECT 1 FROM orchestration_runs"))
+
+    await eventually("there is a run", there)
+    (row,) = await database.fetch("SELECT run_id FROM orchestration_runs")
+    return str(row["run_id"])
 
 
 async def test_the_answer_is_the_finished_run(database: Database, redis_client: Redis, api: ApiProcess) -> None:
@@ -53,7 +57,7 @@ async def test_a_run_whose_process_died_is_finished_by_a_worker(
 ) -> None:
     async with api.client() as client:
         asking = asyncio.create_task(client.post("/orchestrations/slow/run", json={}))
-        run_id = await asyncio.wait_for(the_run(database), 20)
+        run_id = await the_run(database)
         await steps_reach(database, run_id, 2)
         api.kill()
         with pytest.raises(httpx2.TransportError):
@@ -69,7 +73,7 @@ async def test_a_stop_gives_the_run_back(
 ) -> None:
     async with api.client() as client:
         asking = asyncio.create_task(client.post("/orchestrations/slow/run", json={}))
-        run_id = await asyncio.wait_for(the_run(database), 20)
+        run_id = await the_run(database)
         await steps_reach(database, run_id, 1)
         api.signal(signal.SIGTERM)
         answer = await asking
