@@ -144,6 +144,20 @@ async def test_tenants_that_cannot_have_a_queue_under_isolation(
     assert await redis_client.zcard(Q) == 0
 
 
+async def test_a_cancelled_run_leaves_its_place_at_once(
+    database: Database, redis_client: Redis, start_api: StartApi
+) -> None:
+    await store(database, printing("hello"))
+    await add_tenant(database, "acme", max_queued_runs=1)
+    (api,) = await replicas(start_api, 1)
+    async with api.client() as client:
+        body = {"tenant_id": "acme"}
+        run_id = (await client.post(RUN, json=body)).json()["run_id"]
+        assert (await client.post(RUN, json=body)).status_code == 429
+        await client.post(f"/orchestrations/runs/{run_id}/cancel")
+        assert (await client.post(RUN, json=body)).status_code == 202
+
+
 async def test_an_idempotency_key_makes_a_retry_safe(
     database: Database, redis_client: Redis, start_api: StartApi
 ) -> None:

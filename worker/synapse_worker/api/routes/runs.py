@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
@@ -26,6 +27,7 @@ from synapse_worker.api.problems import Problem, answers
 from synapse_worker.api.sse import Snapshot
 from synapse_worker.api.streaming import STREAM_ANSWERS, LastEventId, snapshot_event, stored_events, stream_answer
 from synapse_worker.api.submission import same_request, submit
+from synapse_worker.errors import StoreRefused, StoreUnavailable
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import NewRun, cancel_run, new_run_id
 from synapse_worker.store import claims, definitions, runs
@@ -142,6 +144,10 @@ async def cancel(context: ContextDep, run_id: OwnRun) -> Changed:
     if was not in (RunStatus.QUEUED, RunStatus.PAUSED, RunStatus.RUNNING):
         raise Problem(409, f"the run is {was} already; only queued, running and paused runs can be cancelled")
     now = was if was == RunStatus.RUNNING else RunStatus.CANCELLED
+    if now == RunStatus.CANCELLED:  # its tenant need not wait until a worker has seen it
+        tenant_id = (await claims.tenants_of(context.database, [run_id]))[run_id]
+        with suppress(StoreUnavailable, StoreRefused):
+            await context.quotas.leave_place(tenant_id, [run_id])
     return Changed(run_id=run_id, was=was, status=now)
 
 
