@@ -43,10 +43,11 @@ async def test_killed_after_each_write_a_retry_is_run_once(
     await database.execute("INSERT INTO tenants (tenant_id, max_queued_runs) VALUES ('acme', 100)")
     dying = [DyingApi(redis_server.url, postgres_url, point) for point in POINTS]
     try:
-        for process in dying:
-            process.start()
-        for process in dying:
+        dying[0].start()
+        for process, following in zip(dying, [*dying[1:], None], strict=True):
             await asyncio.to_thread(process.wait_ready)
+            if following is not None:
+                following.start()  # it takes seconds
             async with process.client() as client:
                 headers = {"Idempotency-Key": process.COMMAND[-1]}
                 with pytest.raises(httpx2.TransportError):

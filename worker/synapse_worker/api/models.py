@@ -153,9 +153,8 @@ class RunState(BaseModel):
     tenant_id: str
     status: str
     current_step_id: str | None
-    waiting_for_human: bool
     human_prompt: str | None
-    human_fields: JsonValue
+    human_fields: list[JsonValue]
     worker_id: str | None
     error: str | None
     steps_done: int

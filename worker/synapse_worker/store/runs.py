@@ -431,27 +431,35 @@ async def cancel_queued(database: Database, run_id: str) -> str:
 
 
 async def requeue(
-    database: Database, run_id: str, was: Sequence[RunStatus], *, job_id: str, queue: str, envelope: bytes, epoch: int
+    database: Database,
+    run_id: str,
+    from_statuses: Sequence[RunStatus],
+    *,
+    job_id: str,
+    queue: str,
+    envelope: bytes,
+    epoch: int,
 ) -> str | None:
-    """Make a run that is at rest a queued one under a new job, and its dead letters dealt with.
+    """Make a run that stands still a queued one under a new job, and its dead letters dealt with.
 
     All or nothing; the queue entry comes after.
 
     Args:
-        was: the statuses that it may have.
+        from_statuses: which it may have: failed and cancelled, or paused.
         epoch: of the topology by which `queue` was chosen.
 
     Returns:
-        The status that the run had; one not in `was` when nothing was written; "" = no such run. None when the
-        topology has another epoch now and nothing was written.
+        The status that the run had; another than those when nothing was written; "" = no such run.
+        None when the topology has another epoch now and nothing was written.
     """
     row = await database.fetchrow(
         f"""
         WITH was AS (SELECT run_id, status FROM orchestration_runs WHERE run_id = $1 FOR UPDATE),
         run AS (
           UPDATE orchestration_runs r
-             SET status = 'queued', job_id = $2::text, ended_at = NULL, error = NULL, waiting_for_human = false,
-                 deadline = CASE WHEN was.status = 'paused' THEN r.deadline END
+             SET status = 'queued', job_id = $2::text, ended_at = NULL, error = NULL,
+                 deadline = CASE WHEN was.status = 'paused' THEN r.deadline END,
+                 waiting_for_human = false
             FROM was
            WHERE r.run_id = was.run_id AND was.status = ANY($6::text[]) AND {EPOCH_NOW} = $5
           RETURNING r.run_id),
@@ -468,7 +476,7 @@ async def requeue(
         queue,
         envelope,
         epoch,
-        list(was),
+        list(from_statuses),
     )
     if row is None or not row["by_this_epoch"]:
         return None
@@ -558,18 +566,21 @@ class RunView:
     ended_at: datetime | None
     state: State
     history: list[State]
-    session_id: str | None = None
-    waiting_for_human: bool = False
-    human_prompt: str | None = None
-    human_fields: object = None
-    total_tokens_used: int = 0
-    total_cost_usd: float = 0.0
+    human_prompt: str | None
+    """What somebody is asked, while the run is paused; `human_fields` are to be filled in, if there are any."""
+    human_fields: list[State]
+    session_id: str | None
+    total_tokens_used: int
+    total_cost_usd: float
 
 
 _VIEW = """
 SELECT r.run_id, r.orchestration_id, r.tenant_id, r.status, r.current_step_id, r.worker_id, r.error, r.created_at,
-       r.started_at, r.ended_at, r.shared_state::text, r.step_history::text, r.session_id, r.waiting_for_human,
-       r.human_prompt, r.human_fields::text, r.total_tokens_used, r.total_cost_usd,
+       r.started_at, r.ended_at, r.shared_state::text, r.step_history::text,
+       CASE WHEN r.status = 'paused' THEN r.human_prompt END AS human_prompt,
+       CASE WHEN r.status = 'paused' THEN r.human_fields::text END AS human_fields,
+       r.session_id, coalesce(r.total_tokens_used, 0) AS total_tokens_used,
+       coalesce(r.total_cost_usd, 0) AS total_cost_usd,
        (SELECT count(*) FROM run_steps s WHERE s.run_id = r.run_id) AS steps_done
   FROM orchestration_runs r
 """
@@ -606,10 +617,9 @@ def _view(row: asyncpg.Record) -> RunView:
         ended_at=row["ended_at"],
         state=from_jsonb(row["shared_state"], {}),
         history=from_jsonb(row["step_history"], []),
-        session_id=row["session_id"],
-        waiting_for_human=bool(row["waiting_for_human"]),
         human_prompt=row["human_prompt"],
-        human_fields=from_jsonb(row["human_fields"], None),
-        total_tokens_used=row["total_tokens_used"] or 0,
-        total_cost_usd=row["total_cost_usd"] or 0.0,
+        human_fields=from_jsonb(row["human_fields"], []),
+        session_id=row["session_id"],
+        total_tokens_used=row["total_tokens_used"],
+        total_cost_usd=row["total_cost_usd"],
     )
