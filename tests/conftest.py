@@ -15,6 +15,7 @@ from synapse_worker.store.blobs import Blobs
 from synapse_worker.store.database import Database
 from synapse_worker.store.local_blobs import LocalBlobs
 from synapse_worker.store.s3_blobs import S3Blobs
+from tests.support.api import ApiProcess, StartApi
 from tests.support.s3 import S3Server
 from tests.support.servers import PostgresServer, RedisCluster, RedisServer
 from tests.support.workers import StartWorker, WorkerProcess
@@ -113,3 +114,19 @@ def start_worker(redis_server: RedisServer, postgres_url: str) -> Iterator[Start
     yield start
     for worker in started:
         worker.close()
+
+
+@pytest.fixture
+def start_api(redis_server: RedisServer, postgres_url: str) -> Iterator[StartApi]:
+    """Starts API processes on the test's own stores, without keys, and waits for them; ends them afterwards."""
+    started: list[ApiProcess] = []
+
+    def start(**extra: str) -> ApiProcess:
+        process = ApiProcess(redis_server.url, postgres_url, **extra)
+        started.append(process)
+        process.start()
+        return process.wait_ready()
+
+    yield start
+    for process in started:
+        process.close()

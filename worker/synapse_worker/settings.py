@@ -51,6 +51,11 @@ class Settings:
     k8s_mode: bool
     event_ttl: int
     retention_days: int
+    max_queue_depth: int
+    rate_limit: int
+    """Requests of the V2 API per second and tenant."""
+    api_port: int
+    api_auth: str
     lease_seconds: int
     drain_seconds: int
     definitions_dir: str
@@ -103,6 +108,8 @@ _STORED_FIELDS = {
     "max_retries": "WORKER_MAX_RETRIES",
     "event_ttl": "PUBSUB_EVENT_TTL",
     "retention_days": "RUNS_RETENTION_DAYS",
+    "max_queue_depth": "MAX_GLOBAL_QUEUE_DEPTH",
+    "rate_limit": "RATE_LIMIT_PER_TENANT_RPS",
 }
 
 _S3 = {
@@ -179,6 +186,10 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         k8s_mode=switch("K8S_MODE"),
         event_ttl=integer("PUBSUB_EVENT_TTL"),
         retention_days=integer("RUNS_RETENTION_DAYS"),
+        max_queue_depth=integer("MAX_GLOBAL_QUEUE_DEPTH"),
+        rate_limit=integer("RATE_LIMIT_PER_TENANT_RPS"),
+        api_port=integer("API_PORT"),
+        api_auth=choice("API_AUTH"),
         lease_seconds=integer("WORKER_LEASE_SECONDS"),
         drain_seconds=integer("WORKER_DRAIN_SECONDS"),
         definitions_dir=text("SYNAPSE_DEFINITIONS_DIR"),

@@ -110,7 +110,7 @@ def decode(raw: bytes) -> JobPayload:
         raise PayloadError("the payload's positional arguments are not a list")
     extras = document.get("x")
     if positional or extras is not None or set(map(type, arguments.values())) - _PLAIN or len(arguments) > _MAX_NODES:
-        _check_values([arguments, positional, extras])
+        check_values([arguments, positional, extras])
     enqueued = document.get("et")
     return JobPayload(
         function=document["f"],
@@ -134,7 +134,7 @@ def _load(raw: bytes) -> object:
         raise PayloadError(f"the payload cannot be read ({type(error).__name__})") from None
 
 
-def _check_values(root: object) -> None:
+def check_values(root: object) -> None:
     """Refuse what is not JSON: other types, cycles and structures that explode when written out."""
     stack: list[tuple[object, int]] = [(root, 0)]
     seen = 0

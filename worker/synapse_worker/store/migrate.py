@@ -52,6 +52,18 @@ async def migrate(database: Database) -> Migration:
     return Migration(tuple(missing), max(version, tables.SCHEMA_VERSION))
 
 
+async def ensure(database: Database) -> Migration | None:
+    """Bring the schema up, unless it is there: whoever may not create tables can still work with it.
+
+    Returns:
+        None when there was nothing to do.
+
+    Raises:
+        As `migrate`.
+    """
+    return None if await is_migrated(database) else await migrate(database)
+
+
 async def is_migrated(database: Database) -> bool:
     """Return whether the schema is there, at this release's version or a newer one."""
     return (await version_there(database) or 0) >= tables.SCHEMA_VERSION

@@ -235,6 +235,7 @@ job_ledger = Table(
     metadata,
     _id("job_id"),
     _name("run_id"),
+    _name("session_id"),
     Column("queue", Text, nullable=False),
     Column("claim", BigInteger),
     _name("owner"),
@@ -248,8 +249,9 @@ job_ledger = Table(
     _time("claimed_at"),
     _time("ended_at"),
 )
-"""One row per job; `owner` is set at claim and cleared by every orderly end, so a row with an owner and no
-outcome whose lease has expired is a crash. `outcome`: completed, failed, cancelled, paused, superseded, expired."""
+"""One row per job, of a run or of a chat session; `owner` is set at claim and cleared by every orderly end, so a row
+with an owner and no outcome whose lease has expired is a crash. `outcome`: completed, failed, cancelled, paused,
+superseded, expired."""
 
 Index("idx_ledger_open", job_ledger.c.enqueued_at, postgresql_where=job_ledger.c.outcome.is_(None))
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from synapse_worker.store.database import Database
 
 _UPSTREAM_CONCURRENT_RUNS = 100
-"""Upstream's default, where a row leaves it open."""
+_UPSTREAM_QUEUED_RUNS = 1000
+"""Upstream's defaults, where a row leaves them open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,60 @@ async def read_all(database: Database) -> dict[str, Tenant]:
         )
         for row in rows
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What a tenant with a row may ask of the API.
+
+    Attributes:
+        queued_runs: most jobs that wait.
+        rate: requests per second; None = as everybody.
+        deleting: it only finishes what it has.
+    """
+
+    queued_runs: int
+    rate: int | None
+    deleting: bool
+
+
+async def quota_of(database: Database, tenant_id: str) -> Quota | None:
+    """Return what a tenant may ask; None = it has no row, and no limits of its own."""
+    row = await database.fetchrow(
+        "SELECT max_queued_runs AS most, rate_limit_rps AS rate, deleting FROM tenants WHERE tenant_id = $1", tenant_id
+    )
+    if row is None:
+        return None
+    return Quota(_UPSTREAM_QUEUED_RUNS if row["most"] is None else max(0, row["most"]), row["rate"], row["deleting"])
+
+
+@dataclass(frozen=True, slots=True)
+class TenantRow:
+    """A row as listings show it; `managed` = a SynapseTenant stands behind it."""
+
+    tenant_id: str
+    name: str | None
+    max_concurrent_runs: int | None
+    max_queued_runs: int | None
+    rate_limit_rps: int | None
+    priority: int | None
+    dedicated: bool
+    deleting: bool
+    managed: bool
+
+
+async def list_rows(database: Database, *, only: str | None, limit: int) -> list[TenantRow]:
+    """Return the rows by id, or that of one tenant."""
+    rows = await database.fetch(
+        """
+        SELECT tenant_id, name, max_concurrent_runs, max_queued_runs, rate_limit_rps, priority, dedicated, deleting,
+               managed_by IS NOT NULL AS managed
+          FROM tenants WHERE $1::text IS NULL OR tenant_id = $1 ORDER BY tenant_id LIMIT $2
+        """,
+        only,
+        limit,
+    )
+    return [TenantRow(**row) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)
