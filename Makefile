@@ -38,7 +38,7 @@ chaos: $(VENV)/ready ## Break workers, Redis and PostgreSQL for real, count what
 .PHONY: chaos-cluster
 chaos-cluster: $(VENV)/ready ## Break pods and PostgreSQL, change shards, Secret and tenants in the local cluster under load
 	@$(CLUSTER_COMMAND) images && $(CLUSTER_COMMAND) up && $(CLUSTER_COMMAND) load-image
-	@$(BIN)/python -m pytest -q -s tests/e2e/faults.py tests/e2e/changes.py
+	@$(BIN)/python -m pytest -q -s tests/e2e/faults.py tests/e2e/changes.py tests/e2e/scaling.py
 
 .PHONY: bench
 bench: $(VENV)/ready ## Measure against the references; writes benchmarks/RESULTS.md

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
@@ -10,7 +11,12 @@ from redis.asyncio import Redis
 
 from synapse_worker.connections import open_database, open_redis
 from synapse_worker.store import migrate
+from synapse_worker.store.blobs import Blobs
 from synapse_worker.store.database import Database
+from synapse_worker.store.local_blobs import LocalBlobs
+from synapse_worker.store.s3_blobs import S3Blobs
+from tests.support.api import ApiProcess, StartApi
+from tests.support.s3 import S3Server
 from tests.support.servers import PostgresServer, RedisCluster, RedisServer
 from tests.support.workers import StartWorker, WorkerProcess
 
@@ -47,6 +53,28 @@ def postgres_server() -> Iterator[PostgresServer]:
     server.start()
     yield server
     server.remove()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """One S3 for the session; tests take buckets of their own (`new_bucket`)."""
+    server = S3Server()
+    server.start()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(params=["folder", "bucket"])
+async def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Blobs]:
+    """Each of the two stores in turn, empty."""
+    opened: Blobs
+    if request.param == "folder":
+        opened = LocalBlobs(tmp_path / "data")
+    else:
+        server: S3Server = request.getfixturevalue("s3_server")
+        opened = S3Blobs(server.settings(server.new_bucket()))
+    yield opened
+    await opened.close()
 
 
 @pytest.fixture
@@ -86,3 +114,19 @@ def start_worker(redis_server: RedisServer, postgres_url: str) -> Iterator[Start
     yield start
     for worker in started:
         worker.close()
+
+
+@pytest.fixture
+def start_api(redis_server: RedisServer, postgres_url: str) -> Iterator[StartApi]:
+    """Starts API processes on the test's own stores, without keys, and waits for them; ends them afterwards."""
+    started: list[ApiProcess] = []
+
+    def start(**extra: str) -> ApiProcess:
+        process = ApiProcess(redis_server.url, postgres_url, **extra)
+        started.append(process)
+        process.start()
+        return process.wait_ready()
+
+    yield start
+    for process in started:
+        process.close()

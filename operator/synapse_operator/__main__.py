@@ -14,6 +14,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Callable, Coroutine
+from datetime import timedelta
 from typing import Any
 
 from kubernetes.aio.client import Configuration, CoordinationV1Api
@@ -23,6 +24,7 @@ from synapse_operator.backends import Backends
 from synapse_operator.cluster import hashkey, observe
 from synapse_operator.cluster.client import Client, load_configuration
 from synapse_operator.cluster.observe import Key, ScaleKey, TenantsKey
+from synapse_operator.dedicated import Dedicated
 from synapse_operator.echo import Echo, Version
 from synapse_operator.election import Elector
 from synapse_operator.errors import ApiNotFound, OperatorError
@@ -141,16 +143,21 @@ class _Leader:
         await self._await_crds()
         backends = Backends()
         syncer = Syncer(self._client, backends, self._wake, resync_seconds=self._given.resync_seconds)
+        dedicated = Dedicated(self._wake)
         scales = Reconciler(
             self._client,
             backends,
             syncer,
+            dedicated,
             self._metrics,
             worker_image=self._given.worker_image,
             hash_key=await hashkey.provide(self._client, self._given.pod_namespace),
             instance=self._given.pod_name,
+            empty_for=timedelta(seconds=self._given.shard_empty_seconds),
+            figures_every=timedelta(seconds=self._given.status_figures_seconds),
+            wake=self._wake,
         )
-        tenants = TenantReconciler(self._client, backends, self._metrics)
+        tenants = TenantReconciler(self._client, backends, dedicated, self._metrics)
 
         async def reconcile(key: Key) -> Again | None:
             return await (tenants(key) if isinstance(key, TenantsKey) else scales(key))
@@ -168,7 +175,7 @@ class _Leader:
     async def _list(self) -> list[Version]:
         return await observe.list_versions(self._client, self._scopes)
 
-    def _wake(self, key: ScaleKey, delay: float) -> None:
+    def _wake(self, key: Key, delay: float) -> None:
         self._queue.add(key, delay)
 
     def _missed(self, version: Version) -> None:

@@ -11,13 +11,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
+from synapse_operator.api.scale import RUN_DAYS
 from synapse_operator.desired.shards import Flip
 from synapse_operator.observed import (
     Found,
@@ -34,6 +36,7 @@ from synapse_operator.observed import (
     Unreachable,
     Unusable,
 )
+from synapse_operator.tenant_drains import Remains
 from synapse_operator.tenants import NotMigrated, TenantStore
 from synapse_worker.connections import open_database, open_redis, ping_redis
 from synapse_worker.contract import DEFAULT_QUEUE, MAX_SHARDS, VARIABLES
@@ -45,7 +48,7 @@ from synapse_worker.store import topology
 from synapse_worker.store.database import Database
 from synapse_worker.store.definitions import stored_settings
 from synapse_worker.store.migrate import is_migrated
-from synapse_worker.store.overview import overview
+from synapse_worker.store.overview import overview, work_due
 from synapse_worker.store.tenants import ManagedRow, RowChanges, bring_to, standing
 
 _log = logging.getLogger(__name__)
@@ -95,7 +98,7 @@ class TenantsView:
     """How the tenants of a scale stand in its stores.
 
     Attributes:
-        exclusive: whether Redis is known to be this scale's alone.
+        exclusive: whether Redis and PostgreSQL are known to be this scale's alone.
         store: what PostgreSQL says, once the rows are as wanted.
         changes: the rows that were written.
     """
@@ -112,20 +115,21 @@ class Backends:
         self._open: dict[Hashable, _Connections] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
-    async def look(self, scale: Hashable, uid: str, stores: Stores) -> View:
+    async def look(self, scale: Hashable, uid: str, stores: Stores, *, run_days: int | None = None) -> View:
         """Ask both stores at the same time, and mark Redis as the scale's; returns within `QUESTION_SECONDS`.
 
         Args:
             scale: whose stores they are.
             uid: its UID, which Redis is marked with unless another's mark is there.
             stores: its URLs; when they differ from the last time, the old connections are closed.
+            run_days: how long it keeps ended runs; None = as stored, else as the image has it.
         """
         connections = self._open.get(scale)
         if connections is None or (connections.uid, connections.stores) != (uid, stores):
             self._close(scale)
             connections = self._open[scale] = _Connections(uid, stores)
         (redis, queues, owner), said = await asyncio.gather(
-            _ask_redis(connections.redis, connections.queues, uid), _ask_postgres(connections.database)
+            _ask_redis(connections.redis, connections.queues, uid), _ask_postgres(connections.database, uid, run_days)
         )
         if said.queues is not None:
             connections.queues = said.queues
@@ -184,8 +188,8 @@ class Backends:
     ) -> TenantsView | None:
         """Bring the rows of a scale's tenants to what is wanted and ask how they stand.
 
-        Rows of tenants that are gone are taken only while Redis is marked as the scale's own, since to another scale
-        the tenants of this one are gone too.
+        Rows of tenants that are gone are taken only while both stores are marked as the scale's own, since to another
+        scale the tenants of this one are gone too.
 
         Args:
             scale, uid: whose stores they are.
@@ -199,8 +203,35 @@ class Backends:
         if connections is None or connections.uid != uid:
             return None
         exclusive = await _is_own(connections.redis, uid)
-        store, changes = await _keep_rows(connections.database, rows, living, exclusive=exclusive)
-        return TenantsView(exclusive, store, changes)
+        return await _keep_rows(connections.database, uid, rows, living, exclusive=exclusive)
+
+    async def remains(self, scale: Hashable, uid: str, tenant_ids: Sequence[str]) -> Mapping[str, Remains] | Unknown:
+        """Return what is left of the work of tenants that have queues of their own.
+
+        Args:
+            scale, uid: whose stores they are.
+            tenant_ids: the tenants.
+        """
+        connections = self._open.get(scale)
+        if connections is None or connections.uid != uid:
+            return Unknown("the stores are not known yet")
+        client, database = connections.redis, connections.database
+        if not isinstance(client, Redis):
+            return Unknown(client.sentence)
+        if not isinstance(database, Database):
+            return Unknown(database.sentence)
+        try:
+            async with asyncio.timeout(QUESTION_SECONDS):
+                if not await is_migrated(database):
+                    return Unknown("the tables of this release are not there yet")
+                # Runs first: a job that comes meanwhile has its row before its entry.
+                stand = await standing(database, tenant_ids)
+                queues = {tenant_id: keys.queue(tenant_id) for tenant_id in tenant_ids}
+                figures = await queue_figures(client, list(queues.values()))
+        except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError) as error:
+            return Unknown(str(error) or "a store does not answer in time")
+        jobs = {tenant_id: figures[queue].queued + figures[queue].active for tenant_id, queue in queues.items()}
+        return {tenant_id: Remains(stand[tenant_id], jobs[tenant_id]) for tenant_id in tenant_ids}
 
     def database(self, scale: Hashable) -> Database | None:
         """Return the PostgreSQL that `look` last asked for a scale; None = there is none to ask."""
@@ -208,7 +239,7 @@ class Backends:
         return connections.database if connections and isinstance(connections.database, Database) else None
 
     def forget(self, scale: Hashable) -> None:
-        """Take our mark from the Redis of a scale that is gone and close its connections, in the background."""
+        """Take our marks from the stores of a scale that is gone and close its connections, in the background."""
         self._close(scale, gone=True)
 
     async def close(self) -> None:
@@ -261,6 +292,8 @@ class _Connections:
                 await _quietly(disown(self.redis, self.uid))
             await _quietly(self.redis.aclose(close_connection_pool=True))
         if isinstance(self.database, Database):
+            if gone:
+                await _quietly(topology.disown(self.database, self.uid))
             await _quietly(self.database.close())
 
 
@@ -312,7 +345,7 @@ async def _ask_redis(
         keys.shard_of(queue_key): QueueFigures(figure.queued, figure.active, figure.oldest_seconds, figure.parked)
         for queue_key, figure in figures.items()
     }
-    return RedisAnswers(facts.version, facts.maxmemory_policy, facts.clustered), queues, owner
+    return RedisAnswers(facts.version, facts.maxmemory_policy, facts.clustered, facts.masters), queues, owner
 
 
 async def _mark(client: Redis, uid: str) -> str | Unknown:
@@ -334,19 +367,26 @@ async def _is_own(client: Redis | Unusable | NotTried, uid: str) -> bool:
 
 
 async def _keep_rows(
-    database: Database | Unusable | NotTried, rows: Sequence[ManagedRow], living: Sequence[str], *, exclusive: bool
-) -> tuple[TenantStore, RowChanges]:
+    database: Database | Unusable | NotTried,
+    uid: str,
+    rows: Sequence[ManagedRow],
+    living: Sequence[str],
+    *,
+    exclusive: bool,
+) -> TenantsView:
     nothing = RowChanges(frozenset(), frozenset(), frozenset())
     if not isinstance(database, Database):
-        return database, nothing
+        return TenantsView(False, database, nothing)
     try:
         async with asyncio.timeout(QUESTION_SECONDS):
             if not await is_migrated(database):
-                return NotMigrated(), nothing
+                return TenantsView(False, NotMigrated(), nothing)
+            row = await topology.read(database)
+            exclusive = exclusive and row is not None and row.owner_uid == uid
             changes = await bring_to(database, rows, living=living, exclusive=exclusive)
-            return await standing(database, [row.tenant_id for row in rows]), changes
+            return TenantsView(exclusive, await standing(database, [row.tenant_id for row in rows]), changes)
     except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError) as error:
-        return _failed("PostgreSQL", error), nothing
+        return TenantsView(False, _failed("PostgreSQL", error), nothing)
 
 
 class _PostgresView(NamedTuple):
@@ -360,13 +400,18 @@ class _PostgresView(NamedTuple):
     queues: Sequence[str] | None
 
 
-async def _ask_postgres(database: Database | Unusable | NotTried) -> _PostgresView:
+async def _ask_postgres(database: Database | Unusable | NotTried, uid: str, run_days: int | None) -> _PostgresView:
     if not isinstance(database, Database):
         unknown = Unknown(database.sentence)
         return _PostgresView(database, unknown, unknown, unknown, unknown, None)
     try:
         async with asyncio.timeout(QUESTION_SECONDS):
             totals = await overview(database)
+            if totals is None:
+                unknown = Unknown(
+                    "the tables are those of an older release; the first worker that starts completes them"
+                )
+                return _PostgresView(PostgresAnswers(None), unknown, unknown, unknown, unknown, None)
             figures = Overview(
                 dead_letters=totals.dead_letters,
                 slots=totals.slots,
@@ -377,17 +422,23 @@ async def _ask_postgres(database: Database | Unusable | NotTried) -> _PostgresVi
             if totals.schema_version is None:
                 unknown = Unknown("the tables of this release are not there yet")
                 return _PostgresView(state, figures, unknown, unknown, unknown, None)
+            with suppress(StoreRefused):  # a database that takes no writes now can be asked all the same
+                await topology.renew(database, uid)
             row = await topology.read(database)
             behind = await topology.producers_behind(database, 0 if row is None else row.epoch)
             known = await known_queues(database)
             # Keys of model providers are among them; only what a worker's variables can be is kept.
             settings = await stored_settings(database)
             stored = {key: value for key in _STORED if type(value := settings.get(key)) is int}
+            days = run_days or stored.get(RUN_DAYS.stored or "") or int(RUN_DAYS.default or 0)
+            figures = replace(figures, work_due=await work_due(database, days))
     except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError) as error:
         failed = _failed("PostgreSQL", error)
         unknown = Unknown(failed.sentence)
         return _PostgresView(failed, unknown, unknown, unknown, unknown, None)
-    record = None if row is None else TopologyRecord(row.epoch, row.topology, row.enabled, row.owner_uid)
+    record = (
+        None if row is None else TopologyRecord(row.epoch, row.topology, row.enabled, row.owner_uid, row.owner_gone)
+    )
     return _PostgresView(state, figures, stored, record, tuple(behind), known)
 
 

@@ -24,12 +24,16 @@ class Cost:
 
 def shrinking(plan: Plan) -> tuple[str, ...]:
     """Return the shards of which some workers go and some stay."""
-    return tuple(
-        step.manifest.body["metadata"]["labels"][SHARD_LABEL]
+    changes = [(step.child, step.replicas) for step in plan.resize]
+    changes += [
+        (step.replaces, step.manifest.body["spec"].get("replicas", 0))
         for step in plan.apply
-        if step.manifest.ref.kind is Kind.DEPLOYMENT
-        and step.replaces is not None
-        and 0 < step.manifest.body["spec"].get("replicas", 0) < Rollout.of(step.replaces).wanted
+        if step.manifest.ref.kind is Kind.DEPLOYMENT and step.replaces is not None
+    ]
+    return tuple(
+        child.raw["metadata"]["labels"][SHARD_LABEL]
+        for child, replicas in changes
+        if 0 < replicas < Rollout.of(child).wanted
     )
 
 

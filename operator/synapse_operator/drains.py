@@ -1,7 +1,7 @@
-"""When a queue that producers use no more may lose its workers: it has been empty twice, half a minute apart.
+"""When a queue that producers use no more may lose its workers: it has been empty at every look for half a minute.
 
 The one thing that a single look cannot tell. What was seen is kept by the caller, in memory only: an operator that
-starts anew begins to wait anew, which costs half a minute and can lose nothing.
+starts anew begins to wait anew, which costs that time once more and can lose nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from synapse_worker.contract import DEFAULT_QUEUE, TENANT_POOL
 from synapse_worker.routing import ONE_QUEUE, is_tenants_own
 
 EMPTY_FOR = timedelta(seconds=30)
-"""Longer than it takes a producer that has read the row before it changed to write its job."""
+"""Longer than it takes a producer that has read the row before it changed to write its job; the default of the
+operator's setting SHARD_EMPTY_SECONDS."""
 
 
 def emptied(
@@ -53,6 +54,6 @@ def emptied(
     }
 
 
-def drained(since: Mapping[str, datetime], now: datetime) -> frozenset[str]:
+def drained(since: Mapping[str, datetime], now: datetime, empty_for: timedelta = EMPTY_FOR) -> frozenset[str]:
     """Return the shards that have been empty for long enough."""
-    return frozenset(name for name, start in since.items() if now - start >= EMPTY_FOR)
+    return frozenset(name for name, start in since.items() if now - start >= empty_for)

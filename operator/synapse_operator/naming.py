@@ -34,6 +34,8 @@ FIELD_MANAGER = "synapse-operator"
 
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 SCALE_LABEL = f"{GROUP}/scale"
+TENANT_LABEL = f"{GROUP}/tenant"
+"""On what belongs to one SynapseTenant alone: its name, shortened as a scale's."""
 ROLE_LABEL = f"{GROUP}/role"
 SHARD_LABEL = f"{GROUP}/shard"
 MANAGED_SELECTOR = f"{MANAGED_BY_LABEL}={FIELD_MANAGER}"
@@ -53,13 +55,21 @@ CONFIG_HASH_ANNOTATION = f"{GROUP}/config-hash"
 STORED_ANNOTATION = f"{GROUP}/stored-settings"
 """On the pod template: hash of the stored settings that stand in for variables; kept while they cannot be read."""
 
-POD_ANNOTATIONS = (CONFIG_HASH_ANNOTATION, STORED_ANNOTATION)
+TEMPLATE_SECRETS_ANNOTATION = f"{GROUP}/template-secrets"
+"""On the pod template: keyed hash of the Secrets that the overlay's variables name; kept while one cannot be read."""
+
+POD_ANNOTATIONS = (CONFIG_HASH_ANNOTATION, STORED_ANNOTATION, TEMPLATE_SECRETS_ANNOTATION)
 """Annotations of a worker pod that nobody else may set."""
 
 DELETION_COST_ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
 """Kubernetes' own: of several pods it takes those with less first."""
 PAUSED_ANNOTATION = f"{GROUP}/paused"
 """On a SynapseScale: its children are left alone while it is there and not `false`."""
+
+DRAIN_FINALIZER = f"{GROUP}/drain"
+"""On a SynapseTenant that has a queue of its own: it stays until that is empty, or the wait is over."""
+SKIP_DRAIN_ANNOTATION = f"{GROUP}/skip-drain"
+"""On a SynapseTenant: its deletion does not wait for its queue while it is there and not `false`."""
 
 POD_LABELS = (
     *("app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/part-of"),
@@ -87,6 +97,7 @@ DEPLOYMENT_NAME_LENGTH = POD_NAME_LENGTH - _REPLICA_SET_SUFFIX - _POD_SUFFIX
 
 _NAME_HASH_LENGTH = 8
 _CONTENT_HASH_LENGTH = 16
+_TENANT_HASH_LENGTH = 12
 
 
 class Kind(Enum):
@@ -134,8 +145,13 @@ def service_account_name(scale: str) -> str:
 
 
 def deployment_name(scale: str, shard: str) -> str:
-    """Return the name of the Deployment that serves `shard`: an index, or `tenants` for the tenant pool."""
+    """Return the name of the Deployment that serves `shard`: an index, `tenants` (the tenant pool), or one tenant's."""
     return _child_name(scale, WORKER_ROLE, shard, limit=DEPLOYMENT_NAME_LENGTH)
+
+
+def tenant_shard(tenant_id: str) -> str:
+    """Return what stands for the shard of one tenant's own workers in names and labels: any string may be an id."""
+    return f"tenant-{hashlib.sha256(tenant_id.encode()).hexdigest()[:_TENANT_HASH_LENGTH]}"
 
 
 def metrics_service_name(scale: str) -> str:

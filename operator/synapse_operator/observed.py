@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from pydantic import SecretStr
 
 from synapse_operator import naming
 from synapse_operator.api.common import JsonObject, SecretKeySelector
+from synapse_operator.api.overlay import SecretPart
+from synapse_operator.api.workers import WorkersOverride
 from synapse_operator.naming import Kind, Ref
 from synapse_worker.routing import Topology
 from synapse_worker.sync.documents import SUFFIXES, Problem, Source
@@ -59,6 +62,14 @@ class KeyMissing:
 
 
 SecretLookup = Found | SecretMissing | KeyMissing | Unknown
+
+
+def read_secret_part(secret: JsonObject, part: SecretPart) -> SecretStr | None:
+    """Return a part of a Secret as one text, whatever its bytes are; None = it is not there."""
+    data = secret.get("data") or {}
+    if not part.key:
+        return SecretStr(json.dumps(data, sort_keys=True))
+    return SecretStr(data[part.key]) if part.key in data else None
 
 
 def read_secret_key(secret: JsonObject | None, selector: SecretKeySelector, content: str) -> SecretLookup:
@@ -164,12 +175,14 @@ class SyncOutcome:
 class RedisAnswers:
     """Redis answered: `version` as text, `eviction_policy` ("" where it would not say); of a cluster, the worst.
 
-    `clustered`: its keys live in hash slots, so stock arq workers cannot work beside ours.
+    `clustered`: its keys live in hash slots, so stock arq workers cannot work beside ours; `masters`: nodes that hold
+    keys, 0 = they cannot be told.
     """
 
     version: str
     eviction_policy: str
     clustered: bool = False
+    masters: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,12 +236,23 @@ class QueueFigures:
 
 @dataclass(frozen=True, slots=True)
 class TopologyRecord:
-    """The topology's row, which producers go by: `epoch` is one more with each change, `owner_uid` its writer's."""
+    """The topology's row, which producers go by.
+
+    Attributes:
+        epoch: one more with each change.
+        owner_uid: UID of the SynapseScale that the database belongs to; "" = nobody's any more.
+        owner_gone: whether that one has been silent for so long that another may take over.
+    """
 
     epoch: int
     topology: Topology
     enabled: bool
     owner_uid: str
+    owner_gone: bool = False
+
+    def is_free_for(self, uid: str) -> bool:
+        """Whether the scale `uid` may write the row."""
+        return self.owner_uid in ("", uid) or self.owner_gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,12 +264,40 @@ class Overview:
         slots: jobs that the workers which are online can run at once.
         active_jobs: jobs that these workers run, by their last heartbeat (at most 30 s old).
         open_jobs: jobs without an outcome.
+        work_due: whether there is work without a job that only a worker does: a webhook to send, a deadline that has
+            passed, runs that should have been removed a day ago.
     """
 
     dead_letters: int
     slots: int
     active_jobs: int
     open_jobs: int
+    work_due: bool = False
+
+    @property
+    def has_work(self) -> bool:
+        """Whether anything is left to do."""
+        return self.open_jobs > 0 or self.work_due
+
+
+# ---- tenants
+
+
+@dataclass(frozen=True, slots=True)
+class DedicatedTenant:
+    """A tenant with workers of its own.
+
+    Attributes:
+        shard: what its workers and their Deployment are known by (`naming.tenant_shard`).
+        tenant_id: the tenant's id, which names its queue.
+        resource: name of its SynapseTenant.
+        workers: what its workers have otherwise than those of the scale.
+    """
+
+    shard: str
+    tenant_id: str
+    resource: str
+    workers: WorkersOverride
 
 
 # ---- Kubernetes
@@ -323,6 +375,7 @@ class Rollout:
         ready: pods that answer their readiness probe, old and new.
         current: whether the Deployment controller has seen the present spec.
         refusal: why pods cannot be created (quota, policy); None = they can.
+        stuck: whether the Deployment controller has given up on it.
     """
 
     wanted: int
@@ -332,6 +385,7 @@ class Rollout:
     available: int
     current: bool
     refusal: str | None
+    stuck: bool
 
     @classmethod
     def of(cls, child: Child) -> Rollout:
@@ -352,12 +406,21 @@ class Rollout:
             available=status.get("availableReplicas", 0),
             current=status.get("observedGeneration", 0) >= child.raw["metadata"].get("generation", 1),
             refusal=failures[0] if failures else None,
+            stuck=any(
+                condition.get("type") == "Progressing" and condition.get("status") == "False"
+                for condition in status.get("conditions") or ()
+            ),
         )
 
     @property
     def chosen(self) -> bool:
         """Whether the pods that go are known: no more are left than are wanted."""
         return self.current and self.total <= self.wanted
+
+    @property
+    def rolling(self) -> bool:
+        """Whether pods are being replaced, and that gets on."""
+        return (not self.current or self.updated < self.total) and not self.stuck
 
     @property
     def complete(self) -> bool:
@@ -498,6 +561,8 @@ class Observed:
         behind: ids of producers that are alive and may still go by an older row.
         drained: shards that producers use no more and that have been empty for long enough (`drains`).
         recommended: workers of each shard that is scaled by its jobs, most that were asked for lately (`autoscale`).
+        dedicated: the tenants that are to have workers of their own, by their shards.
+        template_secrets: what the overlays' variables take from Secrets, without what is missing or cannot be read.
         children: found by label, and by name for those of `naming.expected_refs` that the list lacks.
         pods: all worker pods of the scale (`naming.worker_selector`).
         sync: the last sync of the sources that the spec names; None = this process has seen none.
@@ -522,6 +587,8 @@ class Observed:
     otlp_headers: SecretLookup | None = None
     sync: SyncOutcome | None = None
     recommended: Mapping[str, int] = field(default_factory=dict)
+    dedicated: Mapping[str, DedicatedTenant] = field(default_factory=dict)
+    template_secrets: Mapping[SecretPart, SecretStr] = field(default_factory=dict)
     # A scale of 64 shards has two hundred children, and each is looked up several times.
     _by_ref: Mapping[Ref, Child] = field(init=False, repr=False, compare=False)
 
@@ -562,14 +629,25 @@ class Observed:
         return isinstance(self.postgres, PostgresAnswers) and self.postgres.schema_version is not None
 
     @property
+    def outdated(self) -> bool:
+        """Whether PostgreSQL holds the tables of an older release: who works there cannot be asked until one starts."""
+        return isinstance(self.postgres, PostgresAnswers) and not self.migrated and isinstance(self.overview, Unknown)
+
+    @property
     def idle(self) -> bool | Unknown:
         """Whether nothing waits and nothing runs; unknown as soon as one of the stores cannot say."""
         if isinstance(self.queues, Unknown):
             return self.queues
         if isinstance(self.overview, Unknown):
             return self.overview
-        busy = self.overview.open_jobs or any(figure.queued or figure.active for figure in self.queues.values())
+        busy = self.overview.has_work or any(figure.queued or figure.active for figure in self.queues.values())
         return not busy
+
+    @property
+    def rolling(self) -> bool:
+        """Whether pods are being replaced, and nothing hinders that."""
+        deployments = (child for child in self.of_kind(Kind.DEPLOYMENT) if not child.terminating)
+        return self.pod_problem is None and any(Rollout.of(child).rolling for child in deployments)
 
     @property
     def pod_problem(self) -> PodProblem | None:

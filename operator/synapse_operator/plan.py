@@ -19,15 +19,16 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Literal
 
+from synapse_operator import naming
 from synapse_operator.api.common import JsonObject
 from synapse_operator.api.reasons import EventReason, Reason
 from synapse_operator.api.scale import SynapseScale
 from synapse_operator.desired.environment import SHARDS_TO_SERVE
 from synapse_operator.desired.manifest import Manifest
 from synapse_operator.desired.model import Blocked, Desired
-from synapse_operator.desired.shards import Flip, workers_of
+from synapse_operator.desired.shards import Flip
 from synapse_operator.naming import CONFIG_HASH_ANNOTATION, SCALE_KIND, Kind, Ref
-from synapse_operator.observed import Child, Observed, Rollout
+from synapse_operator.observed import Child, Observed, Rollout, Unknown
 
 LOOK_AGAIN = timedelta(seconds=15)
 """How soon figures are read again: the rhythm in which a status may show new ones."""
@@ -79,6 +80,21 @@ class Apply:
 
 
 @dataclass(frozen=True, slots=True)
+class Resize:
+    """A change of a Deployment's replicas alone, while the rest of its manifest waits for its turn.
+
+    Attributes:
+        child: the Deployment as it is; only this version is changed.
+        replicas: workers that are wanted.
+        event: posted once it has succeeded.
+    """
+
+    child: Child
+    replicas: int
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
 class Delete:
     """One deletion in the background, with the UID as precondition; "not found" and "another UID" are success."""
 
@@ -97,7 +113,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do, in this order: `delete`, then `apply` one by one up to the first failure; beside it `flip`.
+    """What to do, in this order: `delete`, `resize`, `apply`, one by one up to the first failure; beside it `flip`.
 
     An object is preceded by what it needs, so a Deployment never starts pods whose ConfigMap was refused.
 
@@ -108,6 +124,7 @@ class Plan:
     """
 
     delete: tuple[Delete, ...] = ()
+    resize: tuple[Resize, ...] = ()
     apply: tuple[Apply, ...] = ()
     failures: tuple[Failure, ...] = ()
     flip: Flip | None = None
@@ -116,7 +133,17 @@ class Plan:
     @property
     def empty(self) -> bool:
         """Whether nothing is to be written."""
-        return not (self.delete or self.apply or self.flip)
+        return not (self.delete or self.resize or self.apply or self.flip)
+
+    @property
+    def rolls(self) -> bool:
+        """Whether pods that are there are to be replaced."""
+        return any(
+            step.replaces is not None
+            and step.manifest.ref.kind is Kind.DEPLOYMENT
+            and _config_hash(step.replaces.raw) != _config_hash(step.manifest.body)
+            for step in self.apply
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +161,9 @@ class ApplyReport:
     flip_failure: str = ""
 
 
-def plan(scale: SynapseScale, desired: Desired | Blocked, observed: Observed, now: datetime) -> Plan:
+def plan(
+    scale: SynapseScale, desired: Desired | Blocked, observed: Observed, now: datetime, *, may_roll: bool = True
+) -> Plan:
     """Return what brings `observed` to `desired`.
 
     Args:
@@ -143,6 +172,7 @@ def plan(scale: SynapseScale, desired: Desired | Blocked, observed: Observed, no
         desired: what is wanted; `Blocked` leaves the children as they are.
         observed: what is there.
         now: the present time, UTC.
+        may_roll: whether pods may be replaced now, or other scales are at it.
     """
     if scale.terminating:
         return Plan()
@@ -150,9 +180,10 @@ def plan(scale: SynapseScale, desired: Desired | Blocked, observed: Observed, no
         return Plan(wake_at=now + LOOK_AGAIN)
     deletions = [*_superseded_config_maps(scale, desired, observed), *_unwanted(scale, desired, observed)]
     applies: list[Apply] = []
+    resizes: list[Resize] = []
     failures: list[Failure] = []
     leaving = False
-    rolls = _Rolls(desired, observed)
+    rolls = _Rolls(desired, observed, ROLLING_AT_ONCE if may_roll else 0)
     for manifest in desired.manifests:
         child = observed.child(manifest.ref)
         if child is None:
@@ -167,13 +198,15 @@ def plan(scale: SynapseScale, desired: Desired | Blocked, observed: Observed, no
             deletions.append(Delete(child.ref, child.uid))
             applies.append(Apply(manifest, Cause.DRIFTED, _repair(manifest), None))
         elif child.applied_hash != manifest.applied_hash and not rolls.may_change(child, manifest):
-            continue  # its turn comes when another one is through; that wakes the scale
+            # Its turn comes when another one is through; the number of its workers does not wait for that.
+            resizes += _resized(child, manifest)
         elif child.applied_hash != manifest.applied_hash:
             applies.append(Apply(manifest, Cause.CHANGED, _change(child, manifest), child))
         elif not owns(child.owned_fields, manifest.body):
             applies.append(Apply(manifest, Cause.DRIFTED, _repair(manifest), child))
     return Plan(
         delete=tuple(deletions),
+        resize=tuple(resizes),
         apply=tuple(applies),
         failures=tuple(failures),
         flip=desired.flip,
@@ -183,15 +216,16 @@ def plan(scale: SynapseScale, desired: Desired | Blocked, observed: Observed, no
 
 def _rhythm(scale: SynapseScale, desired: Desired) -> timedelta:
     """Return how soon figures are read again."""
-    modes = (workers_of(scale, shard.name).autoscaling for shard in desired.shards)
+    modes = (shard.workers.autoscaling for shard in desired.shards)
     by_load = any(each.mode == "BuiltIn" and not each.paused for each in modes)
     return LOOK_AGAIN_AT_LOAD if by_load and scale.spec.enabled else LOOK_AGAIN
 
 
 class _Rolls:
-    """Counts the Deployments whose pods are being replaced, so that no more than `ROLLING_AT_ONCE` are at a time."""
+    """Counts the Deployments whose pods are being replaced, so that no more than `most` are at a time."""
 
-    def __init__(self, desired: Desired, observed: Observed) -> None:
+    def __init__(self, desired: Desired, observed: Observed, most: int) -> None:
+        self._most = most
         children = (observed.child(manifest.ref) for manifest in desired.manifests)
         deployments = [child for child in children if child is not None and child.ref.kind is Kind.DEPLOYMENT]
         self._rolling = {child.ref for child in deployments if not Rollout.of(child).complete}
@@ -202,7 +236,7 @@ class _Rolls:
             return True
         if _config_hash(child.raw) == _config_hash(manifest.body):
             return True  # no pod is replaced
-        if len(self._rolling) >= ROLLING_AT_ONCE:
+        if len(self._rolling) >= self._most:
             return False
         self._rolling.add(child.ref)
         return True
@@ -304,8 +338,11 @@ def _unwanted(scale: SynapseScale, desired: Desired, observed: Observed) -> Iter
     wanted = {manifest.ref for manifest in desired.manifests}
     for kind in (Kind.DEPLOYMENT, Kind.POD_DISRUPTION_BUDGET, Kind.NETWORK_POLICY, Kind.POD_MONITOR):
         for child in observed.of_kind(kind):
-            if child.ref not in wanted and not child.terminating and child.owner_uid == scale.metadata.uid:
-                yield Delete(child.ref, child.uid)
+            if child.ref in wanted or child.terminating or child.owner_uid != scale.metadata.uid:
+                continue
+            if naming.TENANT_LABEL in child.raw["metadata"]["labels"] and isinstance(observed.topology, Unknown):
+                continue  # the pool cannot be told now to serve that tenant
+            yield Delete(child.ref, child.uid)
 
 
 def _creation(manifest: Manifest) -> Event | None:
@@ -324,6 +361,14 @@ def _change(child: Child, manifest: Manifest) -> Event | None:
         scaled = Event("Normal", EventReason.SCALED, f"Scaled {manifest.ref} from {before} to {after}")
         return scaled if before != after else None
     return Event("Normal", EventReason.UPDATED, f"Updated {manifest.ref}, which rolls out new pods")
+
+
+def _resized(child: Child, manifest: Manifest) -> list[Resize]:
+    replicas = manifest.body["spec"].get("replicas")
+    if replicas is None or replicas == Rollout.of(child).wanted:
+        return []
+    sentence = f"Scaled {manifest.ref} from {_workers(child.raw)} to {_workers(manifest.body)}"
+    return [Resize(child, replicas, Event("Normal", EventReason.SCALED, sentence))]
 
 
 def _repair(manifest: Manifest) -> Event:

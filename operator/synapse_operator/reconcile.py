@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from pydantic import SecretStr
 
+from synapse_operator import tenants
 from synapse_operator.api.common import JsonObject
+from synapse_operator.api.overlay import SecretPart
 from synapse_operator.api.scale import InvalidScale, SynapseScale, read_scale
+from synapse_operator.api.tenant import read_tenant
 from synapse_operator.autoscale import Recent
 from synapse_operator.backends import Backends, Stores
 from synapse_operator.cluster import apply, metrics_token, observe
 from synapse_operator.cluster.client import Client
 from synapse_operator.cluster.costs import write_costs
-from synapse_operator.cluster.observe import ScaleKey
+from synapse_operator.cluster.observe import Key, ScaleKey, TenantsKey
 from synapse_operator.cluster.report import Reporter
+from synapse_operator.dedicated import Dedicated
 from synapse_operator.deletion_costs import after_a_resize, before_a_resize, shrinking
 from synapse_operator.desired import desired_for_scale
-from synapse_operator.desired.shards import queues_of, recommendations
+from synapse_operator.desired.shards import queues_of, recommendations, serving
 from synapse_operator.drains import drained, emptied
 from synapse_operator.naming import SCALE_KIND
-from synapse_operator.observed import Observed, SecretLookup, Unknown
+from synapse_operator.observed import DedicatedTenant, Observed, SecretLookup, Unknown
 from synapse_operator.plan import plan
 from synapse_operator.status import figures_due, invalid_status, next_status
 from synapse_operator.syncer import Syncer
 from synapse_operator.telemetry import Metrics
+from synapse_operator.waves import Waves
 from synapse_operator.workqueue import Again
 
 
@@ -39,23 +44,44 @@ class Reconciler:
         client: Client,
         backends: Backends,
         syncer: Syncer,
+        dedicated: Dedicated,
         metrics: Metrics,
         *,
         worker_image: str,
         hash_key: SecretStr,
         instance: str,
+        empty_for: timedelta,
+        figures_every: timedelta,
+        wake: Callable[[Key, float], None],
     ) -> None:
+        """Prepare to reconcile.
+
+        Args:
+            client, backends, syncer, metrics: what is worked with.
+            worker_image: the image where a scale names none.
+            hash_key: what URLs are hashed with.
+            instance: the name of this process in Events.
+            empty_for: time after which an empty queue that producers use no more loses its workers.
+            figures_every: shortest time between two statuses of a scale for the sake of their figures.
+            wake: has a key looked at in so many seconds.
+        """
         self._client = client
         self._backends = backends
         self._syncer = syncer
+        self._dedicated = dedicated
         self._metrics = metrics
         self._worker_image = worker_image
         self._hash_key = hash_key
+        self._empty_for = empty_for
+        self._figures_every = figures_every
         self._reporter = Reporter(client, instance)
+        self._wake = wake
         self._figures_at: dict[ScaleKey, datetime] = {}
         self._empty_since: dict[ScaleKey, dict[str, datetime]] = {}
         self._recommended: dict[ScaleKey, dict[str, Recent]] = {}
         self._without_costs: set[ScaleKey] = set()
+        self._with_tables: set[ScaleKey] = set()
+        self._waves = Waves()
 
     async def __call__(self, key: ScaleKey) -> Again | None:
         """Reconcile once and say when to look again; None = the scale is gone.
@@ -82,7 +108,10 @@ class Reconciler:
 
         now = datetime.now(UTC)
         desired = desired_for_scale(scale, observed, default_image=self._worker_image, hash_key=self._hash_key)
-        todo = plan(scale, desired, observed, now)
+        may_roll = self._waves.may_roll(key, rolling=observed.rolling)
+        todo = plan(scale, desired, observed, now, may_roll=may_roll)
+        if todo.rolls:
+            self._waves.begin(key)
 
         await self._spare_busy_pods(key, scale, observed, shrinking(todo))
         report = await apply.carry_out(self._client, todo)
@@ -90,9 +119,10 @@ class Reconciler:
             failure = await self._backends.flip(key, todo.flip, scale.metadata.uid)
             report = replace(report, flip_failure=failure)
 
-        figures = figures_due(self._figures_at.get(key), now)
+        figures = figures_due(self._figures_at.get(key), now, self._figures_every)
         status = next_status(scale, desired, observed, report, previous=previous, now=now, figures=figures)
-        done = [step.event for step in todo.apply if step.event and step.manifest.ref in report.applied]
+        done = [step.event for step in todo.resize if step.child.ref in report.applied]
+        done += [step.event for step in todo.apply if step.event and step.manifest.ref in report.applied]
         await self._reporter.report(scale.metadata, previous, status, done, now)
         if status is not None and figures:
             self._figures_at[key] = now
@@ -114,12 +144,14 @@ class Reconciler:
             self._without_costs.discard(key)
 
     async def _observe(self, key: ScaleKey, scale: SynapseScale, previous: JsonObject) -> Observed:
+        dedicated = await self._dedicated_tenants(key, scale)
         secrets, token, otlp_headers = await asyncio.gather(
             observe.read_store_secrets(self._client, scale), self._metrics_token(scale), self._otlp_headers(scale)
         )
         stores = Stores(scale.metadata.namespace, *secrets, pgbouncer=scale.spec.postgres.pgbouncer)
         view, children = await asyncio.gather(
-            self._backends.look(key, scale.metadata.uid, stores), observe.read_children(self._client, scale)
+            self._backends.look(key, scale.metadata.uid, stores, run_days=scale.spec.retention.run_days),
+            observe.read_children(self._client, scale, dedicated),
         )
         # An operator that starts anew looks once for costs that the one before has left.
         look = key not in self._without_costs or observe.pods_matter(children)
@@ -140,13 +172,21 @@ class Reconciler:
             stored=view.stored,
             topology=view.topology,
             behind=view.behind,
-            drained=drained(self._empty_since[key], now),
+            drained=drained(self._empty_since[key], now, self._empty_for),
             children=children,
             pods=pods,
             metrics_token=token,
             otlp_headers=otlp_headers,
             sync=self._syncer.look(key, scale, view.postgres, previous),
+            dedicated=dedicated,
+            template_secrets=await self._template_secrets(scale, dedicated),
         )
+        self._dedicated.serve(key, serving(scale, observed))
+        if not observed.migrated:
+            self._with_tables.discard(key)
+        elif key not in self._with_tables:
+            self._with_tables.add(key)
+            self._wake(TenantsKey(key), 0.0)  # their rows have had to wait
         recent = recommendations(scale, observed, self._recommended.get(key, {}), now)
         self._recommended[key] = recent
         return replace(observed, recommended={name: asked[0].replicas for name, asked in recent.items()})
@@ -165,7 +205,25 @@ class Reconciler:
             return None
         return await observe.read_selected(self._client, scale.metadata.namespace, selector, "name=value")
 
+    async def _template_secrets(
+        self, scale: SynapseScale, dedicated: Mapping[str, DedicatedTenant]
+    ) -> Mapping[SecretPart, SecretStr]:
+        own = (tenant.workers.template for tenant in dedicated.values())
+        overlays = (*scale.spec.overlays, *(overlay for overlay in own if overlay is not None))
+        return await observe.read_template_secrets(self._client, scale.metadata.namespace, overlays)
+
+    async def _dedicated_tenants(self, key: ScaleKey, scale: SynapseScale) -> Mapping[str, DedicatedTenant]:
+        known = self._dedicated.wanted(key)
+        if known is not None:
+            return known
+        # An operator that starts anew: what is not known yet must not look like none, or busy workers would go.
+        listed = tenants.of_scale(await observe.list_tenants(self._client, key.namespace), key.name)
+        return tenants.dedicated(scale, tenants.claims(map(read_tenant, listed)))
+
     def _forget(self, key: ScaleKey) -> None:
+        self._dedicated.forget(key)
+        self._waves.forget(key)
+        self._with_tables.discard(key)
         self._syncer.forget(key)
         self._backends.forget(key)
         self._figures_at.pop(key, None)

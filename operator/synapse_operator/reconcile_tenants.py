@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from synapse_operator import tenants
@@ -18,12 +18,15 @@ from synapse_operator.api.tenant import InvalidTenant, SynapseTenant, read_tenan
 from synapse_operator.backends import Backends, TenantsView
 from synapse_operator.cluster import observe
 from synapse_operator.cluster.client import Client
+from synapse_operator.cluster.finalizers import Finalizers
 from synapse_operator.cluster.observe import TenantsKey
 from synapse_operator.cluster.report import TenantReporter
+from synapse_operator.dedicated import Dedicated
 from synapse_operator.naming import TENANT_KIND
-from synapse_operator.observed import NotTried
-from synapse_operator.plan import LOOK_AGAIN
+from synapse_operator.observed import NotTried, Unknown
+from synapse_operator.plan import LOOK_AGAIN, LOOK_AGAIN_AT_LOAD, LOOK_AGAIN_SOON
 from synapse_operator.telemetry import Metrics
+from synapse_operator.tenant_drains import Remains, deadline, is_held, is_over, with_finalizer
 from synapse_operator.tenant_status import FIGURES_EVERY, next_status
 from synapse_operator.workqueue import Again
 from synapse_worker.store.tenants import RowChanges
@@ -43,10 +46,12 @@ _NO_SCALE = TenantsView(
 class TenantReconciler:
     """Brings all SynapseTenants of a scale to what their specs say, one call each scale."""
 
-    def __init__(self, client: Client, backends: Backends, metrics: Metrics) -> None:
+    def __init__(self, client: Client, backends: Backends, dedicated: Dedicated, metrics: Metrics) -> None:
         self._client = client
         self._backends = backends
+        self._dedicated = dedicated
         self._metrics = metrics
+        self._finalizers = Finalizers(client)
         self._reporter = TenantReporter(client)
         self._figures_at: dict[TenantsKey, datetime] = {}
 
@@ -65,16 +70,47 @@ class TenantReconciler:
             if home is None and not mine:
                 self._figures_at.pop(key, None)
                 return None
-            claims = tenants.claims(tenant for tenant, _ in mine)
+            over = await self._over(key, home, [tenant for tenant, _ in mine])
+            here = [(tenant, body) for tenant, body in mine if tenant.metadata.uid not in over]
+            claims = tenants.claims(tenant for tenant, _ in here)
             view: TenantsView | None = _NO_SCALE
             if isinstance(home, SynapseScale) and not home.terminating:
                 view = await self._backends.keep_tenants(
-                    key.scale, home.metadata.uid, claims.rows, tenants.living(listed)
+                    key.scale,
+                    home.metadata.uid,
+                    tenants.rows(home, claims, self._dedicated.serving(key.scale)),
+                    tenants.living(listed, over=over),
                 )
+                self._dedicated.want(key.scale, tenants.dedicated(home, claims))
+            written = await self._finalizers.write(
+                (tenant.metadata, finalizers)
+                for tenant, _ in mine
+                if (finalizers := with_finalizer(tenant, home, claims, over=tenant.metadata.uid in over)) is not None
+            )
             if view is None:
                 return Again(after=_FIRST_LOOK_SECONDS)
             _log_changes(key, view.changes)
-            return await self._tell(key, mine, home, claims, view)
+            again = await self._tell(key, here, home, claims, view)
+            return _sooner(again, None if written else _FIRST_LOOK_SECONDS, _wait(here, view.changes))
+
+    async def _over(
+        self, key: TenantsKey, home: tenants.Home, mine: Sequence[SynapseTenant | InvalidTenant]
+    ) -> frozenset[str]:
+        """Return the UIDs of those that are being deleted and held no longer."""
+        held = [tenant for tenant in mine if is_held(tenant.metadata)]
+        if not held:
+            return frozenset()
+        remains: Mapping[str, Remains] | Unknown = {}
+        if isinstance(home, SynapseScale) and not home.terminating:
+            ids = [tenant.tenant_id for tenant in held if isinstance(tenant, SynapseTenant)]
+            remains = await self._backends.remains(key.scale, home.metadata.uid, ids)
+        namespace_goes = await observe.is_terminating(self._client, key.scale.namespace)
+        now = datetime.now(UTC)
+        return frozenset(
+            tenant.metadata.uid
+            for tenant in held
+            if is_over(tenant, home, remains, namespace_goes=namespace_goes, now=now)
+        )
 
     async def _tell(
         self,
@@ -102,6 +138,23 @@ class TenantReconciler:
             return Again(after=(due_at - now).total_seconds())
         answered = isinstance(view.store, Mapping) or view is _NO_SCALE
         return Again() if answered else Again(after=LOOK_AGAIN.total_seconds())
+
+
+def _wait(here: Sequence[tuple[SynapseTenant | InvalidTenant, JsonObject]], changes: RowChanges) -> float | None:
+    """Return in how many seconds to look at those that are held; None = there are none."""
+    held = [tenant for tenant, _ in here if isinstance(tenant, SynapseTenant) and is_held(tenant.metadata)]
+    if not held:
+        return None
+    now = datetime.now(UTC)
+    # Once new runs are refused, an idle tenant may go.
+    fresh = any(tenant.tenant_id in changes.updated for tenant in held)
+    pause = LOOK_AGAIN_SOON if fresh else LOOK_AGAIN_AT_LOAD
+    return max(0.0, min(pause, *(deadline(tenant) - now for tenant in held)).total_seconds())
+
+
+def _sooner(again: Again, *waits: float | None) -> Again:
+    found = [wait for wait in (again.after, *waits) if wait is not None]
+    return Again(after=min(found, default=None))
 
 
 def _log_changes(key: TenantsKey, changes: RowChanges) -> None:

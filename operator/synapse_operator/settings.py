@@ -14,6 +14,9 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from synapse_operator.drains import EMPTY_FOR
+from synapse_operator.status import FIGURES_EVERY
+
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 Port = Annotated[int, Field(ge=1, le=65_535)]
@@ -49,6 +52,20 @@ class Settings(BaseSettings):
         le=3600,
         description="seconds after which a scale is looked at again although nothing happened (plus or minus a tenth); "
         "60 bounds how long a rotated Secret or a store that came back goes unnoticed",
+    )
+    shard_empty_seconds: int = Field(
+        default=int(EMPTY_FOR.total_seconds()),
+        ge=1,
+        le=3600,
+        description="seconds for which a queue that producers use no more must have been empty before its workers go; "
+        "longer than a producer takes from reading the topology to writing its job",
+    )
+    status_figures_seconds: int = Field(
+        default=int(FIGURES_EVERY.total_seconds()),
+        ge=1,
+        le=3600,
+        description="shortest time in seconds between two statuses of a scale that differ in figures or messages only; "
+        "what changes a condition is written at once",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least severe log lines written"

@@ -21,8 +21,11 @@ from synapse_operator import naming
 from synapse_operator.api.common import JsonObject, ObjectMeta
 from synapse_operator.api.reasons import ConditionType, EventReason, Reason
 from synapse_operator.api.scale import (
+    EVENT_TTL,
+    MAX_SHARD_ENTRIES,
     MAX_SYNC_ERRORS,
     MAX_SYNC_MESSAGE,
+    RUN_DAYS,
     InvalidScale,
     SynapseScale,
     SynapseScaleStatus,
@@ -42,19 +45,24 @@ from synapse_operator.observed import (
     RedisAnswers,
     Rollout,
     SyncOutcome,
+    TopologyRecord,
     Unknown,
     Unreachable,
     Unusable,
 )
 from synapse_operator.plan import ApplyReport, Event
+from synapse_worker.contract import MAX_SHARDS
 from synapse_worker.sync.documents import Problem
 
 FIGURES_EVERY = timedelta(seconds=15)
 """Shortest time between two statuses of a scale that differ in figures or messages only (kubelet alternates between
-two for one trouble); transitions are written at once."""
+two for one trouble); transitions are written at once. The default of the operator's setting STATUS_FIGURES_SECONDS."""
 
 MINIMUM_REDIS = (6, 2)
 SAFE_EVICTION_POLICY = "noeviction"
+
+SHARDS_PER_MASTER = 4
+"""Keys are spread over a cluster's masters by chance; with so many, hardly one is left out."""
 
 MAX_UNSERVED = 1024
 """Names in `unservedQueues`, as the CRD bounds them."""
@@ -80,14 +88,15 @@ class _Problem:
     stalled: bool
 
 
-def figures_due(written_at: datetime | None, now: datetime) -> bool:
+def figures_due(written_at: datetime | None, now: datetime, every: timedelta = FIGURES_EVERY) -> bool:
     """Return whether a status may be written for the sake of its figures.
 
     Args:
         written_at: when this process last wrote one while they were due; None = never.
         now: the present time.
+        every: the shortest time between two.
     """
-    return written_at is None or now - written_at >= FIGURES_EVERY
+    return written_at is None or now - written_at >= every
 
 
 def next_status(
@@ -116,7 +125,7 @@ def next_status(
     ready = sum(rollout.ready for rollout in rollouts)
     wanted = desired.workers if isinstance(desired, Desired) else sum(rollout.wanted for rollout in rollouts)
     applied = _children_applied(scale, desired, report, rollouts)
-    problem = _problem(desired, observed, report, applied, ready, wanted)
+    problem = _problem(scale, desired, observed, report, applied, ready, wanted)
     moving = not scale.metadata.paused and _moving(desired, report, rollouts)
     redact = _Redactor(observed)
     verdicts = (
@@ -124,7 +133,7 @@ def next_status(
         _reconciling(problem, moving, _draining(desired, observed), ready, wanted, applied),
         _stalled(problem),
         _redis_reachable(observed),
-        _redis_safe(observed),
+        _redis_safe(observed, scale.spec.queue.shards),
         _postgres_reachable(observed),
         _backend_exclusive(scale, observed),
         applied,
@@ -142,7 +151,7 @@ def next_status(
     if (sync := _sync_figures(scale, observed.sync, previous, redact)) is not None:
         status["sync"] = sync
     if isinstance(desired, Desired):
-        status["shards"] = [_shard(scale, shard, observed) for shard in desired.shards]
+        status["shards"] = [_shard(scale, shard, observed) for shard in desired.shards[:MAX_SHARD_ENTRIES]]
         if unserved := _unserved(desired, observed):
             status["unservedQueues"] = unserved
     elif "shards" in previous:
@@ -238,6 +247,7 @@ def _children_applied(
 
 
 def _problem(
+    scale: SynapseScale,
     desired: Desired | Blocked,
     observed: Observed,
     report: ApplyReport,
@@ -261,9 +271,23 @@ def _problem(
     if wanted and (hindered := observed.pod_problem):
         reason, advice, stalled = _POD_PROBLEMS[hindered.kind]
         return _Problem(reason, f"{hindered.sentence}; {advice}", stalled)
-    if ready < wanted:
+    if any(_ready_in(scale, shard, observed) < _promised(shard) for shard in desired.shards):
         return _Problem(Reason.WORKERS_NOT_READY, f"{ready} of {wanted} workers are ready", stalled=False)
     return None
+
+
+def _ready_in(scale: SynapseScale, shard: Shard, observed: Observed) -> int:
+    child = deployment_of(scale, observed, shard.name)
+    return 0 if child is None else Rollout.of(child).ready
+
+
+def _promised(shard: Shard) -> int:
+    """Return how many workers of a shard must be ready: of those that its load asks for, what the spec promises."""
+    autoscaling = shard.workers.autoscaling
+    if autoscaling.mode == "Off":
+        return shard.replicas
+    least = autoscaling.min_replicas if autoscaling.mode == "BuiltIn" else 1
+    return min(shard.replicas, max(1, least))
 
 
 _POD_PROBLEMS = {
@@ -394,16 +418,31 @@ def _backend_exclusive(scale: SynapseScale, observed: Observed) -> _Verdict:
     type_, owner = ConditionType.BACKEND_EXCLUSIVE, observed.redis_owner
     if isinstance(owner, Unknown):
         return _Verdict(type_, _Status.UNKNOWN, Reason.NOT_TRIED, f"Redis could not be marked: {owner.sentence}")
+    store = "Redis"
+    row = observed.topology
     if owner == scale.metadata.uid:
-        return _Verdict(type_, _Status.TRUE, Reason.EXCLUSIVE, "No other SynapseScale uses this Redis")
+        if not isinstance(row, TopologyRecord) or row.is_free_for(owner):
+            return _Verdict(type_, _Status.TRUE, Reason.EXCLUSIVE, "No other SynapseScale uses these stores")
+        store, owner = "The PostgreSQL database", row.owner_uid
     message = (
-        f"Redis is in use by another SynapseScale (UID {owner}), perhaps of another cluster; give each its own. "
+        f"{store} is in use by another SynapseScale (UID {owner}), perhaps of another cluster; give each its own. "
         "Where that one is gone, the mark ends within 10 minutes"
     )
     return _Verdict(type_, _Status.FALSE, Reason.BACKEND_SHARED, message)
 
 
-def _redis_safe(observed: Observed) -> _Verdict:
+def _idle_masters(redis: RedisAnswers, shards: int) -> str:
+    """Return the advice for a cluster of which few queues leave masters idle; "" = none is needed."""
+    wanted = min(SHARDS_PER_MASTER * redis.masters, MAX_SHARDS)
+    if shards >= wanted:
+        return ""
+    return (
+        f"; each queue is on one of its {redis.masters} masters: with fewer than {wanted} shards (queue.shards is "
+        f"{shards}) some may have nothing to do"
+    )
+
+
+def _redis_safe(observed: Observed, shards: int) -> _Verdict:
     type_, state = ConditionType.REDIS_SAFE, observed.redis
     if not isinstance(state, RedisAnswers):
         why = state.sentence if isinstance(state, NotTried) else "it does not answer as it should"
@@ -416,6 +455,7 @@ def _redis_safe(observed: Observed) -> _Verdict:
         message = f"maxmemory-policy is {SAFE_EVICTION_POLICY}: Redis keeps its keys"
         if state.clustered:
             message += "; it is clustered, so no stock arq worker may serve the queues beside ours"
+            message += _idle_masters(state, shards)
             return _Verdict(type_, _Status.TRUE, Reason.NO_ARQ_PEERS, message)
         return _Verdict(type_, _Status.TRUE, Reason.NO_EVICTION, message)
     if not state.eviction_policy:
@@ -530,13 +570,12 @@ def _clip(text: str) -> str:
 
 
 def _shard(scale: SynapseScale, shard: Shard, observed: Observed) -> JsonObject:
-    child = deployment_of(scale, observed, shard.name)
     pool = scale.spec.pool_of(int(shard.name)) if shard.name.isdecimal() else None
     told: JsonObject = {
         "name": shard.name,
         "queue": ",".join(shard.serves),
         "desired": shard.replicas,
-        "ready": 0 if child is None else Rollout.of(child).ready,
+        "ready": _ready_in(scale, shard, observed),
         "state": str(shard.state),
     }
     if pool is not None:
@@ -549,12 +588,14 @@ def _shard(scale: SynapseScale, shard: Shard, observed: Observed) -> JsonObject:
 
 def _effective(scale: SynapseScale, observed: Observed) -> JsonObject:
     """Return what holds and where it comes from, by the worker's own rule: variable, stored setting, default."""
-    workers = scale.spec.workers
+    workers, retention = scale.spec.workers, scale.spec.retention
     found: JsonObject = {}
     for name, given, variable in (
         ("concurrency", workers.concurrency, CONCURRENCY),
         ("jobTimeoutSeconds", workers.job_timeout_seconds, JOB_TIMEOUT),
         ("maxRetries", workers.max_retries, MAX_RETRIES),
+        ("eventTtlSeconds", retention.event_ttl_seconds, EVENT_TTL),
+        ("runDays", retention.run_days, RUN_DAYS),
     ):
         if given is not None:
             found[name] = {"value": given, "source": "Spec"}

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from synapse_operator.api.common import JsonObject
 from synapse_operator.api.scale import SynapseScale, SyncSource, sync_asked
@@ -52,8 +53,17 @@ SYNC_SECONDS = 300.0
 RETRY_SECONDS = 15.0
 """Wait after a sync that ended early."""
 
+_DEFAULT_TENANT = BY_NAME["DEFAULT_TENANT_ID"].default or ""
+
 _DUE_SHARE = 0.75
 """Share of the resync after which a sync is due: a reconcile that comes a little early must not skip its turn."""
+
+
+class _Asked(NamedTuple):
+    """What a spec asks for: sources, and the tenant of what names none."""
+
+    sources: tuple[SyncSource, ...]
+    tenant_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +71,13 @@ class _Known:
     """The last sync of one scale.
 
     Attributes:
-        sources: which sources it read.
+        asked: what it was to sync.
         versions: what it read, by UID and resourceVersion.
         rows: rows that were there behind it.
         due: time of the loop's clock at which the next one is due.
     """
 
-    sources: tuple[SyncSource, ...]
+    asked: _Asked
     outcome: SyncOutcome
     versions: tuple[str, ...] = ()
     rows: int = -1
@@ -110,23 +120,23 @@ class Syncer:
         Returns:
             None when the present sources have not been synced by this process yet.
         """
-        sources = scale.spec.sync.sources
+        wanted = _Asked(scale.spec.sync.sources, scale.spec.tenancy.default_tenant_id or _DEFAULT_TENANT)
         known = self._known.get(key)
-        if not sources and not previous.get("sync"):
+        if not wanted.sources and not previous.get("sync"):
             self.forget(key)
             return None
         done = known.outcome.asked if known else (previous.get("sync") or {}).get("syncNow")
         asked = sync_asked(scale.metadata, {"sync": {"syncNow": done}})
-        due = asked is not None or (scale.spec.sync.auto and self._is_due(key, sources))
+        due = asked is not None or (scale.spec.sync.auto and self._is_due(key, wanted))
         answers = isinstance(postgres, PostgresAnswers) and postgres.schema_version is not None
         database = self._backends.database(key)
         if due and key in self._running:
             self._late.add(key)
         elif due and answers and database is not None:
             self._edited.discard(key)
-            task = asyncio.create_task(self._run(key, sources, database, asked, done), name=f"sync of {key}")
+            task = asyncio.create_task(self._run(key, wanted, database, asked, done), name=f"sync of {key}")
             self._running[key] = task
-        return known.outcome if known and known.sources == sources else None
+        return known.outcome if known and known.asked == wanted else None
 
     def forget(self, key: ScaleKey) -> None:
         """Give up on a scale that is gone or has nothing to sync."""
@@ -143,36 +153,36 @@ class Syncer:
             self.forget(key)
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _is_due(self, key: ScaleKey, sources: tuple[SyncSource, ...]) -> bool:
+    def _is_due(self, key: ScaleKey, wanted: _Asked) -> bool:
         known = self._known.get(key)
-        if known is None or known.sources != sources or key in self._edited:
+        if known is None or known.asked != wanted or key in self._edited:
             return True
         return asyncio.get_running_loop().time() >= known.due
 
     async def _run(
         self,
         key: ScaleKey,
-        sources: tuple[SyncSource, ...],
+        wanted: _Asked,
         database: Database,
         asked: str | None,
         done: str | None,
     ) -> None:
         before = self._known.get(key)
-        if before is not None and before.sources != sources:
+        if before is not None and before.asked != wanted:
             before = None
         async with self._slots:
             try:
                 async with asyncio.timeout(SYNC_SECONDS):
-                    now = await self._sync(key, sources, database, before, asked or done, everything=bool(asked))
+                    now = await self._sync(key, wanted, database, before, asked or done, everything=bool(asked))
             except TimeoutError:
-                now = _failed(sources, before, done, f"It took longer than {SYNC_SECONDS:.0f} s.")
+                now = _failed(wanted, before, done, f"It took longer than {SYNC_SECONDS:.0f} s.")
             except (SynapseError, OperatorError) as error:
-                now = _failed(sources, before, done, str(error))
+                now = _failed(wanted, before, done, str(error))
             except Exception as error:
                 # Without its words: the driver quotes the values that it was given.
                 places = "".join(traceback.format_tb(error.__traceback__))
                 _log.error("the sync of %s failed with %s at\n%s", key, type(error).__name__, places)
-                now = _failed(sources, before, done, "An error of the operator's own; its log says more.")
+                now = _failed(wanted, before, done, "An error of the operator's own; its log says more.")
         del self._running[key]
         if (
             before is not None
@@ -191,14 +201,14 @@ class Syncer:
     async def _sync(
         self,
         key: ScaleKey,
-        sources: tuple[SyncSource, ...],
+        wanted: _Asked,
         database: Database,
         before: _Known | None,
         asked: str | None,
         *,
         everything: bool,
     ) -> _Known:
-        refs = [_ref(source) for source in sources]
+        refs = [_ref(source) for source in wanted.sources]
         objects = await read_sources(self._client, key.namespace, refs)
         versions = tuple(_version(each) for each in objects)
         owner = f"{SCALE_KIND} {key.namespace}/{key.name}"
@@ -218,7 +228,7 @@ class Syncer:
         report = await sync(
             database,
             texts,
-            tenant_id=BY_NAME["DEFAULT_TENANT_ID"].default or "",
+            tenant_id=wanted.tenant_id,
             owner=owner,
             unread=unread,
             everything=everything,
@@ -233,13 +243,13 @@ class Syncer:
             failure="",
             asked=asked,
         )
-        return _Known(sources, outcome, versions, await definitions.count_there(database, owner))
+        return _Known(wanted, outcome, versions, await definitions.count_there(database, owner))
 
 
-def _failed(sources: tuple[SyncSource, ...], before: _Known | None, done: str | None, sentence: str) -> _Known:
+def _failed(wanted: _Asked, before: _Known | None, done: str | None, sentence: str) -> _Known:
     """Return what is known when a sync ended early: the last figures, and why."""
     total, problems = (before.outcome.total, before.outcome.problems) if before else (0, ())
-    return _Known(sources, SyncOutcome(datetime.now(UTC), 0, total, problems, False, False, sentence, done))
+    return _Known(wanted, SyncOutcome(datetime.now(UTC), 0, total, problems, False, False, sentence, done))
 
 
 def _is_complete(outcome: SyncOutcome) -> bool:

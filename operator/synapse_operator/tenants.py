@@ -6,18 +6,19 @@ how the tenants stand; what a user reads of it is `tenant_status`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from synapse_operator import naming
 from synapse_operator.api.common import JsonObject
 from synapse_operator.api.reasons import Reason
 from synapse_operator.api.scale import InvalidScale, SynapseScale
 from synapse_operator.api.tenant import InvalidTenant, SynapseTenant
 from synapse_operator.desired.shards import wanted_topology
-from synapse_operator.naming import SCALE_KIND, TENANT_KIND
-from synapse_operator.observed import NotTried, Unreachable, Unusable
+from synapse_operator.naming import DRAIN_FINALIZER, SCALE_KIND, SKIP_DRAIN_ANNOTATION, TENANT_KIND
+from synapse_operator.observed import DedicatedTenant, NotTried, Unreachable, Unusable
 from synapse_worker.contract import DEFAULT_QUEUE, TENANT_POOL
-from synapse_worker.routing import why_no_queue
+from synapse_worker.routing import is_tenants_own, why_no_queue
 from synapse_worker.store.tenants import ManagedRow, Standing
 
 SHARED_WORKERS = "shards"
@@ -47,21 +48,6 @@ class Claims:
 
     holders: Mapping[str, SynapseTenant]
     older: Mapping[str, SynapseTenant]
-
-    @property
-    def rows(self) -> list[ManagedRow]:
-        """The rows that are wanted."""
-        return [
-            ManagedRow(
-                tenant_id=tenant_id,
-                managed_by=tenant.metadata.uid,
-                name=tenant.spec.name,
-                max_concurrent_runs=tenant.spec.max_concurrent_runs,
-                max_queued_runs=tenant.spec.max_queued_runs,
-                priority=tenant.spec.priority,
-            )
-            for tenant_id, tenant in self.holders.items()
-        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +86,24 @@ def scale_name(body: JsonObject) -> str:
 
 
 def of_scale(bodies: Iterable[JsonObject], scale: str) -> list[JsonObject]:
-    """Return the SynapseTenants of one scale, of those of its namespace; what is being deleted is nobody's any more."""
-    return [body for body in bodies if scale_name(body) == scale and "deletionTimestamp" not in body["metadata"]]
+    """Return the SynapseTenants of one scale, of those of its namespace, without those that nothing of ours holds."""
+    return [body for body in bodies if scale_name(body) == scale and _is_here(body)]
 
 
-def living(bodies: Iterable[JsonObject]) -> list[str]:
-    """Return the UIDs that a row may be managed by: those of all tenants of a namespace, readable or not."""
-    return [body["metadata"]["uid"] for body in bodies if "deletionTimestamp" not in body["metadata"]]
+def living(bodies: Iterable[JsonObject], *, over: Collection[str] = ()) -> list[str]:
+    """Return the UIDs that a row may be managed by: those of all tenants of a namespace, readable or not.
+
+    Args:
+        bodies: all SynapseTenants of the namespace.
+        over: UIDs of those that are held no longer.
+    """
+    return [body["metadata"]["uid"] for body in bodies if _is_here(body) and body["metadata"]["uid"] not in over]
+
+
+def _is_here(body: JsonObject) -> bool:
+    """Whether a tenant counts: it is not being deleted, or we hold it until its queue is empty."""
+    metadata = body["metadata"]
+    return "deletionTimestamp" not in metadata or DRAIN_FINALIZER in (metadata.get("finalizers") or ())
 
 
 def claims(tenants: Iterable[SynapseTenant | InvalidTenant]) -> Claims:
@@ -121,15 +118,78 @@ def claims(tenants: Iterable[SynapseTenant | InvalidTenant]) -> Claims:
     return Claims(holders, older)
 
 
+def is_gone(home: Home) -> bool:
+    """Whether there is no scale, or it is being deleted."""
+    return home is None or home.metadata.deletion_timestamp is not None
+
+
+def own_queue(scale: SynapseScale, tenant_id: str) -> bool:
+    """Whether a tenant has a queue of its own, by the spec."""
+    return place_of(scale, tenant_id).served_by == TENANT_POOL
+
+
 def place_of(scale: SynapseScale, tenant_id: str) -> Place:
     """Return where the jobs of a tenant go by the spec; those of a higher priority may go elsewhere."""
     topology = wanted_topology(scale)
     for route in topology.routes:
         if route.takes(tenant_id, 0):
             return Place(str(route.shard), SHARED_WORKERS)
-    if topology.isolation and not why_no_queue(tenant_id):
+    if topology.isolation and is_tenants_own(tenant_id) and not why_no_queue(tenant_id):
         return Place(tenant_id, TENANT_POOL)
-    return Place(DEFAULT_QUEUE if topology.shards == 1 else f"0..{topology.shards - 1}", SHARED_WORKERS)
+    one = topology.shards == 1 or (topology.isolation and tenant_id == DEFAULT_QUEUE)
+    return Place(DEFAULT_QUEUE if one else f"0..{topology.shards - 1}", SHARED_WORKERS)
+
+
+def dedicated(scale: SynapseScale, claims: Claims) -> dict[str, DedicatedTenant]:
+    """Return the tenants that are to have workers of their own, by their shards."""
+    found = {}
+    for tenant_id, tenant in claims.holders.items():
+        if tenant.spec.workers is not None and _why_no_workers(scale, tenant_id) is None:
+            shard = naming.tenant_shard(tenant_id)
+            found[shard] = DedicatedTenant(shard, tenant_id, tenant.metadata.name, tenant.spec.workers)
+    return found
+
+
+def rows(scale: SynapseScale, claims: Claims, serving: Collection[str]) -> list[ManagedRow]:
+    """Return the rows that are wanted.
+
+    Args:
+        scale: the scale.
+        claims: of its tenants.
+        serving: ids of tenants whose own workers are known to be there. Until they are, the pool keeps the queue; once
+            they were, it stays theirs.
+    """
+    apart = {tenant.tenant_id for tenant in dedicated(scale, claims).values()}
+    return [
+        ManagedRow(
+            tenant_id=tenant_id,
+            managed_by=tenant.metadata.uid,
+            name=tenant.spec.name,
+            max_concurrent_runs=tenant.spec.max_concurrent_runs,
+            max_queued_runs=tenant.spec.max_queued_runs,
+            priority=tenant.spec.priority,
+            dedicated=(True if tenant_id in serving else None) if tenant_id in apart else False,
+            deleting=tenant.terminating,
+            rate_limit_rps=tenant.spec.rate_limit_rps,
+        )
+        for tenant_id, tenant in claims.holders.items()
+    ]
+
+
+def _why_no_workers(scale: SynapseScale, tenant_id: str) -> tuple[Reason, str] | None:
+    """Return why a tenant cannot have workers of its own; None = it can."""
+    if not scale.spec.tenancy.isolation:
+        return Reason.ISOLATION_OFF, "tenancy.isolation is false there: turn it on, or take spec.workers away"
+    if not own_queue(scale, tenant_id):
+        where = place_of(scale, tenant_id).queue
+        return Reason.WORKERS_UNUSED, f"its jobs go to the queue {where}, which shards serve; take spec.workers away"
+    if "," in tenant_id or tenant_id != tenant_id.strip() or tenant_id == TENANT_POOL:
+        sentence = (
+            f"WORKER_QUEUE_SHARD cannot name {tenant_id!r}, since it is {TENANT_POOL}, holds a comma, or begins or "
+            "ends with a space; the tenant pool serves its queue"
+        )
+        return Reason.WORKERS_UNUSED, sentence
+    return None
 
 
 def judge(
@@ -138,7 +198,7 @@ def judge(
     """Return how one tenant stands: the first thing that is wrong, causes before their consequences.
 
     Args:
-        tenant: one that is not being deleted.
+        tenant: one that is not being deleted, or that we hold.
         home: its scale; one that is being deleted counts as none.
         claims: of all tenants of the scale.
         store: what PostgreSQL says; not looked at without a scale.
@@ -146,7 +206,7 @@ def judge(
     """
     if isinstance(tenant, InvalidTenant):
         return Verdict(Reason.INVALID_SPEC, tenant.sentence)
-    if home is None or home.metadata.deletion_timestamp is not None:
+    if home is None or is_gone(home):
         what = "does not exist in this namespace" if home is None else "is being deleted"
         message = f"{SCALE_KIND} {tenant.spec.scale_ref.name} {what}; create it, or delete this {TENANT_KIND}"
         return Verdict(Reason.SCALE_NOT_FOUND, message)
@@ -159,6 +219,14 @@ def judge(
             "delete one of the two"
         )
         return Verdict(Reason.DUPLICATE_TENANT_ID, message, place)
+    if tenant.terminating:
+        left = store.get(tenant.tenant_id) if isinstance(store, Mapping) else None
+        message = (
+            "It is being deleted and goes when its queue is empty, or spec.drainTimeoutSeconds "
+            f"({tenant.spec.drain_timeout_seconds}) are over; new runs are refused. "
+            f"The annotation {SKIP_DRAIN_ANNOTATION} ends the wait"
+        )
+        return Verdict(Reason.DRAINING, message, place, left)
     if isinstance(store, Unreachable):
         return Verdict(Reason.POSTGRES_UNREACHABLE, f"{store.sentence}; limits stay as they were", place)
     if isinstance(store, Unusable):
@@ -176,11 +244,19 @@ def judge(
         )
         return Verdict(Reason.INVALID_SPEC, message, place)
     standing = store[tenant.tenant_id]
+    if standing.dedicated and place.served_by == TENANT_POOL:
+        own = naming.deployment_name(home.metadata.name, naming.tenant_shard(tenant.tenant_id))
+        place = Place(place.queue, own)
     if standing.managed_by != tenant.metadata.uid:
         return Verdict(Reason.NOT_MANAGED, _not_managed(tenant, standing, exclusive=exclusive), place, standing)
-    return Verdict(
-        Reason.TENANT_STORED, f"Its row is in the database of {SCALE_KIND} {home.metadata.name}", place, standing
-    )
+    if tenant.spec.workers is not None and (why_not := _why_no_workers(home, tenant.tenant_id)) is not None:
+        reason, sentence = why_not
+        message = f"spec.workers has no effect with {SCALE_KIND} {home.metadata.name}: {sentence}"
+        return Verdict(reason, message, place, standing)
+    message = f"Its row is in the database of {SCALE_KIND} {home.metadata.name}"
+    if tenant.spec.workers is not None and not standing.dedicated:
+        message += "; its own workers are not ready yet, and the tenant pool serves its queue"
+    return Verdict(Reason.TENANT_STORED, message, place, standing)
 
 
 def _not_managed(tenant: SynapseTenant, standing: Standing, *, exclusive: bool) -> str:

@@ -206,6 +206,8 @@ def test_conditions_merge_by_type(resource: Resource) -> None:
         ("workers.maxRetries", "WORKER_MAX_RETRIES"),
         ("workers.drainTimeoutSeconds", "WORKER_DRAIN_SECONDS"),
         ("queue.shards", "NUM_QUEUE_SHARDS"),
+        ("retention.eventTtlSeconds", "PUBSUB_EVENT_TTL"),
+        ("retention.runDays", "RUNS_RETENTION_DAYS"),
     ],
 )
 def test_ranges_are_those_of_the_worker(path: str, variable: str) -> None:

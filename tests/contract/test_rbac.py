@@ -51,8 +51,8 @@ def test_a_scale_is_never_written_but_for_its_status() -> None:
     assert verbs(rules("rbac-cluster.yaml"), naming.GROUP, f"{naming.SCALE_PLURAL}/status") == {"patch"}
 
 
-def test_a_tenant_is_never_written_but_for_its_status() -> None:
-    assert verbs(rules("rbac-cluster.yaml"), naming.GROUP, naming.TENANT_PLURAL) == {"list", "watch"}
+def test_a_tenant_is_never_written_but_for_its_finalizer_and_its_status() -> None:
+    assert verbs(rules("rbac-cluster.yaml"), naming.GROUP, naming.TENANT_PLURAL) == {"list", "watch", "patch"}
     assert verbs(rules("rbac-cluster.yaml"), naming.GROUP, f"{naming.TENANT_PLURAL}/status") == {"patch"}
 
 

@@ -46,6 +46,7 @@ EVERYTHING: dict[str, Any] = {
         "healthPort": 9100,
     },
     "tenancy": {"defaultTenantId": "ünïcode $(HOME)"},
+    "retention": {"eventTtlSeconds": 600, "runDays": 30},
     "observability": {
         "otlpEndpoint": "http://collector",
         "otlpHeadersSecretRef": {"name": "collector", "key": "headers"},
@@ -77,6 +78,7 @@ def test_every_field_of_the_spec_arrives() -> None:
     assert loaded.pgbouncer_mode
     assert (loaded.health_port, loaded.default_tenant_id) == (9100, "ünïcode $(HOME)")
     assert (loaded.concurrency, loaded.job_timeout, loaded.max_retries, loaded.drain_seconds) == (7, 60, 0, 45)
+    assert (loaded.event_ttl, loaded.retention_days) == (600, 30)
     assert loaded.otlp_endpoint == "http://collector:4317"
     assert loaded.metrics_token.get_secret_value() == "made-once"
     assert _environment(EVERYTHING)[contract.OTLP_HEADERS] == "x-team=key"
@@ -95,6 +97,17 @@ def test_every_field_of_the_spec_arrives() -> None:
 def test_both_ends_of_every_range_are_accepted(field: str, variable: str, end: str) -> None:
     bound = getattr(contract.BY_NAME[variable], end)
     environment = _environment({"workers": {field: bound}})
+    assert environment[variable] == str(bound)
+    settings.load(environment)
+
+
+@pytest.mark.parametrize(
+    ("field", "variable"), [("eventTtlSeconds", "PUBSUB_EVENT_TTL"), ("runDays", "RUNS_RETENTION_DAYS")]
+)
+@pytest.mark.parametrize("end", ["minimum", "maximum"])
+def test_both_ends_of_every_time_that_things_are_kept_are_accepted(field: str, variable: str, end: str) -> None:
+    bound = getattr(contract.BY_NAME[variable], end)
+    environment = _environment({"retention": {field: bound}})
     assert environment[variable] == str(bound)
     settings.load(environment)
 

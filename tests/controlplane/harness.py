@@ -21,13 +21,15 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import SecretStr
 
 from synapse_operator import naming
 from synapse_worker.connections import open_database
 from synapse_worker.store import migrate
+from tests.controlplane.api import Api
+from tests.controlplane.api import Json as Json
 from tests.support.servers import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -37,9 +39,14 @@ LEASE = "synapse-operator"
 WORKER_IMAGE = "localhost/synapse-scale-worker:dev"
 CHILD_KINDS = ("deployments", "configmaps", "services", "serviceaccounts", "poddisruptionbudgets")
 """What every scale has, by its defaults."""
+RESYNC_SECONDS = 1
+"""Of the operator under test; what a watch does not tell is noticed so soon."""
+SHARD_EMPTY_SECONDS = 3
+"""Of the operator under test: for so long an unused queue must be empty."""
+STATUS_FIGURES_SECONDS = 3
+"""Of the operator under test: the rhythm of figures in a status."""
 WRITES = frozenset({"create", "update", "patch", "delete", "deletecollection"})
 
-Json = dict[str, Any]
 T = TypeVar("T")
 
 
@@ -81,6 +88,7 @@ class ControlPlane:
         self.name = name
         self._kubectl: list[str] = []
         self.kubeconfig = ""
+        self.api: Api
         self._audit_log = Path()
 
     def start(self) -> None:
@@ -88,6 +96,7 @@ class ControlPlane:
         _localcluster("up", "--control-plane", "--name", self.name)
         self.kubeconfig = _localcluster("kubeconfig", "--name", self.name)
         self._kubectl = [str(Path(_localcluster("tools")) / "node"), "kubectl", "--kubeconfig", self.kubeconfig]
+        self.api = Api(Path(self.kubeconfig))
         self._audit_log = Path(self.kubeconfig).parent / "logs" / "audit.log"
         self.kubectl("apply", "--server-side", "-f", str(ROOT / "manifests" / "install.yaml"))
         for plural in (naming.SCALE_PLURAL, naming.TENANT_PLURAL):
@@ -95,6 +104,8 @@ class ControlPlane:
 
     def remove(self) -> None:
         """End it and remove its data."""
+        if self.kubeconfig:
+            self.api.close()
         _localcluster("down", "--name", self.name)
 
     def kubectl(self, *arguments: str, stdin: str = "") -> str:
@@ -111,27 +122,16 @@ class ControlPlane:
 
     def apply(self, *objects: Json) -> None:
         """Apply objects as a user does."""
-        self.kubectl(
-            "apply",
-            "--server-side",
-            "-f",
-            "-",
-            stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}),
-        )
+        for each in objects:
+            self.api.apply(each)
 
     def get(self, namespace: str, kind: str, name: str) -> Json:
         """Return one object, {} = there is none."""
-        text = self.kubectl("get", kind, name, "-n", namespace, "-o", "json", "--ignore-not-found")
-        answer: Json = json.loads(text) if text.strip() else {}
-        return answer
+        return self.api.get(namespace, kind, name)
 
     def find(self, namespace: str, kinds: Sequence[str], selector: str = "") -> list[Json]:
         """Return objects of several kinds, with their labels if asked."""
-        labels = ("-l", selector) if selector else ()
-        items: list[Json] = json.loads(
-            self.kubectl("get", ",".join(kinds), "-n", namespace, *labels, "--show-managed-fields", "-o", "json")
-        )["items"]
-        return items
+        return [each for kind in kinds for each in self.api.list(namespace, kind, selector)]
 
     def children(self, namespace: str, scale: str = "main") -> list[Json]:
         """Return the children of a scale, found by label."""
@@ -194,10 +194,7 @@ class ControlPlane:
                     continue
                 condition = {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
                 patch = {"status": {"phase": "Running", "conditions": [condition]}}
-                self.try_kubectl(
-                    *("patch", "pod", pod["metadata"]["name"], "-n", namespace, "--subresource=status"),
-                    *("--type=merge", "-p", json.dumps(patch)),
-                )
+                self.api.patch_status(namespace, "pod", pod["metadata"]["name"], patch)
             return all(map(available, self.deployments(namespace, scale).values()))
 
         def available(deployment: Json) -> bool:
@@ -246,7 +243,7 @@ class ControlPlane:
 
     def operator_kubeconfig(self, path: Path, *, server: str = "") -> None:
         """Write a kubeconfig with a fresh token of the operator's service account."""
-        token = self.kubectl("create", "token", "synapse-operator", "-n", OPERATOR_NAMESPACE, "--duration=1h").strip()
+        token = self.api.token(OPERATOR_NAMESPACE, "synapse-operator", seconds=3600)
         config = self._config()
         cluster = config["clusters"][0]
         if server:
@@ -280,7 +277,9 @@ class Operator:
             "POD_NAME": f"operator-{self._health_port}",
             "HEALTH_PORT": str(self._health_port),
             "METRICS_PORT": str(self._metrics_port),
-            "RESYNC_SECONDS": "2",
+            "RESYNC_SECONDS": str(RESYNC_SECONDS),
+            "SHARD_EMPTY_SECONDS": str(SHARD_EMPTY_SECONDS),
+            "STATUS_FIGURES_SECONDS": str(STATUS_FIGURES_SECONDS),
             **environment,
         }
         self.process: subprocess.Popen[bytes] | None = None

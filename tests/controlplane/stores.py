@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import SecretStr
 from redis import Redis
@@ -51,6 +51,19 @@ class Stores:
             client.zrem(keys.queue(shard), job)
             client.zadd(keys.leases(keys.queue(shard)), {job: (time.time() + 3600) * 1000})
             client.hset(keys.claims(keys.queue(shard)), job, f"token|0|{worker}")
+
+    def ask(self, statement: str, *arguments: object) -> list[dict[str, Any]]:
+        """Run one statement."""
+
+        async def run(database: Database) -> list[dict[str, Any]]:
+            return [dict(row) for row in await database.fetch(statement, *arguments)]
+
+        return self._ask(run)
+
+    def release(self, shard: str) -> None:
+        """Forget all leases of a queue, as if the workers had finished their jobs."""
+        with Redis.from_url(self.redis.url) as client:
+            client.delete(keys.leases(keys.queue(shard)), keys.claims(keys.queue(shard)))
 
     def _ask(self, question: Callable[[Database], Awaitable[T]]) -> T:
         async def ask() -> T:

@@ -16,12 +16,16 @@ from tests.controlplane.stores import Stores
 pytestmark = pytest.mark.usefixtures("operator")
 
 JOBS = [f"job-{number}" for number in range(7)]
+WINDOW_SECONDS = 4
+"""Fewer workers must have been enough for so long."""
+LOOKS_SECONDS = 3 * harness.RESYNC_SECONDS
+"""The operator looks at least twice within."""
 
 
 def by_load(namespace: str, **autoscaling: object) -> Json:
-    """A scale of 0 to 5 workers with two jobs for each, which goes down when fewer were enough for 6 seconds."""
+    """A scale of 0 to 5 workers with two jobs for each, which goes down after a short window."""
     bounds = {"mode": "BuiltIn", "minReplicas": 0, "maxReplicas": 5, "targetJobsPerWorker": 2}
-    window = {"scaleDownStabilizationSeconds": 6}
+    window = {"scaleDownStabilizationSeconds": WINDOW_SECONDS}
     return harness.scale(namespace, workers={"autoscaling": {**bounds, **window, **autoscaling}})
 
 
@@ -69,7 +73,7 @@ def test_from_zero_to_what_the_jobs_need_and_back_after_the_window(
     idle(stores)
     taken = time.monotonic()
     eventually("no worker", partial(has, plane, ns, 0))
-    assert time.monotonic() - taken >= 5
+    assert time.monotonic() - taken >= WINDOW_SECONDS - 1
     condition = plane.await_condition(ns, "Ready", "True", "ScaledToZero")
     assert condition["message"] == "No worker is wanted, since there is nothing to do; the next job brings one"
 
@@ -87,7 +91,7 @@ def test_nothing_goes_while_redis_cannot_be_asked(plane: ControlPlane, ns: str, 
     busy(plane, ns, stores)
     stores.redis.stop()
     plane.await_condition(ns, "RedisReachable", "False", "RedisUnreachable")
-    keeps(plane, ns, 4, 15)
+    keeps(plane, ns, 4, 2 * WINDOW_SECONDS + LOOKS_SECONDS)
     stores.redis.start()
     plane.await_condition(ns, "RedisReachable", "True")
     idle(stores)
@@ -98,10 +102,10 @@ def test_paused_keeps_what_there_is(plane: ControlPlane, ns: str, stores: Stores
     busy(plane, ns, stores)
     plane.apply(by_load(ns, paused=True))
     idle(stores)
-    keeps(plane, ns, 4, 12)
+    keeps(plane, ns, 4, 2 * WINDOW_SECONDS)
     deployment = naming.deployment_name("main", "0")
     plane.kubectl("scale", "deploy", deployment, "-n", ns, "--replicas=2")
-    keeps(plane, ns, 2, 5)
+    keeps(plane, ns, 2, LOOKS_SECONDS)
     plane.apply(by_load(ns))
     eventually("no worker", partial(has, plane, ns, 0), seconds=30)
 
@@ -122,7 +126,7 @@ def test_somebody_else_counts_and_gives_back(plane: ControlPlane, ns: str, store
     deployment = naming.deployment_name("main", "0")
     mark = plane.audit_mark()
     plane.kubectl("scale", "deploy", deployment, "-n", ns, "--replicas=5")
-    keeps(plane, ns, 5, 6)
+    keeps(plane, ns, 5, LOOKS_SECONDS)
     assert not ours(plane, ns)
     plane.kubectl("scale", "deploy", deployment, "-n", ns, "--replicas=4")
     plane.apply(harness.scale(ns, workers=external, image="other/worker:2"))
@@ -132,7 +136,7 @@ def test_somebody_else_counts_and_gives_back(plane: ControlPlane, ns: str, store
         return str(spec["containers"][0]["image"])
 
     eventually("the new image", lambda: image() == "other/worker:2")
-    keeps(plane, ns, 4, 4)
+    keeps(plane, ns, 4, LOOKS_SECONDS)
     assert not ours(plane, ns)
     # Handed over by one apply, changed by another: nothing else was written.
     assert len([call for call in plane.writes(mark) if call.namespace == ns and call.resource == "deployments"]) == 2

@@ -83,6 +83,12 @@ def test_the_rules_cover_the_calls_and_nothing_more(plane: ControlPlane, ns: str
         plane.apply(harness.scale(ns, podDisruptionBudget={"enabled": False}))
         for resource in ("poddisruptionbudgets", "networkpolicies", "podmonitors", "deployments"):
             eventually(f"{resource} are deleted", partial(was_deleted, plane, mark, resource), seconds=90)
+        # Under isolation a tenant is held while its queue is worked off.
+        plane.apply(harness.scale(ns, tenancy={"isolation": True}))
+        eventually("it is held", lambda: plane.get(ns, "stenant", "acme")["metadata"].get("finalizers"))
+        stores.put("acme", "job")
+        plane.kubectl("delete", "stenant", "acme", "-n", ns, "--wait=false")
+        plane.await_tenant(ns, "acme", "Draining")
         operator.terminate()
 
     calls = [call for call in plane.audit(mark) if call.resource]

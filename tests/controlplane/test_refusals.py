@@ -26,9 +26,9 @@ from tests.controlplane.bad_specs import (
 from tests.controlplane.harness import ControlPlane, Json
 
 
-def named(spec: Json, kind: str = naming.SCALE_KIND) -> str:
-    """A SynapseScale, or another kind of ours, with this spec as text."""
-    return json.dumps({**harness.scale("default", "bad"), "kind": kind, "spec": spec})
+def named(spec: Json, kind: str = naming.SCALE_KIND) -> Json:
+    """A SynapseScale, or another kind of ours, with this spec."""
+    return {**harness.scale("default", "bad"), "kind": kind, "spec": spec}
 
 
 @pytest.mark.parametrize(
@@ -39,13 +39,20 @@ def named(spec: Json, kind: str = naming.SCALE_KIND) -> str:
     ],
 )
 def test_the_specs_that_the_bad_ones_differ_from_are_accepted(plane: ControlPlane, kind: str, good: Json) -> None:
-    for command in (("apply", "--server-side"), ("create",)):
-        plane.kubectl(*command, "--dry-run=server", "-f", "-", stdin=named(good, kind))
+    for create in (False, True):
+        assert plane.api.refusal(named(good, kind), create=create) == ""
 
 
 @pytest.mark.parametrize("bad", [*BAD_SPECS, *BAD_TENANTS], ids=lambda bad: bad.name)
 def test_a_bad_spec_is_refused_with_the_sentence_that_says_why(plane: ControlPlane, bad: BadSpec) -> None:
     given = named(bad.spec, naming.TENANT_KIND if isinstance(bad, BadTenant) else naming.SCALE_KIND)
+    assert bad.sentence in plane.api.refusal(given, create=False)
+    assert (bad.create_sentence or bad.sentence) in plane.api.refusal(given, create=True)
+
+
+@pytest.mark.parametrize("bad", [BAD_SPECS[0], BAD_TENANTS[0]], ids=lambda bad: bad.name)
+def test_kubectl_shows_the_sentence(plane: ControlPlane, bad: BadSpec) -> None:
+    given = json.dumps(named(bad.spec, naming.TENANT_KIND if isinstance(bad, BadTenant) else naming.SCALE_KIND))
     apply = plane.try_kubectl("apply", "--server-side", "--dry-run=server", "-f", "-", stdin=given)
     assert apply.returncode != 0
     assert bad.sentence in apply.stderr
@@ -56,23 +63,23 @@ def test_a_bad_spec_is_refused_with_the_sentence_that_says_why(plane: ControlPla
 
 @pytest.mark.parametrize("change", CHANGED_TENANTS, ids=lambda change: change.name)
 def test_what_runs_depend_on_cannot_be_changed(plane: ControlPlane, change: BadTenant) -> None:
-    plane.kubectl("create", "-f", "-", stdin=named(GOOD_TENANT, naming.TENANT_KIND))
+    plane.kubectl("create", "-f", "-", stdin=json.dumps(named(GOOD_TENANT, naming.TENANT_KIND)))
     try:
         replaced = plane.try_kubectl(
-            "replace", "--dry-run=server", "-f", "-", stdin=named(change.spec, naming.TENANT_KIND)
+            "replace", "--dry-run=server", "-f", "-", stdin=json.dumps(named(change.spec, naming.TENANT_KIND))
         )
         assert replaced.returncode != 0
         assert change.sentence in replaced.stderr
         limits = {**GOOD_TENANT, "maxConcurrentRuns": 7}
-        plane.kubectl("replace", "--dry-run=server", "-f", "-", stdin=named(limits, naming.TENANT_KIND))
+        plane.kubectl("replace", "--dry-run=server", "-f", "-", stdin=json.dumps(named(limits, naming.TENANT_KIND)))
     finally:
         plane.kubectl("delete", "stenant", "bad", "-n", "default")
 
 
 @pytest.mark.parametrize("changes", [*GOOD_SPECS, *GOOD_URLS], ids=lambda changes: ",".join(changes))
 def test_what_is_at_the_limits_is_accepted(plane: ControlPlane, changes: Json) -> None:
-    for command in (("apply", "--server-side"), ("create", "--validate=strict")):
-        plane.kubectl(*command, "--dry-run=server", "-f", "-", stdin=named({**GOOD, **changes}))
+    for create in (False, True):
+        assert plane.api.refusal(named({**GOOD, **changes}), create=create) == ""
 
 
 def test_the_longest_name_of_a_scale_is_accepted(plane: ControlPlane) -> None:

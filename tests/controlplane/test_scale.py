@@ -154,8 +154,8 @@ def test_a_quota_is_said_with_the_servers_sentence_and_nothing_loops(
     mark, reconciles, began = plane.audit_mark(), operator.reconciles(), time.monotonic()
     eventually("ten more looks at the scales", lambda: operator.reconciles() >= reconciles + 10, seconds=40)
     tries = [call for call in plane.writes(mark) if call.namespace == ns and call.resource == "deployments"]
-    # One for each resync of two seconds; a hot loop would try dozens of times.
-    assert 1 <= len(tries) <= 2 + (time.monotonic() - began) / 1.5
+    # One for each resync; a hot loop would try dozens of times.
+    assert 1 <= len(tries) <= 2 + (time.monotonic() - began) / (0.75 * harness.RESYNC_SECONDS)
     plane.kubectl("delete", "resourcequota", "none", "-n", ns)
     plane.await_condition(ns, "ChildrenApplied", "True", "Applied", seconds=40)
 

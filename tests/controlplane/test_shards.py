@@ -82,11 +82,12 @@ def test_shrinking_waits_for_producers_and_for_the_queues(plane: ControlPlane, n
     eventually("draining", lambda: states(plane, ns) == {"0": "Active", "1": "Draining", "2": "Draining"})
     # A producer that goes by the old row may still enqueue: both stay, longer than an empty queue is waited for.
     began = time.monotonic()
-    eventually("45 seconds with a producer behind", lambda: stays(plane, ns, {"0", "1", "2"}, began, 45), seconds=60)
+    longer = 1.5 * harness.SHARD_EMPTY_SECONDS
+    eventually(f"{longer} s with a producer behind", lambda: stays(plane, ns, {"0", "1", "2"}, began, longer))
     stores.producer(row.epoch + 1)
     told = time.monotonic()
     eventually("the empty shard goes", lambda: set(plane.deployments(ns)) == {"0", "2"}, seconds=90)
-    assert time.monotonic() - told >= 29
+    assert time.monotonic() - told >= harness.SHARD_EMPTY_SECONDS - 1
     budgets = [each for each in plane.children(ns) if each["kind"] == "PodDisruptionBudget"]
     assert len(budgets) == 2
     stores.take("2", "job")
@@ -110,7 +111,8 @@ def test_nothing_goes_while_a_store_is_away(plane: ControlPlane, ns: str, stores
     plane.apply(harness.scale(ns, queue={"shards": 1}))
     eventually("producers are told", lambda: (found := stores.topology()) and found.topology.shards == 1)
     began = time.monotonic()
-    eventually("40 seconds without Redis", lambda: stays(plane, ns, {"0", "1"}, began, 40), seconds=60)
+    longer = 2 * harness.SHARD_EMPTY_SECONDS
+    eventually(f"{longer} s without Redis", lambda: stays(plane, ns, {"0", "1"}, began, longer), seconds=30)
     stores.redis.start()
     eventually("the shard goes", lambda: set(plane.deployments(ns)) == {"0"}, seconds=90)
 

@@ -269,7 +269,8 @@ def test_a_dead_postgres_is_waited_for_and_a_restart_of_the_operator_writes_noth
         plane.await_condition(ns, CONDITION, "True", "Synced", seconds=40)
         assert store.printed("a") == "one"
         looks = operator.reconciles()
-        eventually("the figures are written", lambda: operator.reconciles() >= looks + 12, seconds=60)
+        due = 2 + 2 * harness.STATUS_FIGURES_SECONDS // harness.RESYNC_SECONDS
+        eventually("the figures are written", lambda: operator.reconciles() >= looks + due, seconds=60)
         operator.terminate()
     mark = plane.audit_mark()
     with Operator(plane) as operator:

@@ -31,74 +31,30 @@ class NotBuiltYet:
     command: str = ""
 
 
-_S3 = ("S3_BUCKET", "S3_REGION", "S3_PREFIX", "S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY", "S3_ENDPOINT_URL")
-
 NOT_BUILT_YET: tuple[NotBuiltYet, ...] = (
     NotBuiltYet(
         "Enable Scale Mode",
         "All V2 API calls route jobs through the queue and return 202 Accepted with a run_id",
         "E",
-        variables=("API_PORT", "API_AUTH"),
         field="api",
-        command="api",
     ),
     NotBuiltYet(
         "Enable Scale Mode",
         "When disabled, the V2 API falls back to inline execution and blocks until the run completes",
         "E",
-        variables=("API_PORT",),
         field="api",
-        command="api",
     ),
-    NotBuiltYet(
-        "S3 storage",
-        "Vault files and execution logs are stored in S3 and shared across all worker instances",
-        "D",
-        variables=_S3,
-        field="storage",
-    ),
-    NotBuiltYet("S3 bucket", "The name of the S3 bucket to use", "D", variables=("S3_BUCKET",), field="storage"),
-    NotBuiltYet("Region", "The AWS region where the bucket is located", "D", variables=("S3_REGION",)),
-    NotBuiltYet("Key prefix", "All objects are stored under this prefix", "D", variables=("S3_PREFIX",)),
-    NotBuiltYet(
-        "Access key ID and secret access key",
-        "Leave both fields blank to use the instance's IAM role instead",
-        "D",
-        variables=("S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY"),
-    ),
-    NotBuiltYet("Endpoint URL", "Set this to use an S3-compatible store", "D", variables=("S3_ENDPOINT_URL",)),
-    NotBuiltYet(
-        "Metrics token",
-        "Prometheus scrapes GET /api/v2/metrics with it",
-        "E",
-        variables=("API_PORT",),
-        command="api",
-    ),
+    NotBuiltYet("S3 bucket", "The name of the S3 bucket to use", "D", field="storage"),
     NotBuiltYet(
         "Max global queue depth",
         "When this limit is exceeded, new job submissions return 503 Service Unavailable",
         "E",
-        variables=("MAX_GLOBAL_QUEUE_DEPTH",),
         field="queue.maxDepth",
     ),
     NotBuiltYet(
         "Rate limit per tenant",
         "Requests above this limit return 429 Too Many Requests",
         "E",
-        variables=("RATE_LIMIT_PER_TENANT_RPS",),
         field="tenancy.rateLimitRps",
-    ),
-    NotBuiltYet(
-        "Adding a tenant",
-        "max_queued_runs: submissions above this return 429; a tenant that is not created uses the global defaults",
-        "E",
-        command="api",
-    ),
-    NotBuiltYet(
-        "Environment variables reference",
-        "RUNS_RETENTION_DAYS: a cleanup job removes older records automatically",
-        "D",
-        variables=("RUNS_RETENTION_DAYS",),
-        field="retention",
     ),
 )

@@ -1,4 +1,4 @@
-"""The page's section Enable Scale Mode, as far as it concerns workers; the V2 API is in not_built_yet.py."""
+"""The page's section Enable Scale Mode, as far as it concerns workers; test_v2_api.py has the rest."""
 
 from __future__ import annotations
 

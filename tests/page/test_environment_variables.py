@@ -16,12 +16,13 @@ import pytest
 from redis.asyncio import Redis
 
 from synapse_operator.naming import Kind
-from synapse_worker import settings
+from synapse_worker import housekeeping, settings
 from synapse_worker.contract import BY_NAME
 from synapse_worker.contract import Kind as VariableKind
 from synapse_worker.errors import ConfigurationError
 from synapse_worker.events import EventWriter
 from synapse_worker.queueing import keys
+from synapse_worker.store import runs
 from synapse_worker.store.database import Database
 from tests.builders import a_scale, manifest_of, what_is_desired
 from tests.page.conftest import StartHere
@@ -138,13 +139,12 @@ async def test_worker_job_timeout(database: Database, redis_client: Redis, start
 
 
 async def test_worker_job_timeout_may_be_stored(database: Database, redis_client: Redis, start_here: StartHere) -> None:
-    """WORKER_JOB_TIMEOUT, WORKER_MAX_RETRIES and PUBSUB_EVENT_TTL have stored counterparts as the UI saves them."""
-    stored = {"job_timeout": 7, "max_retries": 2, "event_ttl": 60}
+    """WORKER_JOB_TIMEOUT, WORKER_MAX_RETRIES, PUBSUB_EVENT_TTL, RUNS_RETENTION_DAYS have stored counterparts."""
+    stored = {"job_timeout": 7, "max_retries": 2, "event_ttl": 60, "runs_retention_days": 30}
+    names = ("WORKER_JOB_TIMEOUT", "WORKER_MAX_RETRIES", "PUBSUB_EVENT_TTL", "RUNS_RETENTION_DAYS")
     for key, value in stored.items():
         await store_setting(database, key, value)
-    assert {BY_NAME[name].stored for name in ("WORKER_JOB_TIMEOUT", "WORKER_MAX_RETRIES", "PUBSUB_EVENT_TTL")} == set(
-        stored
-    )
+    assert {BY_NAME[name].stored for name in names} == set(stored)
     await store(database, printing("hello"))
     await start_here()
     (done,) = await completed(database, [await enqueue(database, redis_client, "hello")])
@@ -256,6 +256,39 @@ async def test_outside_kubernetes_a_stopping_worker_finishes_its_jobs(
     await worker.ended()
     await until(database, run_id, "completed")
     await until(database, waiting, "queued")
+
+
+# ---- Retention and limits: RUNS_RETENTION_DAYS
+
+
+@pytest.mark.parametrize(("given", "stored", "days"), [("", None, 90), ("", 30, 30), ("2", 30, 2)])
+async def test_runs_retention_days(
+    database: Database,
+    redis_client: Redis,
+    start_here: StartHere,
+    monkeypatch: pytest.MonkeyPatch,
+    given: str,
+    stored: int | None,
+    days: int,
+) -> None:
+    """RUNS_RETENTION_DAYS, default 90: a cleanup job removes older records automatically."""
+    monkeypatch.setattr(housekeeping, "PERIOD_SECONDS", 0.05)
+    if stored is not None:
+        await store_setting(database, "runs_retention_days", stored)
+    for run_id, age in (("run_old", days + 0.01), ("run_young", days - 0.01)):
+        await database.execute(
+            "INSERT INTO orchestration_runs (run_id, orchestration_id, tenant_id, status, shared_state, step_history,"
+            " ended_at) VALUES ($1, 'hello', 'default', 'completed', '{}', '[]', now() - make_interval(secs => $2))",
+            run_id,
+            age * 86_400,
+        )
+    await start_here(RUNS_RETENTION_DAYS=given)
+
+    async def removed() -> bool:
+        return not await runs.get(database, ["run_old"])
+
+    await eventually("the older record is removed", removed)
+    assert await runs.get(database, ["run_young"])
 
 
 # ---- Retention and limits: PUBSUB_EVENT_TTL

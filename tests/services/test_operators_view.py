@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 
 import pytest
 from pydantic import SecretStr
@@ -23,6 +24,7 @@ from synapse_operator.observed import (
     Unreachable,
     Unusable,
 )
+from synapse_operator.tenant_drains import Remains
 from synapse_operator.tenants import NotMigrated
 from synapse_worker.connections import open_redis
 from synapse_worker.contract import DEFAULT_QUEUE, MAX_SHARDS
@@ -191,7 +193,10 @@ async def test_a_full_redis_is_still_its_owners(
 
 
 async def test_a_cluster_has_an_owner_too(backends: Backends, redis_cluster: RedisCluster) -> None:
-    assert (await _look(backends, redis_cluster.url, "first")).redis_owner == "uid-of-first"
+    seen = await _look(backends, redis_cluster.url, "first")
+    assert seen.redis_owner == "uid-of-first"
+    assert isinstance(seen.redis, RedisAnswers)
+    assert (seen.redis.clustered, seen.redis.masters) == (True, 3)
     assert (await _look(backends, redis_cluster.url, "second")).redis_owner == "uid-of-first"
 
 
@@ -203,9 +208,11 @@ def _row(uid: str = "uid-of-tenant", tenant_id: str = "acme") -> ManagedRow:
 
 
 async def _known(backends: Backends, redis: str, postgres: str, scale: str = "scale") -> None:
-    """Have the operator look at a scale, which makes its stores known."""
+    """Have the operator look at a scale, which makes its stores known, and own its database where nobody does."""
     stores = Stores("team-a", Found(SecretStr(redis)), Found(SecretStr(postgres)), None, None, pgbouncer=False)
-    await backends.look(scale, f"uid-of-{scale}", stores)
+    seen = await backends.look(scale, f"uid-of-{scale}", stores)
+    if seen.topology is None:
+        assert await backends.flip(scale, Flip(None, Topology(), enabled=True), f"uid-of-{scale}") == ""
 
 
 async def _kept(backends: Backends, *rows: ManagedRow, scale: str = "scale") -> TenantsView:
@@ -243,6 +250,67 @@ async def test_who_shares_a_redis_deletes_no_row(
     assert view.store["other"].managed_by == "uid-of-other"
     assert (await _kept(backends, scale="second")).changes.deleted == frozenset()
     assert set(await tenants.read_all(database)) == {"acme", "other"}
+
+
+async def test_who_shares_a_database_alone_deletes_no_row(
+    backends: Backends, redis_server: RedisServer, redis_client: Redis, database: Database, postgres_url: str
+) -> None:
+    await _known(backends, redis_server.url, postgres_url, "first")
+    await _known(backends, f"{redis_server.url.rsplit('/', 1)[0]}/9", postgres_url, "second")
+    await _kept(backends, _row(), scale="first")
+    view = await _kept(backends, _row("uid-of-other", "other"), scale="second")
+    assert (view.exclusive, view.changes.deleted) == (False, frozenset())
+    view = await _kept(backends, _row(), scale="first")
+    assert (view.exclusive, view.changes.deleted) == (True, {"other"})
+
+
+async def test_a_database_has_an_owner_until_it_goes_or_is_silent(
+    backends: Backends, redis_server: RedisServer, redis_client: Redis, database: Database, postgres_url: str
+) -> None:
+    stores = _both(redis_server.url, postgres_url)
+    await _known(backends, redis_server.url, postgres_url, "first")
+    row = (await backends.look("second", "uid-of-second", stores)).topology
+    assert isinstance(row, TopologyRecord)
+    assert (row.is_free_for("uid-of-first"), row.is_free_for("uid-of-second")) == (True, False)
+    # Silent for over ten minutes, as another cluster's operator that is gone.
+    await database.execute("UPDATE scale_topology SET owner_seen_at = now() - interval '11 minutes'")
+    row = (await backends.look("second", "uid-of-second", stores)).topology
+    assert isinstance(row, TopologyRecord)
+    assert row.is_free_for("uid-of-second")
+    # A look renews it.
+    row = (await backends.look("first", "uid-of-first", stores)).topology
+    assert isinstance(row, TopologyRecord)
+    assert not row.is_free_for("uid-of-second")
+    backends.forget("first")
+    await backends.close()
+    row = (await backends.look("second", "uid-of-second", stores)).topology
+    assert isinstance(row, TopologyRecord)
+    assert (row.owner_uid, row.is_free_for("uid-of-second")) == ("", True)
+
+
+async def test_what_is_left_of_a_tenants_work(
+    backends: Backends, redis_server: RedisServer, redis_client: Redis, database: Database, postgres_url: str
+) -> None:
+    assert isinstance(await backends.remains("scale", "uid-of-scale", ["acme"]), Unknown)
+    await _known(backends, redis_server.url, postgres_url)
+    await _kept(backends, replace(_row(), deleting=True))
+    await redis_client.zadd(keys.queue("acme"), {"a": 1, "b": 2})
+    await redis_client.zadd(keys.leases(keys.queue("acme")), {"c": 1})
+    await redis_client.hset(keys.parked(keys.queue("acme")), "acme", "1")
+    left = await backends.remains("scale", "uid-of-scale", ["acme", "none"])
+    assert left == {
+        "acme": Remains(Standing(True, "uid-of-tenant", 0, 0, deleting=True), jobs=4),
+        "none": Remains(Standing(False, None, 0, 0), jobs=0),
+    }
+
+
+async def test_without_a_store_it_is_unknown_what_is_left(
+    backends: Backends, redis_server: RedisServer, database: Database, postgres_url: str
+) -> None:
+    await _known(backends, f"redis://127.0.0.1:{free_port()}", postgres_url)
+    assert isinstance(await backends.remains("scale", "uid-of-scale", ["acme"]), Unknown)
+    await _known(backends, redis_server.url, f"postgresql://synapse@127.0.0.1:{free_port()}/synapse", "away")
+    assert isinstance(await backends.remains("away", "uid-of-away", ["acme"]), Unknown)
 
 
 async def test_without_redis_no_row_is_deleted_but_new_ones_come(
@@ -284,6 +352,16 @@ async def test_a_database_without_tables_leaves_the_topology_unknown(
     assert isinstance(seen.topology, Unknown)
     assert isinstance(seen.behind, Unknown)
     assert isinstance(seen.stored, Unknown)
+
+
+async def test_tables_of_an_older_release_are_not_taken_for_idle(
+    backends: Backends, redis_server: RedisServer, redis_client: Redis, postgres_url: str, database: Database
+) -> None:
+    await database.execute("UPDATE synapse_scale_schema SET version = version - 1")
+    seen = await backends.look("scale", "uid", _both(redis_server.url, postgres_url))
+    assert seen.postgres == PostgresAnswers(None)
+    assert isinstance(seen.overview, Unknown)
+    assert "of an older release" in seen.overview.sentence
 
 
 async def test_the_row_is_written_once_and_never_over_anothers_change(

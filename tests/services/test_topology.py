@@ -202,7 +202,9 @@ async def test_who_has_to_be_waited_for_before_a_queue_is_drained(database: Data
 async def test_producers_are_no_workers(database: Database) -> None:
     await topology.report(database, "cli", hostname="h", role=Role.PRODUCER, epoch=1)
     assert await workers.count_online(database) == 0
-    assert (await overview.overview(database)).workers_online == 0
+    totals = await overview.overview(database)
+    assert totals is not None
+    assert totals.workers_online == 0
 
 
 async def test_the_tenants_that_may_have_a_queue(database: Database, redis_client: Redis) -> None:

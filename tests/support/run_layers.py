@@ -1,7 +1,8 @@
 """`make test`: prepare what is missing, run the layers in order, say in words which ran.
 
 A layer that this machine cannot run is named with the reason; with CI=true that is a failure. Layers named on the
-command line run alone.
+command line run alone. Layers that wait for servers most of the time run beside each other, each in a process of its
+own; what the first says is shown at once, what the others say behind it.
 """
 
 from __future__ import annotations
@@ -10,10 +11,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 ROOT = Path(__file__).resolve().parents[2]
 CANNOT_RUN_A_NODE = 3
@@ -113,42 +118,66 @@ LINT = (
     [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"],
 )
 
-LAYERS = (
-    Layer("lint", LINT, nothing),
-    Layer("unit", [pytest("tests/unit")], nothing),
-    Layer("contract", [pytest("tests/contract")], nothing),
-    Layer("services", [pytest("tests/services", "tests/page")], servers),
-    Layer("control plane", [pytest("tests/controlplane")], control_plane),
-    Layer("cluster", [pytest("tests/e2e")], cluster),
+STAGES = (
+    (Layer("lint", LINT, nothing),),
+    (Layer("unit", [pytest("tests/unit")], nothing),),
+    (Layer("contract", [pytest("tests/contract")], nothing),),
+    (
+        Layer("services", [pytest("tests/services", "tests/page")], servers),
+        Layer("control plane", [pytest("tests/controlplane")], control_plane),
+    ),
+    (Layer("cluster", [pytest("tests/e2e")], cluster),),
 )
+"""Layers in order; those of one stage run beside each other."""
 
 
-def run(layer: Layer) -> str:
-    """Run one layer; returns how it went, in words."""
+def run(layer: Layer, output: BinaryIO | None) -> str:
+    """Run one layer that is prepared, with its output to a file or (None) to ours; returns how it went, in words."""
     began = time.monotonic()
-    reason = layer.prepare()
-    if reason:
-        return f"NOT RUN ({reason})"
-    codes = [subprocess.run(command, cwd=ROOT, check=False).returncode for command in layer.commands]
+    codes = [
+        subprocess.run(command, cwd=ROOT, check=False, stdout=output, stderr=output).returncode
+        for command in layer.commands
+    ]
     seconds = f"{time.monotonic() - began:.0f} s"
     return f"FAILED in {seconds}" if any(codes) else f"passed in {seconds}"
 
 
+def run_stage(layers: Sequence[Layer]) -> dict[str, str]:
+    """Prepare layers one after the other and run them beside each other; returns how each went, in words."""
+    say("layer " + ", beside it ".join(layer.name for layer in layers))
+    reasons = {layer.name: layer.prepare() for layer in layers}
+    able = [layer for layer in layers if not reasons[layer.name]]
+    results = {name: f"NOT RUN ({reason})" for name, reason in reasons.items()}
+    with ExitStack() as stack, ThreadPoolExecutor(max_workers=len(layers)) as pool:
+        outputs = [stack.enter_context(tempfile.TemporaryFile()) if place else None for place in range(len(able))]
+        running = [pool.submit(run, layer, output) for layer, output in zip(able, outputs, strict=True)]
+        for layer, output, ended in zip(able, outputs, running, strict=True):
+            results[layer.name] = ended.result()
+            if output is not None:
+                say(f"output of layer {layer.name}")
+                output.seek(0)
+                shutil.copyfileobj(output, sys.stdout.buffer)
+                sys.stdout.buffer.flush()
+    return results
+
+
 def main(names: Sequence[str]) -> int:
     """Run the named layers, or all; returns the exit code."""
-    chosen = [layer for layer in LAYERS if not names or layer.name in names]
-    results: list[tuple[Layer, str]] = []
+    results: dict[str, str] = {}
     was_up = cluster_is_up()
+    began = time.monotonic()
     try:
-        for layer in chosen:
-            say(f"layer {layer.name}")
-            results.append((layer, run(layer)))
+        for stage in STAGES:
+            chosen = [layer for layer in stage if not names or layer.name in names]
+            if chosen:
+                results |= run_stage(chosen)
     finally:
         if not was_up and cluster_is_up():
             _localcluster("down")
-    say("layers: " + "; ".join(f"{layer.name} {result}" for layer, result in results))
-    failed = [result for _, result in results if result.startswith("FAILED")]
-    left_out = [result for _, result in results if result.startswith("NOT RUN")]
+    told = "; ".join(f"{name} {result}" for name, result in results.items())
+    say(f"layers: {told}; together {time.monotonic() - began:.0f} s")
+    failed = [result for result in results.values() if result.startswith("FAILED")]
+    left_out = [result for result in results.values() if result.startswith("NOT RUN")]
     return 1 if failed or (left_out and os.environ.get("CI") == "true") else 0
 
 

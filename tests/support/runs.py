@@ -29,10 +29,12 @@ async def store(database: Database, *documents: dict[str, object]) -> None:
     )
 
 
-async def enqueue(database: Database, client: Redis, orchestration_id: str, message: str = "hi") -> str:
+async def enqueue(
+    database: Database, client: Redis, orchestration_id: str, message: str = "hi", *, tenant: str = "default"
+) -> str:
     """Enqueue one run as our command line does."""
     now_ms = int(time.time() * 1000)
-    new = NewRun(orchestration_id, message, "default")
+    new = NewRun(orchestration_id, message, tenant)
     return await enqueue_run(database, client, new, run_id=new_run_id(now_ms), now_ms=now_ms)
 
 

@@ -348,12 +348,12 @@ class RedisCluster:
 
 
 def certify(folder: Path) -> None:
-    """Write ca.crt, server.crt and server.key (for 127.0.0.1) into a folder."""
+    """Write ca.crt, server.crt and server.key (for 127.0.0.1 and receiver.test) into a folder."""
     config = folder / "openssl.cnf"
     config.write_text(
         "[req]\ndistinguished_name = subject\n[subject]\n"
         "[ca]\nbasicConstraints = critical,CA:TRUE\nkeyUsage = critical,keyCertSign\nsubjectKeyIdentifier = hash\n"
-        "[server]\nsubjectAltName = IP:127.0.0.1\nauthorityKeyIdentifier = keyid\n"
+        "[server]\nsubjectAltName = IP:127.0.0.1, DNS:receiver.test\nauthorityKeyIdentifier = keyid\n"
     )
     authority = ["-CA", str(folder / "ca.crt"), "-CAkey", str(folder / "ca.key")]
     for name, signer in (("ca", []), ("server", authority)):

@@ -13,26 +13,31 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO
 
 import click
 from redis.asyncio import Redis
 
 from synapse_worker import __version__, tracing
 from synapse_worker import settings as settings_module
-from synapse_worker.connections import open_database, open_redis
-from synapse_worker.errors import ConfigurationError, StoreUnavailable, SynapseError
+from synapse_worker.connections import open_blobs, open_database, open_redis
+from synapse_worker.contract import TENANT_ID_MAX_LENGTH
+from synapse_worker.errors import BlobNotFound, ConfigurationError, StoreUnavailable, SynapseError
 from synapse_worker.queueing.client import NewRun, cancel_run, new_run_id, resume_run, retry_letter
 from synapse_worker.queueing.producer import Producer
 from synapse_worker.routing import HIGHEST_PRIORITY
 from synapse_worker.settings import Settings
-from synapse_worker.store import dead_letters
+from synapse_worker.store import api_keys, dead_letters
 from synapse_worker.store import runs as run_store
+from synapse_worker.store.api_keys import ApiKey
+from synapse_worker.store.blobs import CHUNK_BYTES, Blobs, checked_path, vault_folder, vault_key
 from synapse_worker.store.database import Database
 from synapse_worker.store.dead_letters import Letter
+from synapse_worker.store.definitions import stored_settings
 from synapse_worker.store.runs import RunStatus, RunView
 from synapse_worker.store.topology import Role
 from synapse_worker.telemetry import set_up_logging
@@ -69,6 +74,21 @@ def run() -> None:
     async def serve() -> None:
         async with tracing.exporting(settings.otlp_endpoint, service="synapse-worker", instance=settings.worker_id):
             await Worker(settings).run()
+
+    eventloop.run(serve())
+
+
+@cli.command()
+def api() -> None:
+    """Serve the V2 API on API_PORT until SIGTERM."""
+    from synapse_worker import eventloop
+    from synapse_worker.api.process import ApiProcess
+
+    settings = settings_module.load()
+    set_up_logging(level=settings.log_level, form=settings.log_format)
+
+    async def serve() -> None:
+        await ApiProcess(settings).run()
 
     eventloop.run(serve())
 
@@ -292,6 +312,75 @@ def resume(run_id: str, output: str) -> None:
 
 
 @cli.group()
+def keys() -> None:
+    """Make, list and revoke keys of the V2 API."""
+
+
+@keys.command("create")
+@click.argument("name")
+@click.option("--tenant", default=None, help="The only tenant that the key may speak for [default: any].")
+@OUTPUT
+def create_key(name: str, tenant: str | None, output: str) -> None:
+    """Make a key called NAME and print it: this once, only a hash of it is kept."""
+    if not 0 < len(name) <= 255 or (tenant is not None and not 0 < len(tenant) <= TENANT_ID_MAX_LENGTH):
+        raise click.BadParameter("NAME and --tenant have 1 to 255 characters")
+
+    async def work(settings: Settings) -> None:
+        async with _database(settings) as database:
+            key, token = await api_keys.create(database, name=name, tenant_id=tenant)
+        if output == "json":
+            _print_json({**_key_json(key), "key": token.get_secret_value()})
+        else:
+            click.echo(token.get_secret_value())
+
+    _do(work)
+
+
+@keys.command("list")
+@OUTPUT
+def list_keys(output: str) -> None:
+    """List the keys, without the keys themselves."""
+
+    async def work(settings: Settings) -> None:
+        async with _database(settings) as database:
+            found = await api_keys.list_all(database)
+        if output == "json":
+            _print_json([_key_json(key) for key in found])
+        elif found:
+            rows = [("ID", "NAME", "TENANT", "FROM", "CREATED")]
+            for key in found:
+                created = key.created_at.strftime("%Y-%m-%d %H:%M:%S") if key.created_at else "-"
+                source = f"SynapseScale {key.managed_by}" if key.managed_by else "command line"
+                rows.append((key.key_id, key.name, key.tenant_id or "any", source, created))
+            _print_table(rows)
+        else:
+            click.echo("no keys")
+
+    _do(work)
+
+
+@keys.command("revoke")
+@click.argument("key_id")
+@OUTPUT
+def revoke_key(key_id: str, output: str) -> None:
+    """Revoke the key whose id `keys list` shows; requests with it are refused within seconds."""
+
+    async def work(settings: Settings) -> None:
+        async with _database(settings) as database:
+            if not await api_keys.revoke(database, key_id):
+                raise SynapseError(
+                    f"there is no key {key_id!r} that was made here; `synapse-worker keys list` shows the ids, and"
+                    " the keys of a SynapseScale are in its keysSecretRef"
+                )
+        if output == "json":
+            _print_json({"id": key_id})
+        else:
+            click.echo(f"{key_id}: revoked")
+
+    _do(work)
+
+
+@cli.group()
 def dlq() -> None:
     """Look at the dead-letter queue: jobs that failed for good."""
 
@@ -389,6 +478,91 @@ def discard(letter_ids: Sequence[str], output: str) -> None:
     _do(work)
 
 
+@cli.group()
+def vault() -> None:
+    """List, read and write vault files: in the bucket, or in SYNAPSE_DATA_DIR where there is none."""
+
+
+TENANT = click.option("--tenant", default=None, help="Tenant whose files they are [default: DEFAULT_TENANT_ID].")
+
+
+@vault.command("ls")
+@click.argument("folder", default="")
+@TENANT
+@OUTPUT
+def list_vault(folder: str, tenant: str | None, output: str) -> None:
+    """List the files below FOLDER (default: all)."""
+
+    async def work(settings: Settings) -> None:
+        async with _blobs(settings) as blobs:
+            root = vault_folder(tenant or settings.default_tenant_id)
+            below = f"{root}{checked_path(folder.rstrip('/'))}/" if folder.rstrip("/") else root
+            found = [blob async for blob in blobs.walk(below)]
+        if output == "json":
+            _print_json(
+                [
+                    {"path": blob.key.removeprefix(root), "size": blob.size, "modified": blob.modified.isoformat()}
+                    for blob in found
+                ]
+            )
+        elif found:
+            rows = [("PATH", "BYTES", "MODIFIED")]
+            for blob in found:
+                modified = f"{blob.modified:%Y-%m-%d %H:%M:%S}"
+                rows.append((blob.key.removeprefix(root), str(blob.size), modified))
+            _print_table(rows)
+        else:
+            click.echo("no files")
+
+    _do(work)
+
+
+@vault.command("get")
+@click.argument("path")
+@click.argument("file", default="-", type=click.Path(path_type=Path, allow_dash=True))
+@TENANT
+def get_from_vault(path: str, file: Path, tenant: str | None) -> None:
+    """Write the vault file PATH to FILE (default: standard output)."""
+
+    async def work(settings: Settings) -> None:
+        key = vault_key(tenant or settings.default_tenant_id, path)
+        async with _blobs(settings) as blobs, aclosing(blobs.get(key)) as chunks:
+            try:
+                first = await anext(chunks, b"")
+            except BlobNotFound:
+                raise SynapseError(f"there is no vault file {path!r}; `synapse-worker vault ls` shows them") from None
+            with click.open_file(str(file), "wb") as target:  # made only now, when there is something to write
+                target.write(first)
+                async for chunk in chunks:
+                    target.write(chunk)
+
+    _do(work)
+
+
+@vault.command("put")
+@click.argument("path")
+@click.argument("file", default="-", type=click.File("rb"))
+@TENANT
+@OUTPUT
+def put_into_vault(path: str, file: BinaryIO, tenant: str | None, output: str) -> None:
+    """Write FILE (default: standard input) to the vault file PATH, in place of what it held."""
+
+    async def content() -> AsyncIterator[bytes]:
+        while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
+            yield chunk
+
+    async def work(settings: Settings) -> None:
+        key = vault_key(tenant or settings.default_tenant_id, path)
+        async with _blobs(settings) as blobs:
+            size = await blobs.put(key, content())
+        if output == "json":
+            _print_json({"path": path, "size": size})
+        else:
+            click.echo(f"{path}: {size} bytes written")
+
+    _do(work)
+
+
 def main() -> None:
     """Run the command line."""
     try:
@@ -427,6 +601,18 @@ async def _redis(settings: Settings) -> AsyncIterator[Redis]:
         yield client
     finally:
         await client.aclose()
+
+
+@asynccontextmanager
+async def _blobs(settings: Settings) -> AsyncIterator[Blobs]:
+    """Open the store of artifacts that the workers use: what is stored in PostgreSQL counts too."""
+    async with _database(settings) as database:
+        whole = settings.with_stored(await stored_settings(database))
+    blobs = open_blobs(whole.s3, whole.data_dir)
+    try:
+        yield blobs
+    finally:
+        await blobs.close()
 
 
 async def _enqueued(producer: Producer, run: NewRun, most: int | None, rate: float | None) -> AsyncIterator[str]:
@@ -572,6 +758,11 @@ def _print_json(value: object) -> None:
 def _letter_json(letter: Letter) -> dict[str, object]:
     failed = letter.failed_at.isoformat() if letter.failed_at else None
     return {**asdict(letter), "payload": letter.shown_payload, "failed_at": failed}
+
+
+def _key_json(key: ApiKey) -> dict[str, object]:
+    created = key.created_at.isoformat() if key.created_at else None
+    return {"id": key.key_id, "name": key.name, "tenant_id": key.tenant_id, "created_at": created}
 
 
 def _as_json(view: RunView) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Opening Redis and PostgreSQL from the URLs that users write.
+"""Opening Redis and PostgreSQL from the URLs that users write, and the store of artifacts.
 
 Everything that depends on the form of a URL is here; `store.database` and `queueing` are handed clients
 that work, one node or a cluster of them (`redis_cluster`). All clients connect lazily, time out every call and
@@ -13,6 +13,7 @@ import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -26,7 +27,9 @@ from synapse_worker.contract import STORE_TIMEOUT_SECONDS
 from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable, WrongKeyType
 from synapse_worker.redis_cluster import Address, ClusterClient
 from synapse_worker.redis_connection import QuickConnection, QuickTlsConnection
+from synapse_worker.store.blobs import Blobs, S3Settings
 from synapse_worker.store.database import Database
+from synapse_worker.store.local_blobs import LocalBlobs
 
 REDIS_ACCEPTED = (
     "redis://host:6379/0, redis://:password@host:6379/0, rediss://host:6380/0"
@@ -52,11 +55,13 @@ class RedisFacts:
         version: as text.
         maxmemory_policy: "" where it will not say.
         clustered: keys live in hash slots, so a script may touch those of one slot only.
+        masters: how many it has; 0 = no cluster, or one whose nodes are hidden.
     """
 
     version: str
     maxmemory_policy: str
     clustered: bool = False
+    masters: int = 0
 
     @property
     def old(self) -> bool:
@@ -222,7 +227,7 @@ async def ping_redis(client: Redis) -> RedisFacts:
             raise
     oldest = min(each, key=lambda facts: _numbers(facts.version))
     worst = max(each, key=lambda facts: (facts.may_drop_keys, facts.maxmemory_policy == ""))
-    return RedisFacts(oldest.version, worst.maxmemory_policy, clustered=True)
+    return RedisFacts(oldest.version, worst.maxmemory_policy, clustered=True, masters=len(each))
 
 
 async def read_each(client: Redis, names: Sequence[str]) -> list[bytes | None]:
@@ -315,6 +320,15 @@ def open_database(
         pool_size=pool_size,
         timeout=timeout,
     )
+
+
+def open_blobs(s3: S3Settings, data_dir: str) -> Blobs:
+    """Return the store of artifacts: the bucket if there is one, else the folder; nothing is connected yet."""
+    if not s3.bucket:
+        return LocalBlobs(Path(data_dir))
+    from synapse_worker.store.s3_blobs import S3Blobs  # boto3 takes its time, and the operator has none
+
+    return S3Blobs(s3)
 
 
 def _postgres_tls(mode: str, ca_file: str, name: str, *, ca_text: str = "") -> ssl.SSLContext | str | bool:

@@ -79,8 +79,10 @@ def _integer(
     return Variable(name, str(default), Kind.INTEGER, meaning, low, high, stored=stored, read=read)
 
 
-def _text(name: str, default: str, meaning: str, *, secret: bool = False, read: bool = True) -> Variable:
-    return Variable(name, default, Kind.TEXT, meaning, secret=secret, read=read)
+def _text(
+    name: str, default: str, meaning: str, *, secret: bool = False, stored: str | None = None, read: bool = True
+) -> Variable:
+    return Variable(name, default, Kind.TEXT, meaning, secret=secret, stored=stored, read=read)
 
 
 VARIABLES: tuple[Variable, ...] = (
@@ -92,31 +94,31 @@ VARIABLES: tuple[Variable, ...] = (
     _integer("WORKER_HEALTH_PORT", 9000, 1, 65_535, "port of the HTTP health and metrics endpoints"),
     _text("WORKER_QUEUE_SHARD", DEFAULT_QUEUE, "shards to serve: `default`, an index 0 to 63, a tenant id, or `tenants` (the pool that serves the queues of all tenants without workers of their own); comma-separated for several"),
     _integer("NUM_QUEUE_SHARDS", 1, 1, MAX_SHARDS, "queue shards that commands of this image enqueue to; the table scale_topology wins where it has a row"),
-    _text("DEFAULT_TENANT_ID", "default", "tenant of a run that names none"),
+    _text("DEFAULT_TENANT_ID", "default", "tenant of a run or a request that names none"),
     Variable("ENABLE_TENANT_ISOLATION", "0", Kind.SWITCH, "1 = commands of this image enqueue to a queue of each tenant's own; the table scale_topology wins where it has a row"),
     Variable("PGBOUNCER_MODE", "0", Kind.SWITCH, "1 = no connection pool and no prepared statements, for PgBouncer in transaction mode"),
-    _text("S3_BUCKET", "", "bucket for vault files and logs; empty = local disk", read=False),
-    _text("S3_REGION", "us-east-1", "region of the bucket", read=False),
-    _text("S3_PREFIX", "synapse", "prefix of all objects", read=False),
-    _text("S3_ACCESS_KEY_ID", "", "access key; empty = the ambient credential chain", secret=True, read=False),
-    _text("S3_SECRET_ACCESS_KEY", "", "secret key; empty = the ambient credential chain", secret=True, read=False),
-    _text("S3_ENDPOINT_URL", "", "endpoint of an S3-compatible store", read=False),
+    _text("S3_BUCKET", "", "bucket for vault files and run logs, which must exist; empty = the folder SYNAPSE_DATA_DIR of the local disk", stored="s3_bucket"),
+    _text("S3_REGION", "us-east-1", "region of the bucket", stored="s3_region"),
+    _text("S3_PREFIX", "synapse", "prefix of all objects: <prefix>/vault/... and <prefix>/logs/...; at most 128 bytes", stored="s3_prefix"),
+    _text("S3_ACCESS_KEY_ID", "", "access key, given together with the secret key; both empty = the ambient credential chain", secret=True, stored="s3_access_key_id"),
+    _text("S3_SECRET_ACCESS_KEY", "", "secret key, given together with the access key; both empty = the ambient credential chain", secret=True, stored="s3_secret_access_key"),
+    _text("S3_ENDPOINT_URL", "", "http:// or https:// URL of an S3-compatible store; empty = AWS", stored="s3_endpoint_url"),
     _text("OTLP_ENDPOINT", "", "OTLP gRPC endpoint, http://host:4317 (plain) or https://host (TLS); empty = tracing off. The standard OTEL_* variables are honoured: headers, certificate, resource attributes, sampling"),
-    _text("METRICS_TOKEN", "", "bearer token of /metrics; empty = open", secret=True),
+    _text("METRICS_TOKEN", "", "bearer token of /metrics and of the V2 API's /api/v2/metrics; empty = open", secret=True),
     Variable("K8S_MODE", "0", Kind.SWITCH, "1 = probes and shutdown for Kubernetes"),
     _integer("PUBSUB_EVENT_TTL", 3600, 60, 2_592_000, "seconds that step events stay replayable", stored="event_ttl"),
-    _integer("RUNS_RETENTION_DAYS", 90, 1, 3650, "days that finished runs are kept", read=False),
-    _integer("MAX_GLOBAL_QUEUE_DEPTH", 1_000_000, 1, 100_000_000, "queued plus active jobs over all tenants; more is 503", read=False),
-    _integer("RATE_LIMIT_PER_TENANT_RPS", 1000, 1, 1_000_000, "V2 requests per second and tenant; more is 429", read=False),
+    _integer("RUNS_RETENTION_DAYS", 90, 1, 3650, "days that ended runs are kept", stored="runs_retention_days"),
+    _integer("MAX_GLOBAL_QUEUE_DEPTH", 1_000_000, 1, 100_000_000, "queued plus active jobs over all tenants; the V2 API answers 503 to more", stored="max_queue_depth"),
+    _integer("RATE_LIMIT_PER_TENANT_RPS", 1000, 1, 1_000_000, "requests of the V2 API per second and tenant; more are 429", stored="rate_limit_per_tenant"),
     _integer("WORKER_LEASE_SECONDS", 30, 3, 600, "seconds that a claim holds without a heartbeat"),
     _integer("WORKER_DRAIN_SECONDS", 20, 0, 86_400, "seconds after SIGTERM until what still runs is interrupted and handed back"),
     _text("REDIS_CA_FILE", "", "PEM file with the CA of rediss:// and rediss+cluster://; empty = the system's"),
     _text("POSTGRES_CA_FILE", "", "PEM file with the CA of PostgreSQL; empty = the system's"),
-    _text("SYNAPSE_DATA_DIR", "/data", "local vault and logs", read=False),
-    _text("SYNAPSE_DEFINITIONS_DIR", "", "folder of definitions that `synapse-worker sync` reads when it is given none"),
-    _integer("API_PORT", 8765, 1, 65_535, "port of the V2 API", read=False),
-    Variable("API_AUTH", "keys", Kind.CHOICE, "how the V2 API authenticates", choices=("keys", "off"), read=False),
-    _text("WEBHOOK_ALLOW", "", "CIDRs and hosts that webhooks may reach although private", read=False),
+    _text("SYNAPSE_DATA_DIR", "/data", "folder of vault files and run logs where there is no bucket"),
+    _text("SYNAPSE_DEFINITIONS_DIR", "", "folder of definitions that `synapse-worker sync` and the V2 API's sync read when they are given none"),
+    _integer("API_PORT", 8765, 1, 65_535, "port of the V2 API"),
+    Variable("API_AUTH", "keys", Kind.CHOICE, "how the V2 API authenticates: API keys, or not at all", choices=("keys", "off")),
+    _text("WEBHOOK_ALLOW", "", "networks (CIDR), addresses and host names that webhooks may reach although they are not public; comma-separated"),
     Variable("LOG_LEVEL", "info", Kind.CHOICE, "least severe log lines written", choices=("debug", "info", "warning", "error")),
     Variable("LOG_FORMAT", "json", Kind.CHOICE, "form of log lines", choices=("json", "console")),
 )  # fmt: skip

@@ -16,10 +16,10 @@ class ConfigurationError(SynapseError):
 
 
 class StoreUnavailable(SynapseError):
-    """Redis or PostgreSQL does not answer now: suspend, hold leases, wait; no try is burned.
+    """A store of ours does not answer now: suspend, hold leases, wait; no try is burned.
 
     Attributes:
-        store: "Redis" or "PostgreSQL".
+        store: "Redis", "PostgreSQL", "S3" or "The local disk".
     """
 
     def __init__(self, store: str, sentence: str) -> None:
@@ -33,6 +33,22 @@ class StoreRefused(SynapseError):
 
 class WrongKeyType(StoreRefused):
     """A key of ours in Redis has another type: what needs that key stops, everything else goes on."""
+
+
+class BlobRefused(SynapseError):
+    """An artifact cannot have this name, or that content; who asked has to ask for something else."""
+
+
+class BlobNotFound(SynapseError):
+    """There is no artifact of this key.
+
+    Attributes:
+        key: as the store knows it, without its prefix.
+    """
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"there is no {key!a}")
+        self.key = key
 
 
 class PayloadError(SynapseError):
@@ -49,3 +65,11 @@ class JobFailed(SynapseError):
 
 class JobRetry(SynapseError):
     """This execution failed for a reason that may pass: counted, handed back with back-off."""
+
+
+class EgressRefused(SynapseError):
+    """A user's URL cannot be used, or leads where requests of users may not go: final."""
+
+
+class EgressFailed(SynapseError):
+    """A user's receiver could not be reached or did not answer in time: it may pass."""

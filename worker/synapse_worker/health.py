@@ -89,15 +89,20 @@ def application(probes: Probes, *, k8s_mode: bool, metrics_token: SecretStr) -> 
 
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
-        token = metrics_token.get_secret_value()
-        given = request.headers.get("authorization", "")
-        if token and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-            return PlainTextResponse(
-                "send the bearer token of METRICS_TOKEN", status_code=401, headers={"WWW-Authenticate": "Bearer"}
-            )
-        return Response(probes.metrics(), media_type=METRICS_CONTENT_TYPE)
+        return without_token(request, metrics_token) or Response(probes.metrics(), media_type=METRICS_CONTENT_TYPE)
 
     return app
+
+
+def without_token(request: Request, token: SecretStr) -> Response | None:
+    """Return the answer to who asks for metrics without their bearer token; None = it was sent, or there is none."""
+    wanted = token.get_secret_value()
+    given = request.headers.get("authorization", "")
+    if not wanted or hmac.compare_digest(given.encode(), f"Bearer {wanted}".encode()):
+        return None
+    return PlainTextResponse(
+        "send the bearer token of METRICS_TOKEN", status_code=401, headers={"WWW-Authenticate": "Bearer"}
+    )
 
 
 class HealthServer(uvicorn.Server):
@@ -109,8 +114,8 @@ class HealthServer(uvicorn.Server):
         yield
 
 
-def listen(port: int) -> socket.socket:
-    """Open the port on all addresses, IPv6 where there is any.
+def listen(port: int, variable: str = "WORKER_HEALTH_PORT") -> socket.socket:
+    """Open the port on all addresses, IPv6 where there is any; `variable` is what names it.
 
     Raises:
         ConfigurationError: the port is taken or not allowed.
@@ -120,13 +125,22 @@ def listen(port: int) -> socket.socket:
             return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
         return socket.create_server(("", port))
     except OSError as error:
-        raise ConfigurationError(
-            f"WORKER_HEALTH_PORT {port} cannot be opened: {error.strerror}; choose a free port."
-        ) from None
+        raise ConfigurationError(f"{variable} {port} cannot be opened: {error.strerror}; choose a free port.") from None
 
 
-def server(app: FastAPI) -> HealthServer:
-    """Return the server of `app`, to be awaited with `serve(sockets=[listen(port)])`."""
+def server(app: FastAPI, *, graceful_seconds: int = 2) -> HealthServer:
+    """Return the server of `app`, to be awaited with `serve(sockets=[listen(port)])`.
+
+    Args:
+        graceful_seconds: how long requests may take to end after `should_exit` was set.
+    """
     return HealthServer(
-        uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2)
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            timeout_graceful_shutdown=graceful_seconds,
+        )
     )

@@ -23,6 +23,7 @@ from synapse_worker.gate import StoreGate
 from synapse_worker.queueing import keys, stops
 from synapse_worker.queueing.client import RUN_FUNCTION, keep_payloads, nowhere, put, waiting_sets
 from synapse_worker.queueing.payload import EXPIRED, decode
+from synapse_worker.retention import Retention
 from synapse_worker.store import ledger, runs
 from synapse_worker.store.database import Database
 from synapse_worker.store.runs import DeadLetter
@@ -36,6 +37,8 @@ OVERDUE_SECONDS = 60.0
 BATCH = 200
 EXPIRE_PERIOD_SECONDS = 60
 """How often one of all workers looks through the queued runs for those."""
+RETENTION_PERIOD_SECONDS = 60
+"""How often one of all workers removes what is old."""
 EXPIRED_SECONDS = 600.0
 """How long a run of another producer may be queued without a payload before it fails."""
 
@@ -44,17 +47,24 @@ class Housekeeper:
     """Run `keep` as a task."""
 
     def __init__(
-        self, database: Database, client: Redis, gate: StoreGate, queues: Callable[[], Sequence[str]] = tuple
+        self,
+        database: Database,
+        client: Redis,
+        gate: StoreGate,
+        queues: Callable[[], Sequence[str]] = tuple,
+        retention: Retention | None = None,
     ) -> None:
         """Make a housekeeper.
 
         Args:
             queues: returns the keys of the queues that this worker serves now.
+            retention: removes what is old; None = nobody does here.
         """
         self._database = database
         self._client = client
         self._gate = gate
         self._queues = queues
+        self._retention = retention
         self._cursor = ""
         self._expire_cursor = ""
         self._places: dict[str, int] = {}
@@ -74,6 +84,8 @@ class Housekeeper:
                 if await self._is_due("expire", EXPIRE_PERIOD_SECONDS):
                     await self.expire()
                 await self.keep_payloads()
+                if self._retention is not None and await self._is_due("retention", RETENTION_PERIOD_SECONDS):
+                    await self._retention.remove()
                 await stops.forget_old_aborts(self._client, int(time.time() * 1000))
             except (StoreUnavailable, StoreRefused) as error:
                 self._gate.trip(error)

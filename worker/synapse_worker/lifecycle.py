@@ -20,24 +20,24 @@ from redis.asyncio import Redis
 from synapse_worker import __version__, contract
 from synapse_worker.connections import open_database, open_redis, ping_redis, redis_errors_as_ours
 from synapse_worker.contract import BY_NAME, TENANT_POOL
-from synapse_worker.engine.sandbox import Sandbox
+from synapse_worker.egress import Egress
 from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
-from synapse_worker.events import EventWriter
 from synapse_worker.gate import StoreGate
 from synapse_worker.health import Probes, Status, application, listen, server
+from synapse_worker.hosting import hosting
 from synapse_worker.housekeeping import Housekeeper
-from synapse_worker.jobs import Jobs, Surroundings
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import readable_figures
 from synapse_worker.queueing.lease import LeaseQueue
 from synapse_worker.queueing.loop import ClaimLoop
 from synapse_worker.queueing.pool import TenantPool
-from synapse_worker.queueing.reservations import Reservations
 from synapse_worker.queueing.served import Served
+from synapse_worker.retention import Retention
 from synapse_worker.settings import Settings
 from synapse_worker.store import definitions, migrate, tenants, workers
 from synapse_worker.store.database import Database
 from synapse_worker.telemetry import Metrics
+from synapse_worker.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,6 @@ _FIGURES_SECONDS = 5.0
 _MOST_POSTGRES_CONNECTIONS = 5
 _EXIT_SECONDS = 8.0
 """How long the last writes may take after the drain's deadline; well inside contract.PROCESS_MARGIN_SECONDS."""
-_SANDBOX_PROCESSES = 4
 
 
 @dataclass(slots=True)
@@ -146,8 +145,7 @@ class Worker:
 
     async def _migrate(self, database: Database) -> None:
         """Bring the schema up, unless it is there and we may not touch it."""
-        if not await migrate.is_migrated(database):
-            done = await migrate.migrate(database)
+        if (done := await migrate.ensure(database)) is not None:
             log.info("schema is at version %d (%d statements)", done.version, len(done.statements))
 
     async def _serve(
@@ -162,35 +160,25 @@ class Worker:
             )
             background.append(asyncio.create_task(pool.keep()))
         served = self._served = Served([open_queue(keys.queue(shard)) for shard in self._named_shards], pool)
-        events = EventWriter(client, ttl_seconds=settings.event_ttl)
-        async with Sandbox(processes=min(settings.concurrency, _SANDBOX_PROCESSES)) as sandbox:
-            reservations = Reservations(
-                client,
-                gate,
-                served,
-                partial(tenants.read_all, database),
-                self._tenants,
-                worker_id=settings.worker_id,
-                lease_seconds=settings.lease_seconds,
-                default_tenant=settings.default_tenant_id,
-            )
-            jobs = Jobs(Surroundings(database, client, gate, events, sandbox, reservations, self._metrics, settings))
+        async with (
+            hosting(database, client, gate, served, settings, self._tenants, self._metrics) as host,
+            Egress(settings.webhook_allow) as egress,
+        ):
             loop = ClaimLoop(
                 served,
-                jobs,
+                host.jobs,
                 gate,
                 slots=settings.concurrency,
                 lease_seconds=settings.lease_seconds,
-                weight=reservations.weight,
+                weight=host.reservations.weight,
             )
             self._claim_loop = loop
             self._metrics.slots.set(settings.concurrency)
-            background.append(asyncio.create_task(events.write()))
             background.append(asyncio.create_task(self._beat(loop, gate, database, client)))
-            background.append(asyncio.create_task(jobs.watch_cancels()))
-            background.append(asyncio.create_task(reservations.keep()))
-            keeper = Housekeeper(database, client, gate, lambda: served.keys)
+            retention = Retention(database, client, days=settings.retention_days)
+            keeper = Housekeeper(database, client, gate, lambda: served.keys, retention)
             background.append(asyncio.create_task(keeper.keep()))
+            background.append(asyncio.create_task(Webhooks(database, gate, egress, self._metrics).send()))
             background.append(asyncio.create_task(self._watch_figures(loop, served, client, gate)))
             await self._register(database, "online", loop)
             background.append(asyncio.create_task(self._count_workers(database, gate)))

@@ -42,12 +42,28 @@ def set_up_logging(*, level: str, form: str) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+class _BoundedLabels:
+    """Keeps the values of labels that users choose to a number that a Prometheus can bear."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, set[str]] = {}
+
+    def value(self, label: str, value: str) -> str:
+        """Return the value, or `other` for one that comes after the first 200."""
+        seen = self._seen.setdefault(label, set())
+        if value not in seen:
+            if len(seen) >= _MOST_LABEL_VALUES:
+                return _OTHER
+            seen.add(value)
+        return value
+
+
 class Metrics:
     """All series of a worker, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._labels: dict[str, set[str]] = {}
+        self._bounded = _BoundedLabels().value
         self._runs_completed = Counter(
             "synapse_runs_completed",
             "Runs that ended, by tenant and status",
@@ -67,6 +83,9 @@ class Metrics:
             ["step_type"],
             buckets=_DURATIONS,
             registry=self.registry,
+        )
+        self._webhook_deliveries = Counter(
+            "synapse_webhook_deliveries", "Attempts to deliver a webhook", ["status"], registry=self.registry
         )
         self.active_runs = Gauge("synapse_active_runs", "Runs in this process now", registry=self.registry)
         self.active_workers = Gauge(
@@ -107,6 +126,10 @@ class Metrics:
         """Observe a step's seconds."""
         self._step_duration.labels(step_type).observe(seconds)
 
+    def webhook_delivery(self, status: str) -> None:
+        """Count an attempt to deliver a webhook: delivered, failed (another follows) or given_up."""
+        self._webhook_deliveries.labels(status).inc()
+
     def queues(self, figures: Mapping[str, tuple[int, int, float]]) -> None:
         """Set the gauges of queues.
 
@@ -127,10 +150,69 @@ class Metrics:
         """Return all series in Prometheus' text form."""
         return generate_latest(self.registry)
 
-    def _bounded(self, label: str, value: str) -> str:
-        seen = self._labels.setdefault(label, set())
-        if value not in seen:
-            if len(seen) >= _MOST_LABEL_VALUES:
-                return _OTHER
-            seen.add(value)
-        return value
+
+class ApiMetrics:
+    """All series of an API process, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._bounded = _BoundedLabels().value
+        self._enqueued = Counter(
+            "synapse_runs_enqueued",
+            "Runs that this process has enqueued, by tenant and orchestration",
+            ["tenant_id", "orch_id"],
+            registry=self.registry,
+        )
+        self._refused = Counter(
+            "synapse_api_refusals", "Requests that were refused, by reason", ["reason"], registry=self.registry
+        )
+        self._answered = Histogram(
+            "synapse_api_request_seconds",
+            "Seconds until an answer has ended, by method, route and status",
+            ["method", "route", "status"],
+            buckets=_DURATIONS,
+            registry=self.registry,
+        )
+        self.streams = Gauge(
+            "synapse_api_streams", "Streams of events that clients of this process follow", registry=self.registry
+        )
+        self._active_workers = Gauge(
+            "synapse_active_workers", "Workers that are online, of all processes", registry=self.registry
+        )
+        self._active_runs = Gauge("synapse_active_runs", "Jobs that are leased, of all queues", registry=self.registry)
+        self._queue_depth = Gauge(
+            "synapse_queue_depth", "Jobs that wait in a queue", ["queue_name"], registry=self.registry
+        )
+
+    def enqueued(self, tenant_id: str, orchestration_id: str) -> None:
+        """Count a run that was enqueued."""
+        tenant, orchestration = self._bounded("tenant_id", tenant_id), self._bounded("orch_id", orchestration_id)
+        self._enqueued.labels(tenant, orchestration).inc()
+
+    def refused(self, reason: str) -> None:
+        """Count a request that was refused."""
+        self._refused.labels(reason).inc()
+
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Observe an answer."""
+        self._answered.labels(method, route, str(status)).observe(seconds)
+
+    def installation(self, *, workers: int, active: int, waiting: Mapping[str, int]) -> None:
+        """Set what is true of the whole installation.
+
+        Args:
+            waiting: name of each queue with jobs -> how many of them wait.
+        """
+        self._active_workers.set(workers)
+        self._active_runs.set(active)
+        self._queue_depth.clear()
+        named: dict[str, int] = {}
+        for name, jobs in waiting.items():
+            label = self._bounded("queue_name", name)
+            named[label] = named.get(label, 0) + jobs
+        for label, jobs in named.items():
+            self._queue_depth.labels(label).set(jobs)
+
+    def text(self) -> bytes:
+        """Return all series in Prometheus' text form."""
+        return generate_latest(self.registry)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from synapse_operator.naming import PAUSED_ANNOTATION
+from synapse_operator.naming import PAUSED_ANNOTATION, SKIP_DRAIN_ANNOTATION
 
 JsonObject = dict[str, Any]
 """An object of the Kubernetes API as JSON; its shape is the API's, known only where it is read."""
@@ -53,12 +53,19 @@ class ObjectMeta(ApiModel):
     generation: int = 1
     creation_timestamp: str = ""
     deletion_timestamp: str | None = None
+    resource_version: str = ""
     annotations: Mapping[str, str] = {}
+    finalizers: tuple[str, ...] = ()
 
     @property
     def paused(self) -> bool:
         """Whether its children are to be left alone."""
         return self.annotations.get(PAUSED_ANNOTATION, "false") != "false"
+
+    @property
+    def skips_drain(self) -> bool:
+        """Whether its deletion waits for nothing."""
+        return self.annotations.get(SKIP_DRAIN_ANNOTATION, "false") != "false"
 
 
 OBJECT_NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"

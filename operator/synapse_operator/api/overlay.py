@@ -8,7 +8,7 @@ Deployment is applied, and its sentence is the condition.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field, WithJsonSchema
 
@@ -28,7 +28,8 @@ OPERATOR_ENVIRONMENT = tuple(
         *("REDIS_URL", "SCALE_POSTGRES_URL", "PGBOUNCER_MODE", "REDIS_CA_FILE", "POSTGRES_CA_FILE"),
         *("WORKER_CONCURRENCY", "WORKER_JOB_TIMEOUT", "WORKER_MAX_RETRIES", "WORKER_DRAIN_SECONDS"),
         *("WORKER_HEALTH_PORT", "WORKER_QUEUE_SHARD", "NUM_QUEUE_SHARDS", "ENABLE_TENANT_ISOLATION"),
-        *("DEFAULT_TENANT_ID", "K8S_MODE", "SYNAPSE_DATA_DIR", "OTLP_ENDPOINT", "METRICS_TOKEN"),
+        *("DEFAULT_TENANT_ID", "K8S_MODE", "SYNAPSE_DATA_DIR", "PUBSUB_EVENT_TTL", "RUNS_RETENTION_DAYS"),
+        *("OTLP_ENDPOINT", "METRICS_TOKEN"),
     )
 )
 """Variables that a field of the spec stands for, or that pods must agree on."""
@@ -258,6 +259,13 @@ class Resources(ApiModel):
     )
 
 
+class SecretPart(NamedTuple):
+    """One key of a Secret, or ("") all of it."""
+
+    name: str
+    key: str = ""
+
+
 class PodOverlay(ApiModel):
     """What is laid over the worker pods."""
 
@@ -369,6 +377,14 @@ class PodOverlay(ApiModel):
         description="Where the worker sees its volumes. Default: none.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["mountPath"]},
     )
+
+    @property
+    def secrets(self) -> tuple[SecretPart, ...]:
+        """The Secrets that the variables take values from, which a worker reads at its start."""
+        sources = (variable.value_from.secret_key_ref for variable in self.env if variable.value_from is not None)
+        single = [SecretPart(source.name, source.key) for source in sources if source is not None]
+        whole = [SecretPart(source.secret_ref.name) for source in self.env_from if source.secret_ref is not None]
+        return tuple(dict.fromkeys((*single, *whole)))
 
 
 def rendered(part: ApiModel) -> JsonObject:

@@ -25,13 +25,19 @@ class _Documented(StrEnum):
 class ConditionType(_Documented):
     """Types of conditions of a SynapseScale. All are always present. A SynapseTenant has Ready alone."""
 
-    READY = "Ready", "True: as many workers as wanted are ready, both stores answer, nothing needs attention"
+    READY = (
+        "Ready",
+        (
+            "True: as many workers as the spec asks for are ready (of those that autoscaling asks for, minReplicas and "
+            "one at least), both stores answer, nothing needs attention"
+        ),
+    )
     RECONCILING = "Reconciling", "True: the operator or Kubernetes is still carrying out the spec; waiting helps"
     STALLED = "Stalled", "True: waiting does not help; the message says what somebody must change"
     REDIS_REACHABLE = "RedisReachable", "True: the operator reaches Redis with the URL that the workers get"
     REDIS_SAFE = "RedisSafe", "True: Redis is recent enough and set to keep its keys when its memory is full"
     POSTGRES_REACHABLE = "PostgresReachable", "True: the operator reaches PostgreSQL with the URL that the workers get"
-    BACKEND_EXCLUSIVE = "BackendExclusive", "True: no other SynapseScale uses the same Redis"
+    BACKEND_EXCLUSIVE = "BackendExclusive", "True: no other SynapseScale uses the same Redis or the same database"
     CHILDREN_APPLIED = "ChildrenApplied", "True: every object that belongs to the scale is as it should be"
     DEFINITIONS_SYNCED = "DefinitionsSynced", "True: PostgreSQL holds the definitions as the sources of spec.sync say"
     PAUSED = "Paused", "True: the annotation scale.synapseorch.com/paused is there, and the operator changes nothing"
@@ -47,11 +53,14 @@ class Reason(_Documented):
         "no worker is wanted: spec.workers.replicas is 0, or autoscaling finds nothing to do",
     )
     DISABLED = "Disabled", "spec.enabled is false: workers finish what is queued and go to 0"
-    WORKERS_NOT_READY = "WorkersNotReady", "fewer workers than wanted answer their readiness probe"
+    WORKERS_NOT_READY = "WorkersNotReady", "fewer workers than the spec asks for answer their readiness probe"
     # Reconciling
     SETTLED = "Settled", "nothing is under way"
     ROLLING_OUT = "RollingOut", "pods are being created, replaced or removed"
-    DRAINING = "Draining", "shards that are wanted no more work off what they hold; their workers go afterwards"
+    DRAINING = (
+        "Draining",
+        "shards that are wanted no more, or a tenant that is being deleted, work off what they hold and go afterwards",
+    )
     APPLYING = "Applying", "objects of the scale are still to be written"
     # Stalled
     NOTHING_TO_DO = "NothingToDo", "nothing needs attention"
@@ -80,10 +89,10 @@ class Reason(_Documented):
     EVICTION_POLICY = "EvictionPolicy", "maxmemory-policy lets Redis drop jobs when its memory is full"
     EVICTION_POLICY_UNKNOWN = "EvictionPolicyUnknown", "Redis does not tell its maxmemory-policy"
     REDIS_TOO_OLD = "RedisTooOld", "Redis is older than the workers need"
-    EXCLUSIVE = "Exclusive", "Redis is marked as this SynapseScale's"
+    EXCLUSIVE = "Exclusive", "Redis and PostgreSQL are marked as this SynapseScale's"
     BACKEND_SHARED = (
         "BackendShared",
-        "Redis is marked as another SynapseScale's; rows of tenants that are gone are not deleted",
+        "Redis or PostgreSQL is marked as another SynapseScale's; rows of tenants that are gone are not deleted",
     )
     TOPOLOGY_NOT_WRITTEN = (
         "TopologyNotWritten",
@@ -124,6 +133,14 @@ class Reason(_Documented):
         "NotManaged",
         "the tenant's row in PostgreSQL was made by somebody else, who keeps it: it is neither adopted nor deleted",
     )
+    ISOLATION_OFF = (
+        "IsolationOff",
+        "spec.workers is given, and tenancy.isolation of the SynapseScale is false: the tenant has no queue of its own",
+    )
+    WORKERS_UNUSED = (
+        "WorkersUnused",
+        "spec.workers is given, and workers of the tenant's own would get no job: its jobs go elsewhere",
+    )
     NOT_MIGRATED = "NotMigrated", "PostgreSQL lacks the tables of this release; the first worker that starts makes them"
 
 
@@ -138,4 +155,4 @@ class EventReason(_Documented):
     NOT_READY = "NotReady", "the scale stopped being ready, or the reason changed"
     REDIS_UNSAFE = "RedisUnsafe", "Redis may drop jobs, or is too old"
     NOT_SYNCED = "NotSynced", "definitions could not be synced, or not all of them"
-    BACKEND_SHARED = "BackendShared", "another SynapseScale uses the same Redis"
+    BACKEND_SHARED = "BackendShared", "another SynapseScale uses the same Redis or the same database"

@@ -29,14 +29,19 @@ from synapse_operator.api.common import (
     rule,
 )
 from synapse_operator.api.observability import ObservabilitySpec
+from synapse_operator.api.overlay import PodOverlay
 from synapse_operator.api.reasons import ConditionType
-from synapse_operator.api.workers import PoolSpec, WorkersOverride, WorkersSpec
+from synapse_operator.api.workers import PoolSpec, WorkersOverride, WorkersSpec, accepted
 from synapse_operator.naming import SCALE_KIND, SCALE_PLURAL, SYNC_LABEL, SYNC_NOW_ANNOTATION
 from synapse_worker.contract import BY_NAME, MAX_SHARDS, TENANT_ID_MAX_LENGTH
 from synapse_worker.routing import HIGHEST_PRIORITY
 
 URL_MAX_LENGTH = 2048
 
+EVENT_TTL = BY_NAME["PUBSUB_EVENT_TTL"]
+RUN_DAYS = BY_NAME["RUNS_RETENTION_DAYS"]
+
+MAX_SHARD_ENTRIES = 512
 MAX_SOURCES = 32
 MAX_SYNC_ERRORS = 20
 MAX_SYNC_MESSAGE = 1000
@@ -261,6 +266,31 @@ class TenancySpec(ApiModel):
     )
 
 
+class RetentionSpec(ApiModel):
+    """How long what is over is kept."""
+
+    event_ttl_seconds: int | None = Field(
+        default=None,
+        ge=EVENT_TTL.minimum,
+        le=EVENT_TTL.maximum,
+        description=(
+            "Seconds that the events of a run stay in Redis, where clients that reconnect read them. "
+            f"{accepted(EVENT_TTL)} Unset: the setting stored in Postgres (`{EVENT_TTL.stored}`), else "
+            f"{EVENT_TTL.default}."
+        ),
+    )
+    run_days: int | None = Field(
+        default=None,
+        ge=RUN_DAYS.minimum,
+        le=RUN_DAYS.maximum,
+        description=(
+            "Days that ended runs stay in Postgres, with their steps; then they are removed, unless a dead letter of "
+            f"theirs is not dealt with. {accepted(RUN_DAYS)} Unset: the setting stored in Postgres "
+            f"(`{RUN_DAYS.stored}`), else {RUN_DAYS.default}."
+        ),
+    )
+
+
 class NetworkPolicySpec(ApiModel):
     """Who may talk to the workers, and to whom they may talk."""
 
@@ -426,6 +456,11 @@ class SynapseScaleSpec(ApiModel):
         description="Whose runs these are. Default: those of the tenant `default`.",
         json_schema_extra={"default": {}},
     )
+    retention: RetentionSpec = Field(
+        default_factory=RetentionSpec,
+        description="How long what is over is kept. Default: as stored in Postgres, else as the image has it.",
+        json_schema_extra={"default": {}},
+    )
     observability: ObservabilitySpec = Field(
         default_factory=ObservabilitySpec,
         description="Traces and metrics of the workers. Default: no traces, and metrics behind a generated token.",
@@ -441,6 +476,12 @@ class SynapseScaleSpec(ApiModel):
         description="How many workers of a shard an eviction may take at once. Default: one.",
         json_schema_extra={"default": {}},
     )
+
+    @property
+    def overlays(self) -> tuple[PodOverlay, ...]:
+        """What is laid over the pods of any workers."""
+        others = (self.tenancy.pool.template, *(pool.template for pool in self.pools))
+        return (self.workers.template, *(overlay for overlay in others if overlay is not None))
 
     def pool_of(self, shard: int) -> PoolSpec | None:
         """Return the pool that a shard is in; None = the workers of `workers`."""
@@ -487,13 +528,23 @@ class EffectiveStatus(ApiModel):
         default=None, description="Seconds of work until a job is cancelled."
     )
     max_retries: EffectiveValue | None = Field(default=None, description="Retries after a failed execution.")
+    event_ttl_seconds: EffectiveValue | None = Field(
+        default=None, description="Seconds that the events of a run stay in Redis."
+    )
+    run_days: EffectiveValue | None = Field(default=None, description="Days that ended runs stay in Postgres.")
 
 
 class ShardStatus(ApiModel):
     """One shard as it is."""
 
-    name: str = Field(max_length=63, description="Index of the shard, or `tenants` for the pool of tenants' queues.")
-    queue: str = Field(max_length=63, description="Queues that its workers serve, as in WORKER_QUEUE_SHARD.")
+    name: str = Field(
+        max_length=63,
+        description=(
+            "Index of the shard, `tenants` for the pool of tenants' queues, or `tenant-` and a hash for the workers of "
+            "a single SynapseTenant."
+        ),
+    )
+    queue: str = Field(max_length=255, description="Queues that its workers serve, as in WORKER_QUEUE_SHARD.")
     pool: str | None = Field(default=None, max_length=63, description="Its pool. Absent: workers as in spec.workers.")
     desired: int = Field(ge=0, description="Worker pods that are wanted.")
     ready: int = Field(ge=0, description="Worker pods that answer their readiness probe.")
@@ -603,8 +654,11 @@ class SynapseScaleStatus(ApiModel):
     )
     shards: tuple[ShardStatus, ...] = Field(
         default=(),
-        max_length=128,
-        description="The shards one by one, figures at most every 15 seconds.",
+        max_length=MAX_SHARD_ENTRIES,
+        description=(
+            "The shards one by one, figures at most every 15 seconds; tenants with workers of their own come last, "
+            f"{MAX_SHARD_ENTRIES} entries at most."
+        ),
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     unserved_queues: tuple[Annotated[str, Field(max_length=255, description="Name of a queue.")], ...] = Field(

@@ -23,7 +23,8 @@ from synapse_operator.api.common import (
     rule,
 )
 from synapse_operator.api.reasons import ConditionType
-from synapse_operator.naming import SCALE_KIND, TENANT_KIND, TENANT_PLURAL
+from synapse_operator.api.workers import WorkersOverride
+from synapse_operator.naming import SCALE_KIND, SKIP_DRAIN_ANNOTATION, TENANT_KIND, TENANT_PLURAL
 from synapse_worker.contract import BY_NAME
 
 TENANT_ID_LENGTH = 255
@@ -35,6 +36,10 @@ MAX_RUNS = BY_NAME["MAX_GLOBAL_QUEUE_DEPTH"].maximum or 0
 """No tenant can have more than all together."""
 
 MAX_PRIORITY = 1000
+
+MAX_DRAIN_SECONDS = 604_800
+
+RATE_LIMIT = BY_NAME["RATE_LIMIT_PER_TENANT_RPS"]
 
 _OTHER_SCALE = rule(
     "self == oldSelf",
@@ -113,6 +118,32 @@ class SynapseTenantSpec(ApiModel):
             f"Without a queue of its own it says nothing. Range: 0 to {MAX_PRIORITY}. Default: 0."
         ),
     )
+    rate_limit_rps: int | None = Field(
+        default=None,
+        ge=RATE_LIMIT.minimum,
+        le=RATE_LIMIT.maximum,
+        description=(
+            "Requests a second to the V2 API; more are refused with 429. "
+            f"Range: {RATE_LIMIT.minimum} to {RATE_LIMIT.maximum}. Unset: as for every tenant."
+        ),
+    )
+    workers: WorkersOverride | None = Field(
+        default=None,
+        description=(
+            "Workers of the tenant's own, which serve its queue and no other; what is unset here is as in spec.workers "
+            "of the SynapseScale. They need tenancy.isolation there. Unset: the tenant pool serves its queue."
+        ),
+    )
+    drain_timeout_seconds: int = Field(
+        default=3600,
+        ge=0,
+        le=MAX_DRAIN_SECONDS,
+        description=(
+            "Longest time in seconds that the deletion waits, under tenancy.isolation, until the tenant's queue is "
+            "empty; new runs are refused meanwhile. What is left then is run by the tenant pool. The annotation "
+            f"`{SKIP_DRAIN_ANNOTATION}` ends the wait. Range: 0 to {MAX_DRAIN_SECONDS}. Default: 3600."
+        ),
+    )
 
 
 class SynapseTenantStatus(ApiModel):
@@ -138,7 +169,10 @@ class SynapseTenantStatus(ApiModel):
     served_by: str | None = Field(
         default=None,
         max_length=TENANT_ID_LENGTH,
-        description="Which workers serve that: `shards` = those of the scale's queues. Absent: as for queue.",
+        description=(
+            "Which workers serve that: `shards` = those of the scale's queues, `tenants` = the tenant pool, else the "
+            "Deployment of the tenant's own. Absent: as for queue."
+        ),
     )
     queued_runs: int | None = Field(
         default=None,
@@ -166,6 +200,11 @@ class SynapseTenant(ApiModel):
     def tenant_id(self) -> str:
         """The tenant id that is in force."""
         return self.spec.tenant_id or self.metadata.name
+
+    @property
+    def terminating(self) -> bool:
+        """Whether it is being deleted."""
+        return self.metadata.deletion_timestamp is not None
 
 
 @dataclass(frozen=True, slots=True)

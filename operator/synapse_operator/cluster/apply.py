@@ -11,12 +11,12 @@ from collections.abc import Awaitable
 from synapse_operator import naming
 from synapse_operator.api.common import JsonObject
 from synapse_operator.api.reasons import Reason
-from synapse_operator.cluster.client import APPLY_PATCH, Client, path
+from synapse_operator.cluster.client import APPLY_PATCH, MERGE_PATCH, Client, path
 from synapse_operator.desired.manifest import Manifest
 from synapse_operator.errors import ApiNotFound, ApiRefused, ApiUnavailable
 from synapse_operator.naming import Kind, Ref
 from synapse_operator.observed import Child, Rollout
-from synapse_operator.plan import Apply, ApplyReport, Delete, Failure, Plan
+from synapse_operator.plan import Apply, ApplyReport, Delete, Failure, Plan, Resize
 
 APPLY_OPTIONS = {"fieldManager": naming.FIELD_MANAGER, "force": "true", "fieldValidation": "Strict"}
 
@@ -36,12 +36,16 @@ async def carry_out(client: Client, plan: Plan) -> ApplyReport:
 
     Args:
         client: the API server.
-        plan: what to delete and apply; its own failures are part of the report.
+        plan: what to delete, resize and apply; its own failures are part of the report.
     """
     applied: list[Ref] = []
     for deletion in plan.delete:
         if failure := await _attempt(deletion.ref, _delete(client, deletion)):
             return ApplyReport((), (*plan.failures, failure))
+    for resize in plan.resize:
+        if failure := await _attempt(resize.child.ref, _resize(client, resize)):
+            return ApplyReport(tuple(applied), (*plan.failures, failure))
+        applied.append(resize.child.ref)
     for step in plan.apply:
         ref = step.manifest.ref
         if failure := await _attempt(ref, _apply(client, step)):
@@ -67,6 +71,17 @@ async def _attempt(ref: Ref, request: Awaitable[None]) -> Failure | None:
     except (ApiRefused, ApiUnavailable) as error:
         return Failure(ref, _reason(error), str(error))
     return None
+
+
+async def _resize(client: Client, step: Resize) -> None:
+    ref = step.child.ref
+    await client.request(
+        "PATCH",
+        path(ref.kind.api_version, ref.namespace, ref.kind.plural, ref.name),
+        query={"fieldManager": naming.FIELD_MANAGER},
+        body={"metadata": {"resourceVersion": step.child.version}, "spec": {"replicas": step.replicas}},
+        content_type=MERGE_PATCH,
+    )
 
 
 async def _apply(client: Client, step: Apply) -> None:

@@ -31,6 +31,7 @@ PARALLEL_CALLS = 16
 """Requests of one client at a time; more wait, so that a thousand keys do not storm the API server."""
 
 APPLY_PATCH = "application/apply-patch+yaml"
+MERGE_PATCH = "application/merge-patch+json"
 
 _UNREADABLE_APPLY = ("failed to create typed patch object", "failed to convert new object")
 

@@ -7,13 +7,11 @@ import logging
 from collections.abc import Sequence
 
 from synapse_operator import naming
-from synapse_operator.cluster.client import Client, path
+from synapse_operator.cluster.client import MERGE_PATCH, Client, path
 from synapse_operator.deletion_costs import Cost
 from synapse_operator.errors import ApiNotFound, ApiRefused, ApiUnavailable
 
 _log = logging.getLogger(__name__)
-
-_MERGE_PATCH = "application/merge-patch+json"
 
 
 async def write_costs(client: Client, namespace: str, costs: Sequence[Cost]) -> None:
@@ -29,7 +27,7 @@ async def _write(client: Client, namespace: str, cost: Cost) -> None:
             path("v1", namespace, "pods", cost.pod),
             query={"fieldManager": naming.FIELD_MANAGER},
             body={"metadata": {"annotations": {naming.DELETION_COST_ANNOTATION: value}}},
-            content_type=_MERGE_PATCH,
+            content_type=MERGE_PATCH,
         )
     except ApiNotFound:
         return

@@ -15,9 +15,10 @@ from pydantic import SecretStr
 
 from synapse_operator import naming
 from synapse_operator.api.common import JsonObject, SecretKeySelector
+from synapse_operator.api.overlay import PodOverlay, SecretPart
 from synapse_operator.api.scale import PostgresSpec, RedisSpec, SynapseScale
 from synapse_operator.cluster.client import Client, path
-from synapse_operator.desired.shards import SHARD_NAMES, is_used, wanted_topology
+from synapse_operator.desired.shards import expected_shards
 from synapse_operator.echo import Version
 from synapse_operator.errors import ApiNotFound, ApiRefused
 from synapse_operator.naming import Kind
@@ -31,6 +32,7 @@ from synapse_operator.observed import (
     SourceRef,
     Unknown,
     read_secret_key,
+    read_secret_part,
 )
 from synapse_operator.tenants import scale_name
 
@@ -77,6 +79,17 @@ async def list_tenants(client: Client, namespace: str) -> list[JsonObject]:
     return list(answer.get("items") or ())
 
 
+async def is_terminating(client: Client, namespace: str) -> bool:
+    """Return whether a namespace is being deleted; one that we may not look at counts as not."""
+    try:
+        found = await client.request("GET", path("v1", "", "namespaces", namespace))
+    except ApiNotFound:
+        return True
+    except ApiRefused:
+        return False
+    return "deletionTimestamp" in found["metadata"]
+
+
 async def list_versions(client: Client, namespaces: Sequence[str]) -> list[Version]:
     """Return what exists of our kinds in the given namespaces ("" = all): the question of `echo`."""
     scales = [client.request("GET", path(naming.API_VERSION, each, naming.SCALE_PLURAL)) for each in namespaces]
@@ -101,8 +114,14 @@ def _version(item: JsonObject, scale: str) -> Version:
     return Version(meta["namespace"], meta["name"], meta["uid"], meta.get("generation", 1), scale)
 
 
-async def read_children(client: Client, scale: SynapseScale) -> tuple[Child, ...]:
-    """Return the children of a scale, found by label, and by name where the label got lost."""
+async def read_children(client: Client, scale: SynapseScale, dedicated: Iterable[str]) -> tuple[Child, ...]:
+    """Return the children of a scale, found by label, and by name where the label got lost.
+
+    Args:
+        client: the API server.
+        scale: the scale.
+        dedicated: shards of tenants with workers of their own.
+    """
     namespace, name = scale.metadata.namespace, scale.metadata.name
     selector = naming.selector_text({naming.SCALE_LABEL: naming.scale_label(name)})
     lists = await asyncio.gather(*(_list(client, kind, namespace, selector) for kind in Kind))
@@ -111,7 +130,7 @@ async def read_children(client: Client, scale: SynapseScale) -> tuple[Child, ...
     expected = naming.expected_refs(
         namespace,
         name,
-        shards=[name for name in SHARD_NAMES if is_used(wanted_topology(scale), name)],
+        shards=expected_shards(scale, dedicated),
         budgets=scale.spec.pod_disruption_budget.enabled,
         network_policy=scale.spec.network_policy.enabled,
         pod_monitor=scale.spec.observability.pod_monitor.enabled,
@@ -171,6 +190,23 @@ async def read_selected(client: Client, namespace: str, selector: SecretKeySelec
     """Return the value of one key of a Secret; `content` is what should be there, for the sentence."""
     secret = await _named(client, namespace, "secrets", selector.name)
     return secret if isinstance(secret, Unknown) else read_secret_key(secret, selector, content)
+
+
+async def read_template_secrets(
+    client: Client, namespace: str, overlays: Iterable[PodOverlay]
+) -> dict[SecretPart, SecretStr]:
+    """Return what the variables of overlays take from Secrets, without what is missing or may not be read."""
+    parts = list(dict.fromkeys(part for overlay in overlays for part in overlay.secrets))
+    names = sorted({part.name for part in parts})
+    answers = await asyncio.gather(*(_named(client, namespace, "secrets", name) for name in names))
+    secrets = dict(zip(names, answers, strict=True))
+    found = {}
+    for part in parts:
+        secret = secrets[part.name]
+        value = None if secret is None or isinstance(secret, Unknown) else read_secret_part(secret, part)
+        if value is not None:
+            found[part] = value
+    return found
 
 
 async def read_sources(client: Client, namespace: str, refs: Sequence[SourceRef]) -> list[JsonObject | Unknown | None]:

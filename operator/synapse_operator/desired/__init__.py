@@ -17,6 +17,7 @@ from synapse_operator.desired.environment import (
     REDIS_CA,
     REDIS_URL,
     stored_settings,
+    template_secrets,
     worker_environment,
 )
 from synapse_operator.desired.model import Blocked, Desired
@@ -25,7 +26,7 @@ from synapse_operator.desired.observability import METRICS_TOKEN, pod_monitor
 from synapse_operator.desired.pdb import worker_disruption_budget
 from synapse_operator.desired.service import metrics_service
 from synapse_operator.desired.serviceaccount import worker_service_account
-from synapse_operator.desired.shards import deployment_of, flip_of, shards_of, workers_of
+from synapse_operator.desired.shards import deployment_of, flip_of, shards_of
 from synapse_operator.observed import Found, KeyMissing, Observed, SecretLookup, SecretMissing, Unusable
 from synapse_worker.contract import OTLP_HEADERS
 
@@ -65,28 +66,26 @@ def desired_for_scale(
 
     image = scale.spec.image or default_image
     shards = shards_of(scale, observed)
-    manifests = [worker_service_account(scale)]
+    manifests = [worker_service_account(scale), metrics_service(scale)]
     if scale.spec.network_policy.enabled:
         manifests.append(worker_network_policy(scale, secrets))
     for shard in shards:
-        workers = workers_of(scale, shard.name)
-        environment = worker_environment(scale, workers, shard.serves)
+        environment = worker_environment(scale, shard.workers, shard.serves)
         config_map = environment_config_map(scale, environment)
         live = deployment_of(scale, observed, shard.name)
         deployment = worker_deployment(
             scale,
             shard,
-            workers,
             image=image,
             config_map=config_map,
-            stored=stored_settings(observed, workers, environment, live),
+            stored=stored_settings(observed, shard.workers, environment, live),
+            template_secrets=template_secrets(scale, observed, shard.workers, live, hash_key),
             secrets=secrets,
             hash_key=hash_key,
         )
         manifests += [config_map, deployment]
         if scale.spec.pod_disruption_budget.enabled:
             manifests.append(worker_disruption_budget(scale, shard.name))
-    manifests.append(metrics_service(scale))
     if scale.spec.observability.pod_monitor.enabled:
         # The last one: where the kind is absent, all else is as it should be.
         manifests.append(pod_monitor(scale))

@@ -49,11 +49,11 @@ OLD_REPLICA_SETS = 1
 def worker_deployment(
     scale: SynapseScale,
     shard: Shard,
-    workers: WorkersSpec,
     *,
     image: str,
     config_map: Manifest,
     stored: str,
+    template_secrets: str,
     secrets: Mapping[str, SecretStr],
     hash_key: SecretStr,
 ) -> Manifest:
@@ -61,16 +61,16 @@ def worker_deployment(
 
     Args:
         scale: the owner.
-        shard: the shard.
-        workers: what its workers are like; how many there are says `shard`.
+        shard: the shard, with how many workers and what they are like.
         image: their image.
         config_map: the ConfigMap with their variables.
         stored: hash of the stored settings that they read at their start.
+        template_secrets: hash of the Secrets that their overlay's variables name; "" = none.
         secrets: variable -> what a worker reads from a Secret (URLs, certificates); only a keyed fingerprint of them
             gets into the manifest.
         hash_key: key of that fingerprint.
     """
-    name = scale.metadata.name
+    name, workers = scale.metadata.name, shard.workers
     selector = naming.shard_selector(name, shard.name)
     labels = naming.child_labels(name) | selector
     pod: JsonObject = {
@@ -80,6 +80,8 @@ def worker_deployment(
         },
         "spec": _pod_spec(scale, workers, selector, image, config_map.ref.name),
     }
+    if template_secrets:
+        pod["metadata"]["annotations"][naming.TEMPLATE_SECRETS_ANNOTATION] = template_secrets
     # The pod names the ConfigMap, whose name is a hash of what is in it.
     fingerprint = naming.secret_fingerprint(secrets, scale_uid=scale.metadata.uid, key=hash_key)
     config_hash = naming.content_hash({"pod": pod, "secrets": fingerprint})
@@ -98,7 +100,10 @@ def worker_deployment(
         },
         "template": pod,
     }
-    return manifest(scale, Kind.DEPLOYMENT, naming.deployment_name(name, shard.name), {"spec": spec}, labels=selector)
+    whose = {naming.TENANT_LABEL: naming.scale_label(shard.tenant)} if shard.tenant else {}
+    return manifest(
+        scale, Kind.DEPLOYMENT, naming.deployment_name(name, shard.name), {"spec": spec}, labels=selector | whose
+    )
 
 
 def _pod_spec(

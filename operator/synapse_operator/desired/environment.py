@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from pydantic import SecretStr
+
 from synapse_operator import naming
 from synapse_operator.api.common import JsonObject, SecretKeySelector
 from synapse_operator.api.scale import SynapseScale
@@ -33,6 +35,8 @@ _MAX_RETRIES = BY_NAME["WORKER_MAX_RETRIES"].name
 _DRAIN_SECONDS = BY_NAME["WORKER_DRAIN_SECONDS"].name
 _PGBOUNCER = BY_NAME["PGBOUNCER_MODE"].name
 _HEALTH_PORT = BY_NAME["WORKER_HEALTH_PORT"].name
+_EVENT_TTL = BY_NAME["PUBSUB_EVENT_TTL"].name
+_RUN_DAYS = BY_NAME["RUNS_RETENTION_DAYS"].name
 _DEFAULT_TENANT = BY_NAME["DEFAULT_TENANT_ID"].name
 
 
@@ -50,6 +54,8 @@ def worker_environment(scale: SynapseScale, workers: WorkersSpec, serves: Sequen
         _CONCURRENCY: workers.concurrency,
         _JOB_TIMEOUT: workers.job_timeout_seconds,
         _MAX_RETRIES: workers.max_retries,
+        _EVENT_TTL: scale.spec.retention.event_ttl_seconds,
+        _RUN_DAYS: scale.spec.retention.run_days,
     }
     environment |= {name: str(value) for name, value in settings.items() if value is not None}
     if workers.health_port != DEFAULT_HEALTH_PORT:
@@ -83,6 +89,31 @@ def stored_settings(
     given = {*environment, *(variable.name for variable in workers.template.env)}
     open_ = {variable.stored for variable in VARIABLES if variable.stored and variable.name not in given}
     return naming.content_hash({key: value for key, value in observed.stored.items() if key in open_})
+
+
+def template_secrets(
+    scale: SynapseScale, observed: Observed, workers: WorkersSpec, live: Child | None, hash_key: SecretStr
+) -> str:
+    """Return a hash of the Secrets that the overlay's variables name; "" = it names none.
+
+    Args:
+        scale: the owner.
+        observed: holds what is in them.
+        workers: what the workers are like.
+        live: their present Deployment, whose hash is kept while a Secret is missing or cannot be read: pods that start
+            then could not run, and those that run need not be replaced.
+        hash_key: key of the hash.
+    """
+    parts = workers.template.secrets
+    if not parts:
+        return ""
+    values = {"/".join(part): observed.template_secrets[part] for part in parts if part in observed.template_secrets}
+    if len(values) < len(parts) and live is not None:
+        template = live.raw["spec"]["template"]["metadata"]
+        kept = (template.get("annotations") or {}).get(naming.TEMPLATE_SECRETS_ANNOTATION)
+        if kept:
+            return str(kept)
+    return naming.secret_fingerprint(values, scale_uid=scale.metadata.uid, key=hash_key)
 
 
 def url_variable(name: str, reference: SecretKeySelector | None, url: str | None) -> JsonObject:

@@ -7,7 +7,7 @@ workers until nothing can come and nothing is left. Unknown is never idle: while
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -21,8 +21,8 @@ from synapse_operator.observed import Child, Observed, QueueFigures, Rollout, To
 from synapse_worker.contract import DEFAULT_QUEUE, MAX_SHARDS, TENANT_POOL
 from synapse_worker.routing import ONE_QUEUE, Route, Topology, is_tenants_own
 
-SHARD_NAMES = (*(str(index) for index in range(MAX_SHARDS)), TENANT_POOL)
-"""Every shard that there can be."""
+_COMMON = (*(str(index) for index in range(MAX_SHARDS)), TENANT_POOL)
+"""Every shard that there can be beside those of single tenants."""
 
 
 class ShardState(StrEnum):
@@ -35,12 +35,14 @@ class ShardState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One shard that has, or is to have, a Deployment; the tenant pool is one too.
+    """One shard that has, or is to have, a Deployment; the tenant pool is one too, and so is a tenant with workers.
 
     Attributes:
-        name: index, "0" to "63", or `tenants` for the pool of tenants' own queues.
+        name: index, "0" to "63", `tenants` for the pool of tenants' own queues, or what stands for a single tenant.
         serves: what its workers are told to serve, in their order (WORKER_QUEUE_SHARD).
         replicas: workers that are wanted.
+        workers: what they are like.
+        tenant: name of the SynapseTenant whose workers these are; "" = they serve many.
         handed_over: somebody else sets the replicas of its Deployment, so ours are left out of the apply.
     """
 
@@ -48,6 +50,8 @@ class Shard:
     serves: tuple[str, ...]
     replicas: int
     state: ShardState
+    workers: WorkersSpec
+    tenant: str = ""
     handed_over: bool = False
 
 
@@ -67,8 +71,20 @@ def wanted_topology(scale: SynapseScale) -> Topology:
 
 
 def shards_of(scale: SynapseScale, observed: Observed) -> tuple[Shard, ...]:
-    """Return the shards that are to have a Deployment, by index, the tenant pool last."""
-    return tuple(_shard(scale, observed, name) for name in SHARD_NAMES if _stays(scale, observed, name))
+    """Return the shards that are to have a Deployment, by index, then the tenant pool, then those of single tenants."""
+    return tuple(_shard(scale, observed, name) for name in _names(observed) if _stays(scale, observed, name))
+
+
+def expected_shards(scale: SynapseScale, dedicated: Iterable[str]) -> list[str]:
+    """Return the names of the shards that the spec asks for, with those of the given single tenants."""
+    topology = wanted_topology(scale)
+    return [name for name in (*_COMMON, *sorted(dedicated)) if is_used(topology, name)]
+
+
+def serving(scale: SynapseScale, observed: Observed) -> frozenset[str]:
+    """Return the ids of the tenants whose own workers are there to take over from the tenant pool."""
+    found = observed.dedicated.items()
+    return frozenset(tenant.tenant_id for name, tenant in found if _has_worker(scale, observed, name))
 
 
 def flip_of(scale: SynapseScale, observed: Observed) -> Flip | None:
@@ -79,17 +95,17 @@ def flip_of(scale: SynapseScale, observed: Observed) -> Flip | None:
     if isinstance(observed.topology, Unknown):
         return None
     was = observed.topology
-    # Two scales on the same stores would change the row in turns; the one that Redis is marked for has it.
+    # Two scales on the same stores would change the row in turns; the one that both are marked for has it.
     uid = scale.metadata.uid
     ours = observed.redis_owner == uid or (
         isinstance(observed.redis_owner, Unknown) and (was is None or was.owner_uid == uid)
     )
-    if not ours:
+    if not ours or not (was is None or was.is_free_for(uid)):
         return None
     topology, enabled = wanted_topology(scale), scale.spec.enabled
     if was is not None and (was.topology, was.enabled, was.owner_uid) == (topology, enabled, uid):
         return None
-    new = [name for name in SHARD_NAMES if is_used(topology, name) and not is_used(_used(was), name)]
+    new = [name for name in _COMMON if is_used(topology, name) and not is_used(_used(was), name)]
     return Flip(was, topology, enabled) if all(_has_worker(scale, observed, name) for name in new) else None
 
 
@@ -107,8 +123,8 @@ def recommendations(
         now: the present time, UTC.
     """
     found = {}
-    for name in SHARD_NAMES:
-        autoscaling = workers_of(scale, name).autoscaling
+    for name in _names(observed):
+        autoscaling = workers_of(scale, observed, name).autoscaling
         if autoscaling.mode != "BuiltIn" or not is_used(wanted_topology(scale), name):
             continue
         rollout = _rollout(scale, observed, name)
@@ -117,17 +133,21 @@ def recommendations(
         asked = _asked_for(scale, observed, name)
         if asked is None:
             asked = present if rollout else bounded(autoscaling, 0)
+            if name == "0" and observed.outdated:
+                asked = bounded(autoscaling, max(asked, 1))
         found[name] = remembered(before.get(name, ()), asked, present=present, window=window, now=now)
     return found
 
 
 def queues_of(name: str, observed: Observed) -> Mapping[str, QueueFigures]:
     """Return the figures of the queues that a shard serves, as far as they are known."""
-    return {} if isinstance(observed.queues, Unknown) else _served(observed.queues, name)
+    return {} if isinstance(observed.queues, Unknown) else _served(observed, observed.queues, name)
 
 
-def workers_of(scale: SynapseScale, name: str) -> WorkersSpec:
+def workers_of(scale: SynapseScale, observed: Observed, name: str) -> WorkersSpec:
     """Return what the workers of a shard are like."""
+    if (tenant := observed.dedicated.get(name)) is not None:
+        return scale.spec.workers.overridden(tenant.workers)
     if name == TENANT_POOL:
         return scale.spec.workers.overridden(scale.spec.tenancy.pool)
     return scale.spec.workers_of(int(name))
@@ -141,7 +161,7 @@ def deployment_of(scale: SynapseScale, observed: Observed, name: str) -> Child |
 
 def is_used(topology: Topology, name: str) -> bool:
     """Whether producers that go by `topology` enqueue to a shard."""
-    return topology.isolation if name == TENANT_POOL else int(name) < topology.shards
+    return int(name) < topology.shards if name.isdecimal() else topology.isolation
 
 
 def _used(row: TopologyRecord | None) -> Topology:
@@ -149,13 +169,21 @@ def _used(row: TopologyRecord | None) -> Topology:
     return ONE_QUEUE if row is None else row.topology
 
 
-def _served(queues: Mapping[str, QueueFigures], name: str) -> Mapping[str, QueueFigures]:
+def _names(observed: Observed) -> tuple[str, ...]:
+    """Return every shard that there can be."""
+    return (*_COMMON, *sorted(observed.dedicated))
+
+
+def _served(observed: Observed, queues: Mapping[str, QueueFigures], name: str) -> Mapping[str, QueueFigures]:
     if name == TENANT_POOL:
-        return {queue: figures for queue, figures in queues.items() if is_tenants_own(queue)}
-    return {queue: queues[queue] for queue in _serves(name) if queue in queues}
+        apart = {tenant.tenant_id for tenant in observed.dedicated.values()}
+        return {queue: each for queue, each in queues.items() if is_tenants_own(queue) and queue not in apart}
+    return {queue: queues[queue] for queue in _serves(observed, name) if queue in queues}
 
 
-def _serves(name: str) -> tuple[str, ...]:
+def _serves(observed: Observed, name: str) -> tuple[str, ...]:
+    if (tenant := observed.dedicated.get(name)) is not None:
+        return (tenant.tenant_id,)
     # Shard 0 serves `default`, where upstream main instances enqueue, and its own at every number of shards, so that
     # another number rolls nothing.
     return (DEFAULT_QUEUE, name) if name == "0" else (name,)
@@ -182,13 +210,15 @@ def _shard(scale: SynapseScale, observed: Observed, name: str) -> Shard:
     replicas = _replicas(scale, observed, name, state)
     child = deployment_of(scale, observed, name)
     # Leaving them out while they are ours alone would reset them to 1, and busy pods would go.
-    handed_over = _is_external(scale, name, state) and child is not None and child.others_set_replicas
-    return Shard(name, _serves(name), replicas, state, handed_over)
+    workers, tenant = workers_of(scale, observed, name), observed.dedicated.get(name)
+    handed_over = _is_external(scale, workers, state) and child is not None and child.others_set_replicas
+    resource = "" if tenant is None else tenant.resource
+    return Shard(name, _serves(observed, name), replicas, state, workers, resource, handed_over)
 
 
-def _is_external(scale: SynapseScale, name: str, state: ShardState) -> bool:
+def _is_external(scale: SynapseScale, workers: WorkersSpec, state: ShardState) -> bool:
     """Whether the workers of a shard are somebody else's to count; those of one that goes are ours."""
-    mode = workers_of(scale, name).autoscaling.mode
+    mode = workers.autoscaling.mode
     return mode == "External" and scale.spec.enabled and state is not ShardState.DRAINING
 
 
@@ -199,10 +229,10 @@ def _replicas(scale: SynapseScale, observed: Observed, name: str, state: ShardSt
     `enabled: false` the present workers stay while there is work, go when there is none, and one is brought back for a
     job that still arrives; what the spec says of their number stays the upper bound.
     """
-    workers = workers_of(scale, name)
+    workers = workers_of(scale, observed, name)
     rollout = _rollout(scale, observed, name)
     present = rollout.wanted if rollout else 0
-    if _is_external(scale, name, state):
+    if _is_external(scale, workers, state):
         return rollout.wanted if rollout else workers.replicas
     if scale.spec.enabled and state is not ShardState.DRAINING:
         if workers.autoscaling.mode == "BuiltIn":
@@ -211,7 +241,7 @@ def _replicas(scale: SynapseScale, observed: Observed, name: str, state: ShardSt
     most = _most(workers)
     idle = observed.idle
     if isinstance(idle, Unknown):
-        return min(present, most)
+        return min(max(present, 1 if name == "0" and observed.outdated else 0), most)
     if idle and not scale.spec.enabled:
         return 0
     return min(max(present, 1 if _is_lost(observed, name) or _holds_jobs(observed, name) else 0), most)
@@ -234,7 +264,7 @@ def _autoscaled(workers: WorkersSpec, observed: Observed, name: str, rollout: Ro
 
 def _asked_for(scale: SynapseScale, observed: Observed, name: str) -> int | None:
     """Return the workers that the jobs of a shard ask for now; None = it is not known, or not to be asked."""
-    workers = workers_of(scale, name)
+    workers = workers_of(scale, observed, name)
     if workers.autoscaling.paused or isinstance(observed.queues, Unknown) or isinstance(observed.overview, Unknown):
         return None
     target = workers.autoscaling.target_jobs_per_worker or workers.concurrency
@@ -242,16 +272,16 @@ def _asked_for(scale: SynapseScale, observed: Observed, name: str) -> int | None
         stored = {} if isinstance(observed.stored, Unknown) else observed.stored
         target = max(1, stored.get(CONCURRENCY.stored or "", int(CONCURRENCY.default or 1)))
     needed = _is_lost(observed, name) or (name == "0" and not observed.migrated)
-    load = load_of(_served(observed.queues, name).values())
+    load = load_of(_served(observed, observed.queues, name).values())
     return recommended(workers.autoscaling, load, target=target, least=1 if needed else 0)
 
 
 def _is_lost(observed: Observed, name: str) -> bool:
-    """Whether a shard has to look after jobs of which only PostgreSQL knows.
+    """Whether a shard has to look after work of which only PostgreSQL knows.
 
     Shard 0 has, where there is nothing in any queue; else whoever works there does.
     """
-    known = not isinstance(observed.overview, Unknown) and bool(observed.overview.open_jobs)
+    known = not isinstance(observed.overview, Unknown) and observed.overview.has_work
     return name == "0" and known and not observed.any_queued
 
 
@@ -263,7 +293,7 @@ def _has_worker(scale: SynapseScale, observed: Observed, name: str) -> bool:
 
 def _holds_jobs(observed: Observed, name: str) -> bool:
     return not isinstance(observed.queues, Unknown) and any(
-        figures.queued or figures.active for figures in _served(observed.queues, name).values()
+        figures.queued or figures.active for figures in _served(observed, observed.queues, name).values()
     )
 
 

@@ -72,7 +72,7 @@ def test_every_word_has_a_meaning(words: type[ConditionType] | type[Reason] | ty
         assert f"{word}".isalpha()
 
 
-@pytest.mark.parametrize("path", ["queue.maxDepth", "tenancy.rateLimitRps", "storage", "retention"])
+@pytest.mark.parametrize("path", ["queue.maxDepth", "tenancy.rateLimitRps", "storage"])
 def test_what_is_not_built_is_not_in_the_schema(path: str) -> None:
     *parents, name = path.split(".")
     node = structural_schema(SynapseScaleSpec)
@@ -101,6 +101,7 @@ def test_the_operators_variables_cannot_be_overlaid() -> None:
         "postgres": {"url": "postgresql://p/d", "caSecretRef": {"name": "ca", "key": "ca.crt"}, "pgbouncer": True},
         "workers": {"concurrency": 1, "jobTimeoutSeconds": 1, "maxRetries": 1, "healthPort": 9100},
         "tenancy": {"defaultTenantId": "acme"},
+        "retention": {"eventTtlSeconds": 60, "runDays": 1},
     }
     scale = a_scale(spec=everything)
     rendered = worker_environment(scale, scale.spec.workers, ["default", "0"])

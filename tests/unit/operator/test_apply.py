@@ -23,7 +23,8 @@ from synapse_operator.desired.manifest import Manifest
 from synapse_operator.errors import ApiNotFound, ApiRefused, ApiUnavailable
 from synapse_operator.naming import Kind, Ref
 from synapse_operator.observed import Child
-from synapse_operator.plan import Apply, ApplyReport, Cause, Delete, Event, Failure, Plan
+from synapse_operator.plan import Apply, ApplyReport, Cause, Delete, Event, Failure, Plan, Resize
+from tests.builders import a_child, a_scale, manifest_of, what_is_desired
 from tests.unit.operator import virtual_time
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -90,6 +91,16 @@ def test_deletions_come_first_and_everything_stops_at_the_first_failure() -> Non
     assert server.bodies[0]["preconditions"] == {"uid": "uid"}
     assert [ref.name for ref in report.applied] == ["a"]
     assert [(failure.ref.name, failure.reason) for failure in report.failures] == [("b", Reason.REFUSED)]
+
+
+def test_a_resize_changes_the_number_alone_and_only_of_the_version_that_was_seen() -> None:
+    child = a_child(manifest_of(what_is_desired(a_scale()), Kind.DEPLOYMENT))
+    event = Event("Normal", EventReason.SCALED, "Scaled")
+    server = Server()
+    report = carry_out(server, Plan(resize=(Resize(child, 7, event),), apply=(step("a"),)))
+    assert server.requests == [("PATCH", child.ref.name), ("PATCH", "a")]
+    assert server.bodies[0] == {"metadata": {"resourceVersion": "7"}, "spec": {"replicas": 7}}
+    assert report.applied[0] == child.ref
 
 
 def test_the_failures_of_the_plan_are_part_of_the_report() -> None:

@@ -139,6 +139,16 @@ def _jobs(queued: int, active: int = 0, parked: int = 0) -> dict[str, QueueFigur
     return {"default": QueueFigures(queued, active, None, parked)}
 
 
+OUTDATED = {"postgres": PostgresAnswers(None), "stored": UNKNOWN, "topology": UNKNOWN, "overview": UNKNOWN}
+
+
+def test_workers_stay_while_tables_of_an_older_release_cannot_be_asked() -> None:
+    assert _workers(_spec(scaleDownStabilizationSeconds=0), an_observed(**OUTDATED, children=_present(5))) == 5
+    off = {**_spec(), "enabled": False}
+    assert _workers(off, an_observed(**OUTDATED, children=_present(0))) == 1
+    assert _workers(off, an_observed(**OUTDATED, children=_present(5))) == 5
+
+
 @pytest.mark.parametrize(
     ("autoscaling", "changes", "workers"),
     [
@@ -152,7 +162,9 @@ def _jobs(queued: int, active: int = 0, parked: int = 0) -> dict[str, QueueFigur
         ({"targetJobsPerWorker": 4}, {"queues": _jobs(10), "stored": {"worker_concurrency": 2}}, 3),
         ({}, {"queues": _jobs(500, parked=500)}, 1),
         ({}, {"overview": Overview(0, 0, 0, open_jobs=40)}, 1),
+        ({}, {"overview": Overview(0, 0, 0, open_jobs=0, work_due=True)}, 1),
         ({}, {"postgres": PostgresAnswers(None), "stored": UNKNOWN, "topology": UNKNOWN}, 1),
+        ({}, OUTDATED, 1),
     ],
     ids=[
         "nothing to do",
@@ -165,7 +177,9 @@ def _jobs(queued: int, active: int = 0, parked: int = 0) -> dict[str, QueueFigur
         "the target of the spec",
         "parked jobs",
         "jobs that only PostgreSQL knows",
+        "work without a job",
         "tables that only a worker makes",
+        "tables of an older release, whose jobs nobody can count",
     ],
 )
 def test_a_new_shard_has_what_its_jobs_ask_for(

@@ -36,6 +36,12 @@ def test_a_choice_is_made_when_some_go_and_some_stay(before: int, after: int, sh
     assert shrinking(_resized(before, after)) == shards
 
 
+def test_a_resize_beside_a_change_that_waits_is_one_too() -> None:
+    observed = an_observed(children=children_of(what_is_desired(a_scale(spec={"workers": {"replicas": 3}}))))
+    scale = a_scale(spec={"workers": {"replicas": 1}, "image": "other"})
+    assert shrinking(plan(scale, what_is_desired(scale, observed), observed, NOW, may_roll=False)) == ("0",)
+
+
 def test_a_new_deployment_is_no_resize() -> None:
     scale, observed = a_scale(), an_observed()
     assert shrinking(plan(scale, what_is_desired(scale, observed), observed, NOW)) == ()

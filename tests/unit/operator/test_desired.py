@@ -77,10 +77,10 @@ def _spec(**spec: Any) -> Desired:
 def test_an_object_comes_after_those_that_it_needs() -> None:
     assert [manifest.ref.kind for manifest in DEFAULT.manifests] == [
         Kind.SERVICE_ACCOUNT,
+        Kind.SERVICE,
         Kind.CONFIG_MAP,
         Kind.DEPLOYMENT,
         Kind.POD_DISRUPTION_BUDGET,
-        Kind.SERVICE,
     ]
 
 

@@ -271,6 +271,11 @@ def test_idle_is_when_neither_store_knows_of_work(figures: tuple[int, int], open
     assert observed.idle is idle
 
 
+def test_work_without_a_job_is_work_too() -> None:
+    quiet = {"default": QueueFigures(0, 0, None)}
+    assert an_observed(queues=quiet, overview=Overview(0, 10, 0, open_jobs=0, work_due=True)).idle is False
+
+
 @pytest.mark.parametrize("missing", ["queues", "overview"])
 def test_unknown_is_never_idle(missing: str) -> None:
     assert an_observed(**{missing: Unknown("Redis is away")}).idle == Unknown("Redis is away")

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from synapse_operator import naming
 from synapse_operator.api.common import JsonObject
+from synapse_operator.api.overlay import SecretPart
 from synapse_operator.naming import Kind
+from synapse_operator.observed import Observed, read_secret_part
 from synapse_operator.plan import owns
-from tests.builders import a_scale, fields_of, manifest_of, what_is_desired
+from tests.builders import a_scale, a_secret, an_observed, children_of, fields_of, manifest_of, what_is_desired
 
 
 def _deployment(**template: Any) -> JsonObject:
@@ -177,3 +180,56 @@ def test_another_health_port_is_one_number_everywhere() -> None:
 def test_a_disruption_budget_can_be_switched_off() -> None:
     desired = what_is_desired(a_scale(spec={"podDisruptionBudget": {"enabled": False}}))
     assert Kind.POD_DISRUPTION_BUDGET not in {manifest.ref.kind for manifest in desired.manifests}
+
+
+# ---- Secrets that variables name
+
+
+NAMED = {
+    "env": [
+        {"name": "A", "valueFrom": {"secretKeyRef": {"name": "one", "key": "a"}}},
+        {"name": "B", "value": "plain"},
+        {"name": "C", "valueFrom": {"configMapKeyRef": {"name": "map", "key": "c"}}},
+    ],
+    "envFrom": [{"secretRef": {"name": "two"}}, {"configMapRef": {"name": "map"}}],
+}
+
+
+def _secrets_hash(observed: Observed, template: dict[str, Any] = NAMED) -> str | None:
+    desired = what_is_desired(a_scale(spec={"workers": {"template": template}}), observed)
+    annotations = manifest_of(desired, Kind.DEPLOYMENT).body["spec"]["template"]["metadata"]["annotations"]
+    found: str | None = annotations.get(naming.TEMPLATE_SECRETS_ANNOTATION)
+    return found
+
+
+def _known(**values: str) -> dict[SecretPart, SecretStr]:
+    parts = {"one": SecretPart("one", "a"), "two": SecretPart("two")}
+    return {parts[name]: SecretStr(value) for name, value in values.items()}
+
+
+def test_the_secrets_of_variables_are_known_by_key_or_as_a_whole() -> None:
+    scale = a_scale(spec={"workers": {"template": NAMED}, "pools": [{"name": "p", "shards": [0], "template": NAMED}]})
+    assert [overlay.secrets for overlay in scale.spec.overlays] == [(SecretPart("one", "a"), SecretPart("two"))] * 2
+    secret = a_secret(a="x", b="y")
+    assert read_secret_part(secret, SecretPart("one", "a")) == SecretStr(secret["data"]["a"])
+    assert read_secret_part(secret, SecretPart("one", "c")) is None
+    other = a_secret(a="x", b="z")
+    assert read_secret_part(secret, SecretPart("one")) != read_secret_part(other, SecretPart("one"))
+
+
+def test_a_changed_secret_of_a_variable_rolls_the_pods() -> None:
+    hashes = {
+        _secrets_hash(an_observed(template_secrets=_known(one=one, two=two)))
+        for one, two in (("x", "y"), ("z", "y"), ("x", "z"), ("x", "y"))
+    }
+    assert len(hashes) == 3
+    assert "x" not in hashes
+    assert _secrets_hash(an_observed(), {}) is None
+
+
+def test_while_such_a_secret_is_missing_the_pods_stay() -> None:
+    before = an_observed(template_secrets=_known(one="x", two="y"))
+    scale = a_scale(spec={"workers": {"template": NAMED}})
+    children = children_of(what_is_desired(scale, before))
+    assert _secrets_hash(an_observed(template_secrets=_known(one="x"), children=children)) == _secrets_hash(before)
+    assert _secrets_hash(an_observed(template_secrets=_known(one="x"))) != _secrets_hash(before)

@@ -19,6 +19,7 @@ def test_only_the_worker_image_is_required(monkeypatch: pytest.MonkeyPatch) -> N
     loaded = settings.load()
     assert loaded.watch_namespaces == ()
     assert loaded.resync_seconds == 60
+    assert (loaded.shard_empty_seconds, loaded.status_figures_seconds) == (30, 15)
     monkeypatch.delenv("WORKER_IMAGE")
     with pytest.raises(SettingsError, match=r"^WORKER_IMAGE is not set; it is required: [^.]*\.$"):
         settings.load()
@@ -42,6 +43,8 @@ def test_namespaces_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> 
         ("METRICS_PORT", "65536"),
         ("METRICS_PORT", "many"),
         ("RESYNC_SECONDS", "0"),
+        ("SHARD_EMPTY_SECONDS", "0"),
+        ("STATUS_FIGURES_SECONDS", "3601"),
         ("LOG_LEVEL", "loud"),
         ("LOG_FORMAT", "xml"),
         ("WATCH_NAMESPACES", "a,B"),

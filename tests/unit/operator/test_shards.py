@@ -57,6 +57,10 @@ def _states(desired: Desired) -> list[tuple[str, ShardState]]:
     return [(shard.name, shard.state) for shard in desired.shards]
 
 
+def _said(shard: Shard) -> tuple[str, tuple[str, ...], int, ShardState]:
+    return shard.name, shard.serves, shard.replicas, shard.state
+
+
 def _deployments(desired: Desired) -> dict[str, JsonObject]:
     return {each.ref.name: each.body for each in desired.manifests if each.ref.kind is Kind.DEPLOYMENT}
 
@@ -170,23 +174,29 @@ def test_routes_and_scale_mode_are_told_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("redis_owner", "row_owner", "written"),
+    ("redis_owner", "row_owner", "gone", "written"),
     [
-        (SCALE_UID, "another", True),
-        ("another", SCALE_UID, False),
-        ("another", "another", False),
-        (UNKNOWN, SCALE_UID, True),
-        (UNKNOWN, "another", False),
+        (SCALE_UID, SCALE_UID, False, True),
+        (SCALE_UID, "another", True, True),
+        (SCALE_UID, "", False, True),
+        # Another Redis and the same database.
+        (SCALE_UID, "another", False, False),
+        ("another", SCALE_UID, False, False),
+        ("another", "another", True, False),
+        (UNKNOWN, SCALE_UID, False, True),
+        (UNKNOWN, "another", True, False),
     ],
 )
-def test_of_two_scales_on_the_same_stores_one_writes_the_row(redis_owner: Any, row_owner: str, written: bool) -> None:
+def test_of_two_scales_on_the_same_stores_one_writes_the_row(
+    redis_owner: Any, row_owner: str, gone: bool, written: bool
+) -> None:
     scale = _scale(3)
-    row = _row(2, owner_uid=row_owner)
+    row = _row(2, owner_uid=row_owner, owner_gone=gone)
     assert (what_is_desired(scale, _seen(scale, row, redis_owner=redis_owner)).flip is not None) is written
 
 
 def test_a_row_of_a_scale_that_is_gone_is_taken_over() -> None:
-    row = _row(1, owner_uid="another")
+    row = _row(1, owner_uid="another", owner_gone=True)
     assert what_is_desired(_scale(1), _seen(_scale(1), row)).flip == Flip(row, Topology(1), enabled=True)
 
 
@@ -221,14 +231,14 @@ def test_what_the_row_still_names_stays_although_it_is_empty() -> None:
 def test_a_draining_shard_keeps_its_workers() -> None:
     seen = _seen(_scale(2, workers={"replicas": 4}), _row(1), queues=NOTHING | {"1": QueueFigures(9, 0, 1.0)})
     desired = what_is_desired(_scale(1, workers={"replicas": 4}), seen)
-    assert desired.shards[1] == Shard("1", ("1",), 4, DRAINING)
+    assert [*map(_said, desired.shards[1:])] == [("1", ("1",), 4, DRAINING)]
 
 
 @pytest.mark.parametrize("figures", [QueueFigures(1, 0, 1.0), QueueFigures(0, 1, None)])
 def test_a_queue_above_that_fills_again_gets_one_worker_back(figures: QueueFigures) -> None:
     seen = _seen(_scale(1), _row(1), queues=NOTHING | {"40": figures}, drained=frozenset({"40"}))
     desired = what_is_desired(_scale(1, workers={"replicas": 4}), seen)
-    assert desired.shards[1:] == (Shard("40", ("40",), 1, DRAINING),)
+    assert [*map(_said, desired.shards[1:])] == [("40", ("40",), 1, DRAINING)]
 
 
 def test_a_queue_above_that_cannot_be_asked_brings_nothing() -> None:
@@ -268,7 +278,7 @@ ISOLATED = _row(1, topology=Topology(1, isolation=True))
 def test_the_tenant_pool_is_one_more_shard() -> None:
     scale = _isolated(pool={"replicas": 3, "concurrency": 5})
     desired = what_is_desired(scale, an_observed(topology=ISOLATED))
-    assert desired.shards[1:] == (Shard("tenants", ("tenants",), 3, ACTIVE),)
+    assert [*map(_said, desired.shards[1:])] == [("tenants", ("tenants",), 3, ACTIVE)]
     environment = [each.body["data"] for each in desired.manifests if each.ref.kind is Kind.CONFIG_MAP][1]
     assert (environment["WORKER_QUEUE_SHARD"], environment["WORKER_CONCURRENCY"]) == ("tenants", "5")
     assert naming.deployment_name("demo", "tenants") in _deployments(desired)
@@ -296,7 +306,7 @@ def test_a_tenants_queue_that_fills_without_isolation_starts_the_pool_with_one()
         queues=NOTHING | {"acme": QueueFigures(4, 0, 1.0)}, topology=_row(1), drained=frozenset({"tenants"})
     )
     desired = what_is_desired(_scale(1, tenancy={"pool": {"replicas": 5}}), seen)
-    assert desired.shards[1:] == (Shard("tenants", ("tenants",), 1, DRAINING),)
+    assert [*map(_said, desired.shards[1:])] == [("tenants", ("tenants",), 1, DRAINING)]
 
 
 def test_tenants_queues_are_empty_together() -> None:
@@ -324,6 +334,12 @@ def test_empty_twice_half_a_minute_apart_is_drained() -> None:
     later = NOW + EMPTY_FOR
     assert "2" in drained(_emptied(since, now=later), later)
     assert "2" not in drained(_emptied(since, now=later), later - timedelta(seconds=1))
+
+
+def test_how_long_a_queue_must_be_empty_can_be_set() -> None:
+    since, minute = _emptied({}), timedelta(minutes=1)
+    assert "2" not in drained(since, NOW + EMPTY_FOR, minute)
+    assert "2" in drained(since, NOW + minute, minute)
 
 
 @pytest.mark.parametrize("job", [QueueFigures(1, 0, 0.0), QueueFigures(0, 1, None)], ids=["waits", "runs"])
@@ -391,6 +407,34 @@ def test_a_resize_waits_for_no_rollout() -> None:
     scale = _scale(10, workers={"replicas": 3})
     made = plan(scale, what_is_desired(scale, seen), seen, NOW)
     assert len([step for step in made.apply if step.manifest.ref.kind is Kind.DEPLOYMENT]) == 10
+
+
+def test_nor_does_one_beside_a_change_that_waits_for_its_turn() -> None:
+    before = what_is_desired(_scale(10), an_observed(topology=_row(10)))
+    seen = an_observed(children=children_of(before), topology=_row(10))
+    scale = _scale(10, image="other", workers={"replicas": 3})
+    made = plan(scale, what_is_desired(scale, seen), seen, NOW)
+    rolled = {step.manifest.ref.name for step in made.apply if step.manifest.ref.kind is Kind.DEPLOYMENT}
+    resized = {step.child.ref.name: step.replicas for step in made.resize}
+    assert (len(rolled), len(resized), set(resized.values())) == (4, 6, {3})
+    assert rolled | set(resized) == {naming.deployment_name("demo", str(index)) for index in range(10)}
+    assert made.resize[0].event.message.endswith("from 1 worker to 3 workers")
+    # Somebody else counts these workers.
+    theirs = _scale(10, image="other", workers={"autoscaling": {"mode": "External"}})
+    made = plan(theirs, what_is_desired(theirs, seen), seen, NOW)
+    assert made.resize == ()
+
+
+def test_while_other_scales_replace_pods_this_one_waits_but_for_new_and_resized_deployments() -> None:
+    before = what_is_desired(_scale(2), an_observed(topology=_row(2)))
+    seen = an_observed(children=children_of(before), topology=_row(2))
+    scale = _scale(3, image="other", workers={"replicas": 2})
+    made = plan(scale, what_is_desired(scale, seen), seen, NOW, may_roll=False)
+    applied = [step.manifest.ref.name for step in made.apply if step.manifest.ref.kind is Kind.DEPLOYMENT]
+    assert applied == [naming.deployment_name("demo", "2")]
+    assert [step.replicas for step in made.resize] == [2, 2]
+    assert not made.rolls
+    assert plan(scale, what_is_desired(scale, seen), seen, NOW).rolls
 
 
 def test_what_rolls_already_takes_a_place_and_may_be_changed_again() -> None:

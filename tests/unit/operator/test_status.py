@@ -30,6 +30,7 @@ from synapse_operator.observed import (
     RedisAnswers,
     SecretMissing,
     SyncOutcome,
+    TopologyRecord,
     Unknown,
     Unreachable,
     Unusable,
@@ -45,6 +46,7 @@ from synapse_operator.status import (
     transition_events,
 )
 from synapse_worker import connections
+from synapse_worker.routing import ONE_QUEUE
 from synapse_worker.sync.documents import Problem
 from tests.builders import (
     HASH_KEY,
@@ -161,21 +163,26 @@ def test_the_rest_of_the_status() -> None:
             "concurrency": {"value": 10, "source": "Default"},
             "jobTimeoutSeconds": {"value": 3600, "source": "Default"},
             "maxRetries": {"value": 3, "source": "Default"},
+            "eventTtlSeconds": {"value": 3600, "source": "Default"},
+            "runDays": {"value": 90, "source": "Default"},
         },
         "image": IMAGE,
     }
 
 
 def test_effective_values_say_where_they_come_from() -> None:
-    scale = a_scale(spec={"workers": {"concurrency": 5, "replicas": 2}})
-    told = _told(scale=scale, stored={"worker_concurrency": 7, "job_timeout": 60})
+    scale = a_scale(spec={"workers": {"concurrency": 5, "replicas": 2}, "retention": {"runDays": 7}})
+    told = _told(scale=scale, stored={"worker_concurrency": 7, "job_timeout": 60, "runs_retention_days": 30})
     assert told.status["effective"] == {
         "concurrency": {"value": 5, "source": "Spec"},
         "jobTimeoutSeconds": {"value": 60, "source": "Stored"},
         "maxRetries": {"value": 3, "source": "Default"},
+        "eventTtlSeconds": {"value": 3600, "source": "Default"},
+        "runDays": {"value": 7, "source": "Spec"},
     }
     assert _told(scale=scale, stored=Unknown("away")).status["effective"] == {
-        "concurrency": {"value": 5, "source": "Spec"}
+        "concurrency": {"value": 5, "source": "Spec"},
+        "runDays": {"value": 7, "source": "Spec"},
     }
 
 
@@ -246,6 +253,29 @@ def test_a_rollout_with_full_capacity_stays_ready() -> None:
     told = _told(**_partly(2, replicas=3, updatedReplicas=1))
     assert told.condition(ConditionType.READY) == ("True", "WorkersReady")
     assert told.condition(ConditionType.RECONCILING) == ("True", "RollingOut")
+
+
+@pytest.mark.parametrize(
+    ("autoscaling", "ready", "expected"),
+    [
+        ({"mode": "BuiltIn", "minReplicas": 1, "maxReplicas": 9}, 1, "True"),
+        ({"mode": "BuiltIn", "minReplicas": 0, "maxReplicas": 9}, 1, "True"),
+        ({"mode": "BuiltIn", "minReplicas": 0, "maxReplicas": 9}, 0, "False"),
+        ({"mode": "BuiltIn", "minReplicas": 3, "maxReplicas": 9}, 2, "False"),
+        ({"mode": "External"}, 1, "True"),
+        ({"mode": "External"}, 0, "False"),
+        ({"mode": "Off"}, 4, "False"),
+    ],
+)
+def test_more_workers_by_load_are_no_reason_not_to_be_ready(
+    autoscaling: dict[str, Any], ready: int, expected: str
+) -> None:
+    scale = a_scale(spec={"workers": {"replicas": 5, "autoscaling": autoscaling}})
+    before = an_observed(recommended={"0": 5})
+    told = _told(scale=scale, recommended={"0": 5}, children=children_of(what_is_desired(scale, before), ready=ready))
+    assert told.condition(ConditionType.READY)[0] == expected
+    assert told.condition(ConditionType.RECONCILING) == ("True", "RollingOut")
+    assert told.message(ConditionType.READY) == f"{ready} of 5 workers are ready"
 
 
 def test_what_was_just_applied_is_not_settled() -> None:
@@ -445,6 +475,24 @@ def test_pods_do_not_matter_where_none_is_wanted() -> None:
 )
 def test_redis_safe(redis: Any, expected: tuple[str, str]) -> None:
     assert _told(redis=redis).condition(ConditionType.REDIS_SAFE) == expected
+
+
+@pytest.mark.parametrize(("shards", "told"), [(1, True), (11, True), (12, False), (64, False)])
+def test_a_cluster_with_few_queues_is_told_that_masters_may_be_idle(shards: int, told: bool) -> None:
+    scale = a_scale(spec={"queue": {"shards": shards}})
+    found = _told(scale=scale, redis=RedisAnswers("7.2.4", "noeviction", clustered=True, masters=3))
+    message = found.message(ConditionType.REDIS_SAFE)
+    assert (f"one of its 3 masters: with fewer than 12 shards (queue.shards is {shards})" in message) is told
+
+
+def test_a_database_of_another_scale_is_told() -> None:
+    row = TopologyRecord(1, ONE_QUEUE, enabled=True, owner_uid="another")
+    found = _told(topology=row)
+    assert found.condition(ConditionType.BACKEND_EXCLUSIVE) == ("False", "BackendShared")
+    message = found.message(ConditionType.BACKEND_EXCLUSIVE)
+    assert message.startswith("The PostgreSQL database is in use by another SynapseScale (UID another)")
+    gone = _told(topology=replace(row, owner_gone=True))
+    assert gone.condition(ConditionType.BACKEND_EXCLUSIVE) == ("True", "Exclusive")
 
 
 def test_an_unsafe_redis_is_a_warning_and_no_more() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from synapse_operator import naming, syncer
 from synapse_operator.api.common import JsonObject
-from synapse_operator.api.scale import SynapseScale
+from synapse_operator.api.scale import SynapseScale, TenancySpec
 from synapse_operator.backends import Backends
 from synapse_operator.cluster.client import Client
 from synapse_operator.cluster.observe import ScaleKey
@@ -106,6 +106,17 @@ async def test_a_sync_begins_when_it_is_due_and_only_where_postgres_answers(stag
 async def test_what_is_known_of_other_sources_is_not_told(stage: Stage) -> None:
     await stage.settled(syncing("defs"))
     assert stage.look(syncing("others"), Unreachable("away")) is None
+
+
+async def test_another_default_tenant_is_another_sync(stage: Stage) -> None:
+    scale = syncing("defs")
+    await stage.settled(scale)
+    acme = scale.model_copy(
+        update={"spec": scale.spec.model_copy(update={"tenancy": TenancySpec(default_tenant_id="acme")})}
+    )
+    assert stage.look(acme, Unreachable("away")) is None
+    await stage.settled(acme)
+    assert [each["tenant_id"] for each in stage.syncs] == ["default", "acme"]
 
 
 async def test_without_auto_only_a_new_value_of_the_annotation_syncs(stage: Stage) -> None:

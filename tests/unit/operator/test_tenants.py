@@ -21,6 +21,7 @@ from synapse_operator.tenants import (
     living,
     of_scale,
     place_of,
+    rows,
 )
 from synapse_worker.store.tenants import ManagedRow, Standing
 from tests.builders import a_scale, a_tenant, a_tenant_body, an_invalid_scale
@@ -49,10 +50,10 @@ def at(second: int, **more: Any) -> dict[str, Any]:
 
 
 def test_each_tenant_wants_its_row() -> None:
-    tenant = a_tenant("a", tenantId="A B", name="Bee", maxConcurrentRuns=1, maxQueuedRuns=2, priority=3)
-    assert claims([tenant, ACME]).rows == [
-        ManagedRow("A B", "uid-of-a", "Bee", max_concurrent_runs=1, max_queued_runs=2, priority=3),
-        ManagedRow("acme", "uid-of-acme", None, max_concurrent_runs=100, max_queued_runs=1000, priority=0),
+    tenant = a_tenant("a", tenantId="A B", name="Bee", maxConcurrentRuns=1, maxQueuedRuns=2, priority=3, rateLimitRps=5)
+    assert rows(SCALE, claims([tenant, ACME]), serving=()) == [
+        ManagedRow("A B", "uid-of-a", "Bee", 1, 2, 3, dedicated=False, rate_limit_rps=5),
+        ManagedRow("acme", "uid-of-acme", None, 100, 1000, 0, dedicated=False),
     ]
 
 
@@ -76,7 +77,7 @@ def test_a_name_and_an_id_can_meet() -> None:
 
 
 def test_what_cannot_be_read_claims_nothing() -> None:
-    assert claims([read_tenant(a_tenant_body("acme", maxQueuedRuns=-1))]).rows == []
+    assert claims([read_tenant(a_tenant_body("acme", maxQueuedRuns=-1))]).holders == {}
 
 
 def test_tenants_belong_to_the_scale_that_they_name() -> None:

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
+from pydantic import SecretStr
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
@@ -25,7 +26,7 @@ from synapse_worker.queueing import keys
 from synapse_worker.queueing.lease import load_script
 from synapse_worker.queueing.payload import JobPayload, decode, encode
 from synapse_worker.routing import HIGHEST_PRIORITY, ONE_QUEUE, Topology, is_tenants_own, shard_of_job, why_no_queue
-from synapse_worker.store import claims, dead_letters, runs, topology
+from synapse_worker.store import chats, claims, dead_letters, runs, topology
 from synapse_worker.store.database import Database
 from synapse_worker.store.dead_letters import Letter
 
@@ -33,6 +34,8 @@ T = TypeVar("T")
 
 RUN_FUNCTION = "run_orchestration_job"
 RESUME_FUNCTION = "resume_failed_job"
+ANSWER_FUNCTION = "resume_orchestration_job"
+CHAT_FUNCTION = "run_agent_chat_job"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,7 @@ class QueueFigures:
 class NewRun:
     """A run to enqueue; `initial_state` is merged over the schema's defaults, `priority` (0 to 9) is for routes.
 
+    `webhook_url` is told how the run ended, signed with `webhook_secret`; `api_key_id` names the key that it came with.
     `traceparent` is the trace that the run belongs to when the caller is in none of its own; "" = a new one.
     """
 
@@ -71,6 +75,22 @@ class NewRun:
     initial_state: Mapping[str, object] | None = None
     priority: int = 0
     traceparent: str = ""
+    webhook_url: str | None = None
+    webhook_secret: SecretStr | None = None
+    api_key_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewTurn:
+    """A turn of a chat to enqueue; its session is made with the first one. Webhook as for `NewRun`."""
+
+    session_id: str
+    agent_id: str
+    message: str
+    tenant_id: str
+    images: Sequence[str] | None = None
+    webhook_url: str | None = None
+    webhook_secret: SecretStr | None = None
 
 
 def new_run_id(now_ms: int) -> str:
@@ -92,16 +112,17 @@ async def enqueue_run(
         StoreUnavailable: a store does not answer; a run row may exist and be queued later, never twice.
         SynapseError: under isolation, the tenant cannot have a queue.
     """
+    webhook_secret = run.webhook_secret.get_secret_value() if run.webhook_secret else None
     arguments: dict[str, object] = {
         "run_id": run_id,
         "orch_id": run.orchestration_id,
         "initial_input": run.message,
         "session_id": run.session_id,
         "initial_state": dict(run.initial_state) if run.initial_state else None,
-        "webhook_url": None,
-        "webhook_secret": None,
+        "webhook_url": run.webhook_url,
+        "webhook_secret": webhook_secret,
         "tenant_id": run.tenant_id,
-        "api_key_id": None,
+        "api_key_id": run.api_key_id,
     }
 
     async def write(epoch: int, now: Topology) -> tuple[str, bytes] | None:
@@ -118,6 +139,8 @@ async def enqueue_run(
             job_id=run_id,
             queue=keys.queue(shard),
             envelope=envelope,
+            webhook_url=run.webhook_url,
+            webhook_secret=webhook_secret,
         )
         queue_key = await runs.create_queued(database, queued, epoch=epoch)
         return None if queue_key is None else (queue_key, envelope)
@@ -127,6 +150,58 @@ async def enqueue_run(
         queue_key, envelope = await _by_the_topology(database, without_row, write)
         await put(client, queue_key, run_id, envelope)
     return run_id
+
+
+def new_turn_id(session_id: str, now_ms: int) -> str:
+    """Return the id of a turn's job: chat_<session>_<ms><random>, with a session's name that is too long cut short."""
+    return f"chat_{session_id[:200]}_{now_ms}{secrets.token_hex(4)}"
+
+
+async def enqueue_turn(
+    database: Database, client: Redis, turn: NewTurn, *, job_id: str, now_ms: int, without_row: Topology = ONE_QUEUE
+) -> None:
+    """Make a turn of a chat durable and queue it; as `enqueue_run`. All turns of a session go to one queue.
+
+    Raises:
+        StoreUnavailable, SynapseError: as there.
+    """
+    webhook_secret = turn.webhook_secret.get_secret_value() if turn.webhook_secret else None
+    arguments: dict[str, object] = {
+        "session_id": turn.session_id,
+        "agent_id": turn.agent_id,
+        "message": turn.message,
+        "images": list(turn.images) if turn.images else None,
+        "webhook_url": turn.webhook_url,
+        "webhook_secret": webhook_secret,
+        "tenant_id": turn.tenant_id,
+    }
+
+    async def write(epoch: int, now: Topology) -> tuple[str, bytes] | None:
+        if now.isolation and (reason := why_no_queue(turn.tenant_id)):
+            raise SynapseError(f"tenant {turn.tenant_id[:60]!r} cannot have a queue of its own: {reason}")
+        shard = shard_of_job(now, key=turn.session_id, tenant_id=turn.tenant_id)
+        envelope = encode(JobPayload(CHAT_FUNCTION, arguments, enqueued_ms=now_ms, extras=_extras(epoch, 0, "")))
+        queued = chats.QueuedTurn(
+            session_id=turn.session_id,
+            agent_id=turn.agent_id,
+            tenant_id=turn.tenant_id,
+            job_id=job_id,
+            queue=keys.queue(shard),
+            envelope=envelope,
+            webhook_url=turn.webhook_url,
+            webhook_secret=webhook_secret,
+        )
+        queue_key = await chats.create_queued(database, queued, epoch=epoch)
+        return None if queue_key is None else (queue_key, envelope)
+
+    queue_key, envelope = await _by_the_topology(database, without_row, write)
+    await put(client, queue_key, job_id, envelope)
+
+
+async def cancel_turn(client: Redis, session_id: str) -> None:
+    """Ask whoever works on a session's turn to stop."""
+    with redis_errors_as_ours():
+        await client.set(keys.cancel_chat(session_id), b"1", ex=keys.CANCEL_TTL_SECONDS)
 
 
 async def retry_letter(
@@ -175,19 +250,70 @@ async def resume_run(
         The status that the run had and the new job's id; the id is "" when the run had another status than failed
         or cancelled and nothing was written, and the status is "" when there is no such run.
     """
+    from_statuses = (runs.RunStatus.FAILED, runs.RunStatus.CANCELLED)
+    job = (RESUME_FUNCTION, {"run_id": run_id})
+    return await _go_on(database, client, run_id, job, from_statuses, now_ms=now_ms, without_row=without_row)
+
+
+async def answer_run(
+    database: Database,
+    client: Redis,
+    run_id: str,
+    answer: object,
+    *,
+    now_ms: int,
+    without_row: Topology = ONE_QUEUE,
+    webhook_url: str | None = None,
+    webhook_secret: str | None = None,
+) -> tuple[str, str]:
+    """Queue a run that waits for a human, as a new job with the answer; whichever worker takes it goes on.
+
+    Args:
+        answer: a text, or an object of the fields that were asked for.
+        without_row: as for `enqueue_run`.
+        webhook_url: told of the run's end, if it has none yet.
+
+    Returns:
+        As `resume_run`, for runs that are paused: of two answers to one question the second is told another status.
+    """
+    arguments: dict[str, object] = {
+        "run_id": run_id,
+        "human_response": answer,
+        "webhook_url": webhook_url,
+        "webhook_secret": webhook_secret,
+    }
+    job = (ANSWER_FUNCTION, arguments)
+    paused = (runs.RunStatus.PAUSED,)
+    return await _go_on(database, client, run_id, job, paused, now_ms=now_ms, without_row=without_row)
+
+
+async def _go_on(
+    database: Database,
+    client: Redis,
+    run_id: str,
+    job: tuple[str, Mapping[str, object]],
+    from_statuses: Sequence[runs.RunStatus],
+    *,
+    now_ms: int,
+    without_row: Topology,
+) -> tuple[str, str]:
+    """Queue a run that stands still, under a new job; returns its status before, and the job's id if it fits."""
     job_id = f"resume_{now_ms}_{secrets.token_hex(6)}"
+    function, arguments = job
     tenant_id, priority, trace = await _origin(database, run_id)
 
     async def write(epoch: int, now: Topology) -> tuple[str, bytes, str] | None:
         queue_key = keys.queue(shard_of_job(now, key=run_id, tenant_id=tenant_id, priority=priority))
         extras = _extras(epoch, priority, trace)
-        envelope = encode(JobPayload(RESUME_FUNCTION, {"run_id": run_id}, enqueued_ms=now_ms, extras=extras))
-        was = await runs.requeue_ended(database, run_id, job_id=job_id, queue=queue_key, envelope=envelope, epoch=epoch)
+        envelope = encode(JobPayload(function, arguments, enqueued_ms=now_ms, extras=extras))
+        was = await runs.requeue(
+            database, run_id, from_statuses, job_id=job_id, queue=queue_key, envelope=envelope, epoch=epoch
+        )
         return None if was is None else (queue_key, envelope, was)
 
     with _enqueueing(job_id, run_id, trace, tenant_id=tenant_id):
         queue_key, envelope, was = await _by_the_topology(database, without_row, write)
-        if was not in (runs.RunStatus.FAILED, runs.RunStatus.CANCELLED):
+        if was not in from_statuses:
             return was, ""
         await _forget_cancel(client, run_id)
         await put(client, queue_key, job_id, envelope)

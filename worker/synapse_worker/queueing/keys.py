@@ -20,6 +20,10 @@ QUEUE_PREFIX = "synapse:orchestrations:"
 HEARTBEAT_CHANNEL = "synapse:workers:heartbeat"
 OWNER = "synapse:owner"
 """string: UID of the SynapseScale that uses this Redis."""
+ADMISSION = "synapse:admission"
+"""hash: base = jobs in all queues when last counted and enqueued since, version, rebased = when (ms)."""
+ADMISSION_PENDING = "{" + ADMISSION + "}:pending"
+"""zset: job id -> since when (ms) it is counted and not enqueued yet."""
 ABORT = abort_jobs_ss
 """zset: ids of the jobs that arq's `Job.abort()` wants ended, with the time in ms."""
 ACTIVE_TENANTS = "synapse:tenants:active"
@@ -89,8 +93,23 @@ def parking(queue_key: str) -> str:
 
 
 def running(tenant_id: str) -> str:
-    """zset: job id -> deadline (ms) of the tenant's reservations. Hashed: braces in an id would move the slot."""
-    return "synapse:tenant:{" + hashlib.sha256(tenant_id.encode()).hexdigest()[:16] + "}:running"
+    """zset: job id -> deadline (ms) of the tenant's reservations."""
+    return _of_tenant(tenant_id, "running")
+
+
+def queued(tenant_id: str) -> str:
+    """zset: job id -> since when (ms) it is queued; only jobs that were admitted, of tenants with a limit."""
+    return _of_tenant(tenant_id, "queued")
+
+
+def rate(tenant_id: str) -> str:
+    """hash: number of a slice of time -> requests of the tenant in it."""
+    return _of_tenant(tenant_id, "rate")
+
+
+def _of_tenant(tenant_id: str, what: str) -> str:
+    """One slot for all of a tenant's keys. Hashed: braces in an id would move the slot."""
+    return "synapse:tenant:{" + hashlib.sha256(tenant_id.encode()).hexdigest()[:16] + "}:" + what
 
 
 def job(job_id: str) -> str:
@@ -128,6 +147,11 @@ def run_events(run_id: str) -> str:
     return f"synapse:run:{run_id}:events"
 
 
+def chat_events(session_id: str) -> str:
+    """stream: the same for a chat session, all its turns."""
+    return f"synapse:chat:{session_id}:events"
+
+
 def event_claim(stream_key: str) -> str:
     """string: the highest claim that has written to the stream."""
     return "{" + stream_key + "}:claim"
@@ -136,3 +160,8 @@ def event_claim(stream_key: str) -> str:
 def cancel(run_id: str) -> str:
     """string: present = cancel wanted."""
     return f"synapse:cancel:{run_id}"
+
+
+def cancel_chat(session_id: str) -> str:
+    """string: present = cancel of the session's turn wanted."""
+    return f"synapse:cancel:chat:{session_id}"

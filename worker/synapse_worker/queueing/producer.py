@@ -12,16 +12,27 @@ import logging
 import os
 import secrets
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 from redis.asyncio import Redis
 
 from synapse_worker.errors import StoreRefused, StoreUnavailable
-from synapse_worker.queueing.client import NewRun, enqueue_run
+from synapse_worker.queueing.client import (
+    NewRun,
+    NewTurn,
+    answer_run,
+    enqueue_run,
+    enqueue_turn,
+    resume_run,
+    retry_letter,
+)
 from synapse_worker.routing import Topology
 from synapse_worker.store import topology
 from synapse_worker.store.database import Database
+from synapse_worker.store.dead_letters import Letter
 from synapse_worker.store.topology import Role
 
 log = logging.getLogger(__name__)
@@ -71,12 +82,44 @@ class Producer:
 
     async def enqueue(self, run: NewRun, *, run_id: str, now_ms: int) -> str:
         """As `client.enqueue_run`."""
-        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._under_way.add(ended)
-        try:
+        with self._writing():
             return await enqueue_run(
                 self._database, self._client, run, run_id=run_id, now_ms=now_ms, without_row=self._without_row
             )
+
+    async def enqueue_turn(self, turn: NewTurn, *, job_id: str, now_ms: int) -> None:
+        """As `client.enqueue_turn`."""
+        with self._writing():
+            await enqueue_turn(
+                self._database, self._client, turn, job_id=job_id, now_ms=now_ms, without_row=self._without_row
+            )
+
+    async def retry_letter(self, letter: Letter, *, now_ms: int) -> str | None:
+        """As `client.retry_letter`."""
+        with self._writing():
+            return await retry_letter(
+                self._database, self._client, letter, now_ms=now_ms, without_row=self._without_row
+            )
+
+    async def resume_run(self, run_id: str, *, now_ms: int) -> tuple[str, str]:
+        """As `client.resume_run`."""
+        with self._writing():
+            return await resume_run(self._database, self._client, run_id, now_ms=now_ms, without_row=self._without_row)
+
+    async def answer_run(self, run_id: str, response: object, *, now_ms: int) -> tuple[str, str]:
+        """As `client.answer_run`."""
+        with self._writing():
+            return await answer_run(
+                self._database, self._client, run_id, response, now_ms=now_ms, without_row=self._without_row
+            )
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Note that a job is being written, by the topology of now or of a moment ago."""
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._under_way.add(ended)
+        try:
+            yield
         finally:
             self._under_way.discard(ended)
             ended.set_result(None)

@@ -209,7 +209,9 @@ class Reservations:
 
         async def one(tenant: str, ids: Sequence[str]) -> tuple[str, set[str]]:
             limit = self._tenants[tenant].concurrent_runs if tenant in self._tenants else 0
-            refused = await self._reserve(keys=[keys.running(tenant)], args=[limit, milliseconds, *ids])
+            refused = await self._reserve(
+                keys=[keys.running(tenant), keys.queued(tenant)], args=[limit, milliseconds, *ids]
+            )
             return tenant, {job_id.decode(errors="surrogateescape") for job_id in refused}
 
         with redis_errors_as_ours():

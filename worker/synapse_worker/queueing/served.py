@@ -15,6 +15,10 @@ class Served:
         self._named = {queue.queue_key: queue for queue in named}
         self._pool = pool
 
+    def add(self, queue: LeaseQueue) -> None:
+        """Serve one more queue by name."""
+        self._named[queue.queue_key] = queue
+
     async def look(self, now: float) -> None:
         """Bring the pool's list up to date; as `TenantPool.look`."""
         if self._pool is not None:

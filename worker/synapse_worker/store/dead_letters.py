@@ -33,6 +33,7 @@ class Letter:
     attempts: int
     failed_at: datetime | None
     resolved: bool
+    tenant_id: str | None = None
 
     @property
     def shown_payload(self) -> dict[str, object]:
@@ -42,15 +43,20 @@ class Letter:
 
 _COLUMNS = """
 SELECT id::text, run_id, orchestration_id, job_function, job_payload::text, error_message, attempt_count,
-       last_failed_at, coalesce(resolved, false) AS resolved
-  FROM dead_letter_queue
+       last_failed_at, coalesce(resolved, false) AS resolved, tenant_id
+  FROM (SELECT d.*, coalesce(r.tenant_id, d.job_payload->>'tenant_id') AS tenant_id
+          FROM dead_letter_queue d LEFT JOIN orchestration_runs r USING (run_id)) AS letters
 """
 
 
-async def unresolved(database: Database, *, limit: int) -> list[Letter]:
-    """Return the newest letters that nobody has dealt with."""
+async def unresolved(database: Database, *, limit: int, tenant_id: str | None = None) -> list[Letter]:
+    """Return the newest letters that nobody has dealt with; of one tenant's jobs, or of all."""
     rows = await database.fetch(
-        _COLUMNS + " WHERE resolved IS NOT TRUE ORDER BY last_failed_at DESC NULLS LAST LIMIT $1", limit
+        _COLUMNS
+        + " WHERE resolved IS NOT TRUE AND ($2::text IS NULL OR tenant_id = $2)"
+        + " ORDER BY last_failed_at DESC NULLS LAST LIMIT $1",
+        limit,
+        tenant_id,
     )
     return [_letter(row) for row in rows]
 
@@ -119,4 +125,5 @@ def _letter(row: asyncpg.Record) -> Letter:
         attempts=row["attempt_count"] or 0,
         failed_at=row["last_failed_at"],
         resolved=row["resolved"],
+        tenant_id=row["tenant_id"],
     )

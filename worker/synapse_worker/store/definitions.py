@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import NamedTuple
 
 from synapse_worker.store.claims import State
@@ -93,6 +94,56 @@ async def read_orchestrations(database: Database, ids: Sequence[str]) -> dict[st
         fields = definition if isinstance(definition, dict) else {}  # refused as one without steps
         found[row["id"]] = {"name": row["name"], **fields, "id": row["id"]}
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An orchestration or agent as listings show it."""
+
+    id: str
+    name: str
+    description: str | None
+    tenant_id: str
+    updated_at: datetime | None
+
+
+async def list_table(database: Database, table: str, *, tenants: Sequence[str] | None, limit: int) -> list[Listed]:
+    """Return the active rows of `ORCHESTRATIONS` or `AGENTS`, by id.
+
+    Args:
+        tenants: whose; None = everybody's.
+    """
+    rows = await database.fetch(f"{_listing(table)} ORDER BY id LIMIT $2", tenants, limit)
+    return [Listed(row["id"], row["name"], row["description"], row["tenant_id"], row["updated_at"]) for row in rows]
+
+
+async def find(
+    database: Database, table: str, key: str, *, tenants: Sequence[str] | None
+) -> tuple[Listed, State] | None:
+    """Return an active row of `ORCHESTRATIONS` or `AGENTS` with its definition; arguments as for `list_table`."""
+    row = await database.fetchrow(f"{_listing(table)} AND id = $2", tenants, key)
+    if row is None:
+        return None
+    listed = Listed(row["id"], row["name"], row["description"], row["tenant_id"], row["updated_at"])
+    definition: object = from_jsonb(row["definition"], {})
+    return listed, definition if isinstance(definition, dict) else {}
+
+
+async def exists(database: Database, table: str, key: str, *, tenants: Sequence[str] | None) -> bool:
+    """Return whether there is such an active row; arguments as for `list_table`."""
+    return bool(await database.fetch(f"{_listing(table, 'id')} AND id = $2", tenants, key))
+
+
+def _listing(table: str, columns: str = "") -> str:
+    """$1: the tenants."""
+    orchestrations = table == ORCHESTRATIONS
+    description = "description" if orchestrations else "definition->>'description' AS description"
+    active = "coalesce(is_active, true)" if orchestrations else "true"
+    wanted = columns or f"id, name, {description}, tenant_id, updated_at, definition::text"
+    return (
+        f"SELECT {wanted} FROM {table}"  # noqa: S608  # names of our own
+        f" WHERE {active} AND ($1::text[] IS NULL OR tenant_id = ANY($1::text[]))"
+    )
 
 
 async def stored_settings(database: Database) -> Mapping[str, object]:

@@ -5,6 +5,7 @@ Claims and ends are in `claims` and `runs`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from synapse_worker.store.database import Database, Transaction
@@ -41,7 +42,12 @@ async def overdue(transaction: Transaction, seconds: float, *, after: str, limit
          WHERE l.outcome IS NULL AND l.envelope IS NOT NULL AND l.job_id > $2
            AND greatest(l.enqueued_at, l.claimed_at) < now() - make_interval(secs => $1)
            AND (r.status = 'queued' OR (r.status = 'running' AND r.job_id = l.job_id))
-         ORDER BY l.job_id LIMIT $3
+         UNION ALL
+        SELECT l.job_id, l.queue, c.tenant_id, l.envelope
+          FROM job_ledger l JOIN chat_sessions c USING (session_id)
+         WHERE l.outcome IS NULL AND l.envelope IS NOT NULL AND l.job_id > $2
+           AND greatest(l.enqueued_at, l.claimed_at) < now() - make_interval(secs => $1)
+         ORDER BY job_id LIMIT $3
         """,
         seconds,
         after,
@@ -73,3 +79,29 @@ async def unknown_queued(database: Database, seconds: float, *, after: str, limi
         limit,
     )
     return [UnknownRun(row["run_id"], row["job_id"], row["orchestration_id"]) for row in rows]
+
+
+async def waiting(database: Database, job_ids: Sequence[str]) -> set[str]:
+    """Return those of `job_ids` that wait for a worker: they have no outcome and nobody owns them."""
+    rows = await database.fetch(
+        "SELECT job_id FROM job_ledger WHERE job_id = ANY($1::text[]) AND outcome IS NULL AND owner IS NULL",
+        list(job_ids),
+    )
+    return {row["job_id"] for row in rows}
+
+
+async def knows(database: Database, job_id: str) -> bool:
+    """Return whether a job was ever written."""
+    return bool(await database.fetch("SELECT 1 FROM job_ledger WHERE job_id = $1", job_id))
+
+
+async def queue_of(database: Database, job_id: str) -> str | None:
+    """Return the key of the queue that a job was put into; None = it was never written."""
+    row = await database.fetchrow("SELECT queue FROM job_ledger WHERE job_id = $1", job_id)
+    return None if row is None else str(row["queue"])
+
+
+async def outcome_of(database: Database, job_id: str) -> str | None:
+    """Return how a job ended; None = it has not yet."""
+    row = await database.fetchrow("SELECT outcome FROM job_ledger WHERE job_id = $1", job_id)
+    return None if row is None else row["outcome"]

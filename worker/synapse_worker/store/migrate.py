@@ -52,13 +52,30 @@ async def migrate(database: Database) -> Migration:
     return Migration(tuple(missing), max(version, tables.SCHEMA_VERSION))
 
 
+async def ensure(database: Database) -> Migration | None:
+    """Bring the schema up, unless it is there: whoever may not create tables can still work with it.
+
+    Returns:
+        None when there was nothing to do.
+
+    Raises:
+        As `migrate`.
+    """
+    return None if await is_migrated(database) else await migrate(database)
+
+
 async def is_migrated(database: Database) -> bool:
     """Return whether the schema is there, at this release's version or a newer one."""
+    return (await version_there(database) or 0) >= tables.SCHEMA_VERSION
+
+
+async def version_there(database: Database) -> int | None:
+    """Return the version of the schema that is there; None = nobody has migrated yet."""
     row = await database.fetchrow("SELECT to_regclass('synapse_scale_schema') IS NOT NULL AS there")
     if row is None or not row["there"]:
-        return False
+        return None
     version = await database.fetchrow("SELECT max(version) AS version FROM synapse_scale_schema")
-    return version is not None and (version["version"] or 0) >= tables.SCHEMA_VERSION
+    return None if version is None else version["version"]
 
 
 async def _missing(transaction: Transaction) -> list[str]:

@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextvars import Context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
@@ -50,6 +50,8 @@ class QueuedRun:
     job_id: str
     queue: str
     envelope: bytes
+    webhook_url: str | None = None
+    webhook_secret: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +101,10 @@ async def create_queued(database: Database, run: QueuedRun, *, epoch: int) -> st
         f"""
         WITH run AS (
           INSERT INTO orchestration_runs (run_id, orchestration_id, session_id, tenant_id, status, shared_state,
-              step_history, waiting_for_human, total_tokens_used, total_cost_usd, created_at, job_id)
-          SELECT $1::text, $2, $3, $4, 'queued', '{{}}', '[]', false, 0, 0, now(), $5::text WHERE {EPOCH_NOW} = $8
+              step_history, waiting_for_human, total_tokens_used, total_cost_usd, created_at, job_id, webhook_url,
+              webhook_secret)
+          SELECT $1::text, $2, $3, $4, 'queued', '{{}}', '[]', false, 0, 0, now(), $5::text, $9, $10
+           WHERE {EPOCH_NOW} = $8
           ON CONFLICT (run_id) DO NOTHING),
         job AS (
           INSERT INTO job_ledger (job_id, run_id, queue, envelope, enqueued_at)
@@ -116,6 +120,8 @@ async def create_queued(database: Database, run: QueuedRun, *, epoch: int) -> st
         run.queue,
         run.envelope,
         epoch,
+        run.webhook_url,
+        run.webhook_secret,
     )
     return None if row is None else row["queue"]
 
@@ -428,18 +434,26 @@ async def cancel_queued(database: Database, run_id: str) -> str:
     return "" if row is None or row["status"] is None else str(row["status"])
 
 
-async def requeue_ended(
-    database: Database, run_id: str, *, job_id: str, queue: str, envelope: bytes, epoch: int
+async def requeue(
+    database: Database,
+    run_id: str,
+    from_statuses: Sequence[RunStatus],
+    *,
+    job_id: str,
+    queue: str,
+    envelope: bytes,
+    epoch: int,
 ) -> str | None:
-    """Make a failed or cancelled run a queued one under a new job, and its dead letters dealt with.
+    """Make a run that stands still a queued one under a new job, and its dead letters dealt with.
 
     All or nothing; the queue entry comes after.
 
     Args:
+        from_statuses: which it may have: failed and cancelled, or paused.
         epoch: of the topology by which `queue` was chosen.
 
     Returns:
-        The status that the run had: failed or cancelled; another one when nothing was written; "" = no such run.
+        The status that the run had; another than those when nothing was written; "" = no such run.
         None when the topology has another epoch now and nothing was written.
     """
     row = await database.fetchrow(
@@ -447,9 +461,11 @@ async def requeue_ended(
         WITH was AS (SELECT run_id, status FROM orchestration_runs WHERE run_id = $1 FOR UPDATE),
         run AS (
           UPDATE orchestration_runs r
-             SET status = 'queued', job_id = $2::text, ended_at = NULL, error = NULL, deadline = NULL
+             SET status = 'queued', job_id = $2::text, ended_at = NULL, error = NULL,
+                 deadline = CASE WHEN was.status = 'paused' THEN r.deadline END,
+                 waiting_for_human = false
             FROM was
-           WHERE r.run_id = was.run_id AND was.status IN ('failed', 'cancelled') AND {EPOCH_NOW} = $5
+           WHERE r.run_id = was.run_id AND was.status = ANY($6::text[]) AND {EPOCH_NOW} = $5
           RETURNING r.run_id),
         letters AS (
           UPDATE dead_letter_queue SET resolved = true
@@ -464,6 +480,7 @@ async def requeue_ended(
         queue,
         envelope,
         epoch,
+        list(from_statuses),
     )
     if row is None or not row["by_this_epoch"]:
         return None
@@ -553,11 +570,21 @@ class RunView:
     ended_at: datetime | None
     state: State
     history: list[State]
+    human_prompt: str | None
+    """What somebody is asked, while the run is paused; `human_fields` are to be filled in, if there are any."""
+    human_fields: list[State]
+    session_id: str | None
+    total_tokens_used: int
+    total_cost_usd: float
 
 
 _VIEW = """
 SELECT r.run_id, r.orchestration_id, r.tenant_id, r.status, r.current_step_id, r.worker_id, r.error, r.created_at,
        r.started_at, r.ended_at, r.shared_state::text, r.step_history::text,
+       CASE WHEN r.status = 'paused' THEN r.human_prompt END AS human_prompt,
+       CASE WHEN r.status = 'paused' THEN r.human_fields::text END AS human_fields,
+       r.session_id, coalesce(r.total_tokens_used, 0) AS total_tokens_used,
+       coalesce(r.total_cost_usd, 0) AS total_cost_usd,
        (SELECT count(*) FROM run_steps s WHERE s.run_id = r.run_id) AS steps_done
   FROM orchestration_runs r
 """
@@ -594,4 +621,9 @@ def _view(row: asyncpg.Record) -> RunView:
         ended_at=row["ended_at"],
         state=from_jsonb(row["shared_state"], {}),
         history=from_jsonb(row["step_history"], []),
+        human_prompt=row["human_prompt"],
+        human_fields=from_jsonb(row["human_fields"], []),
+        session_id=row["session_id"],
+        total_tokens_used=row["total_tokens_used"],
+        total_cost_usd=row["total_cost_usd"],
     )

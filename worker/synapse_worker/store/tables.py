@@ -20,6 +20,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    func,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB, UUID
@@ -151,6 +152,13 @@ Index(
     postgresql_where=text("deadline IS NOT NULL AND status IN ('queued', 'paused')"),
 )
 
+Index(
+    "idx_runs_ended",
+    orchestration_runs.c.status,
+    orchestration_runs.c.ended_at,
+    postgresql_where=text("status IN ('completed', 'failed', 'cancelled')"),
+)
+
 chat_sessions = Table(
     "chat_sessions",
     metadata,
@@ -202,6 +210,7 @@ dead_letter_queue = Table(
     _time("last_failed_at"),
     Column("resolved", Boolean),
     Index("idx_dlq_resolved", "resolved", "last_failed_at"),
+    Index("idx_dlq_run", "run_id"),
 )
 
 tenants = Table(
@@ -226,6 +235,7 @@ job_ledger = Table(
     metadata,
     _id("job_id"),
     _name("run_id"),
+    _name("session_id"),
     Column("queue", Text, nullable=False),
     Column("claim", BigInteger),
     _name("owner"),
@@ -239,10 +249,13 @@ job_ledger = Table(
     _time("claimed_at"),
     _time("ended_at"),
 )
-"""One row per job; `owner` is set at claim and cleared by every orderly end, so a row with an owner and no
-outcome whose lease has expired is a crash. `outcome`: completed, failed, cancelled, paused, superseded, expired."""
+"""One row per job, of a run or of a chat session; `owner` is set at claim and cleared by every orderly end, so a row
+with an owner and no outcome whose lease has expired is a crash. `outcome`: completed, failed, cancelled, paused,
+superseded, expired."""
 
 Index("idx_ledger_open", job_ledger.c.enqueued_at, postgresql_where=job_ledger.c.outcome.is_(None))
+
+Index("idx_ledger_ended", job_ledger.c.ended_at, postgresql_where=job_ledger.c.outcome.is_not(None))
 
 run_steps = Table(
     "run_steps",
@@ -293,10 +306,25 @@ webhook_outbox = Table(
     _time("created_at"),
     _time("next_attempt_at"),
     _time("delivered_at"),
+    _name("host"),
+    Column("last_error", Text),
+    _time("given_up_at"),
 )
-"""One row per end of a run that has a webhook_url; `status` is how it ended then."""
+"""One row per end of a run that has a webhook_url; `status` is how it ended then. Settled rows (`delivered_at` or
+`given_up_at` is set) have no `next_attempt_at`."""
 
 Index("idx_outbox_due", webhook_outbox.c.next_attempt_at, postgresql_where=webhook_outbox.c.delivered_at.is_(None))
+
+Index(
+    "idx_outbox_pending",
+    webhook_outbox.c.run_id,
+    postgresql_where=webhook_outbox.c.next_attempt_at.is_not(None),
+)
+Index(
+    "idx_outbox_settled",
+    func.coalesce(webhook_outbox.c.delivered_at, webhook_outbox.c.given_up_at),
+    postgresql_where=webhook_outbox.c.next_attempt_at.is_(None),
+)
 
 scale_topology = Table(
     "scale_topology",
@@ -308,8 +336,10 @@ scale_topology = Table(
     Column("enabled", Boolean, nullable=False),
     Column("routes", JSONB, nullable=False),
     _name("owner_uid"),
+    _time("owner_seen_at"),
 )
-"""One row, id 1. `routes`: list of {shard, tenants, minPriority}; the first that matches a job wins."""
+"""One row, id 1. `routes`: list of {shard, tenants, minPriority}; the first that matches a job wins. `owner_uid` is the
+SynapseScale that the database belongs to, `owner_seen_at` when it was last there."""
 
 api_keys = Table(
     "api_keys",

@@ -19,18 +19,36 @@ from synapse_worker.routing import Route, Topology
 from synapse_worker.store.database import Database, from_jsonb, to_jsonb
 from synapse_worker.store.workers import SILENT_SECONDS
 
+OWNER_SECONDS = 600
+"""A row whose owner has been silent for so long may be taken over, as its mark in Redis may."""
+
+_RENEW_SECONDS = 60
+
+_COLUMNS = (
+    "epoch, shards, isolation, enabled, routes::text, owner_uid,"
+    f" coalesce(owner_seen_at < now() - interval '{OWNER_SECONDS} s', true) AS owner_gone"
+)
+
 EPOCH_NOW = "(SELECT coalesce(max(epoch), 0) FROM scale_topology)"
 """SQL: the epoch of the row, 0 without one."""
 
 
 @dataclass(frozen=True, slots=True)
 class TopologyRow:
-    """The row: `epoch` is one more with each change; `enabled` is scale mode, for the API; `owner_uid` its writer's."""
+    """The row.
+
+    Attributes:
+        epoch: one more with each change.
+        enabled: scale mode, for the API.
+        owner_uid: UID of the SynapseScale that writes it; "" = nobody's any more.
+        owner_gone: whether that one has not been there for `OWNER_SECONDS`.
+    """
 
     epoch: int
     topology: Topology
     enabled: bool
     owner_uid: str
+    owner_gone: bool = False
 
 
 class Role(StrEnum):
@@ -46,9 +64,7 @@ async def read(database: Database) -> TopologyRow | None:
     Raises:
         StoreRefused: it holds what cannot be a topology; somebody else than us has written it.
     """
-    row = await database.fetchrow(
-        "SELECT epoch, shards, isolation, enabled, routes::text, owner_uid FROM scale_topology WHERE id = 1"
-    )
+    row = await database.fetchrow(f"SELECT {_COLUMNS} FROM scale_topology WHERE id = 1")  # noqa: S608
     return None if row is None else _row(row)
 
 
@@ -71,23 +87,38 @@ async def write(
         to_jsonb([_route_json(route) for route in topology.routes]),
         owner_uid,
     )
-    columns = "epoch, shards, isolation, enabled, routes::text, owner_uid"
     if was is None:
         rows = await database.fetch(
-            "INSERT INTO scale_topology (id, epoch, shards, isolation, enabled, routes, owner_uid)"  # noqa: S608
-            f" VALUES (1, 1, $1, $2, $3, $4::jsonb, $5) ON CONFLICT (id) DO NOTHING RETURNING {columns}",
+            "INSERT INTO scale_topology"  # noqa: S608
+            " (id, epoch, shards, isolation, enabled, routes, owner_uid, owner_seen_at)"
+            f" VALUES (1, 1, $1, $2, $3, $4::jsonb, $5, now()) ON CONFLICT (id) DO NOTHING RETURNING {_COLUMNS}",
             *values,
         )
     else:
         rows = await database.fetch(
             "UPDATE scale_topology SET epoch = epoch + 1, shards = $1, isolation = $2, enabled = $3,"  # noqa: S608
-            " routes = $4::jsonb, owner_uid = $5"
-            f" WHERE id = 1 AND epoch = $6 AND coalesce(owner_uid, '') = $7 RETURNING {columns}",
+            " routes = $4::jsonb, owner_uid = $5, owner_seen_at = now()"
+            f" WHERE id = 1 AND epoch = $6 AND coalesce(owner_uid, '') = $7 RETURNING {_COLUMNS}",
             *values,
             was.epoch,
             was.owner_uid,
         )
     return _row(rows[0]) if rows else None
+
+
+async def renew(database: Database, owner_uid: str) -> None:
+    """Say that the row's owner is there; one that said so within the last minute writes nothing."""
+    await database.execute(
+        "UPDATE scale_topology SET owner_seen_at = now() WHERE id = 1 AND owner_uid = $1"
+        " AND coalesce(owner_seen_at < now() - make_interval(secs => $2), true)",
+        owner_uid,
+        float(_RENEW_SECONDS),
+    )
+
+
+async def disown(database: Database, owner_uid: str) -> None:
+    """Leave the row to whoever comes next; another's stays. What producers go by is not changed."""
+    await database.execute("UPDATE scale_topology SET owner_uid = NULL WHERE id = 1 AND owner_uid = $1", owner_uid)
 
 
 async def report(database: Database, producer_id: str, *, hostname: str, role: Role, epoch: int) -> None:
@@ -167,7 +198,7 @@ def _row(row: asyncpg.Record) -> TopologyRow:
             f" {MAX_SHARDS} shards and a list"
         )
     topology = Topology(row["shards"], row["isolation"], tuple(_route(route) for route in routes))
-    return TopologyRow(row["epoch"], topology, row["enabled"], row["owner_uid"] or "")
+    return TopologyRow(row["epoch"], topology, row["enabled"], row["owner_uid"] or "", row["owner_gone"])
 
 
 def _route(value: object) -> Route:

@@ -6,8 +6,9 @@ Producers have rows there too (`topology.report`); they have a role, workers hav
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
-from synapse_worker.store.database import Database, to_jsonb
+from synapse_worker.store.database import Database, from_jsonb, to_jsonb
 
 SILENT_SECONDS = 90
 """A worker that has not beaten for this long counts as gone, whatever its row says."""
@@ -65,3 +66,34 @@ async def count_online(database: Database) -> int:
         float(SILENT_SECONDS),
     )
     return 0 if row is None else int(row["online"])
+
+
+@dataclass(frozen=True, slots=True)
+class SeenWorker:
+    """A worker as listings show it; `status` is offline for one that has been silent for `SILENT_SECONDS`."""
+
+    worker_id: str
+    hostname: str | None
+    address: str | None
+    status: str
+    queues: list[str]
+    active_jobs: int
+    max_jobs: int
+    last_heartbeat: datetime | None
+    registered_at: datetime | None
+
+
+async def list_all(database: Database, *, limit: int) -> list[SeenWorker]:
+    """Return workers, those that were heard last first; producers are none."""
+    rows = await database.fetch(
+        """
+        SELECT worker_id, hostname, address, capabilities->>'queues' AS queues, coalesce(active_jobs, 0) AS active_jobs,
+               coalesce(max_jobs, 0) AS max_jobs, last_heartbeat, registered_at,
+               CASE WHEN last_heartbeat > now() - make_interval(secs => $1) THEN coalesce(status, 'online')
+                    ELSE 'offline' END AS status
+          FROM workers WHERE role IS NULL ORDER BY last_heartbeat DESC NULLS LAST, worker_id LIMIT $2
+        """,
+        float(SILENT_SECONDS),
+        limit,
+    )
+    return [SeenWorker(**{**row, "queues": from_jsonb(row["queues"], [])}) for row in rows]

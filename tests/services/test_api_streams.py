@@ -1,0 +1,141 @@
+"""Streams of events over HTTP: what is replayed, what is not sent twice, how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+
+import pytest
+from redis.asyncio import Redis
+
+from synapse_worker.queueing import keys
+from synapse_worker.store.database import Database
+from tests.page.support import printing
+from tests.support.api import ApiProcess, Message, StartApi, following
+from tests.support.runs import said_done, store, until
+from tests.support.workers import StartWorker, chain, slow_steps
+
+RUN = "/orchestrations/hello/run"
+
+
+@pytest.fixture
+async def api(database: Database, redis_client: Redis, start_api: StartApi) -> ApiProcess:
+    """An API without keys, and orchestrations `hello` and `slow`."""
+    await store(database, printing("hello"), chain("slow", slow_steps(6, 0.3)))
+    return await asyncio.to_thread(start_api)
+
+
+async def enqueued(api: ApiProcess, orchestration_id: str = "hello") -> str:
+    """Enqueue a run; returns the path of its stream."""
+    async with api.client() as client:
+        answer = await client.post(f"/orchestrations/{orchestration_id}/run", json={})
+    assert answer.status_code == 202
+    return str(answer.json()["stream_url"]).removeprefix("/api/v2")
+
+
+def run_of(path: str) -> str:
+    """Return the run whose stream has this path."""
+    return path.split("/")[-2]
+
+
+def with_data(messages: list[Message]) -> list[Message]:
+    """Return the messages that carry an event."""
+    return [message for message in messages if message.event]
+
+
+async def test_a_stream_that_was_cut_goes_on_where_it_was(
+    database: Database, redis_client: Redis, api: ApiProcess, start_worker: StartWorker
+) -> None:
+    path = await enqueued(api, "slow")
+    async with api.client() as client:
+        first: list[Message] = []
+        async with following(client, path) as messages:
+            start_worker()
+            async for message in messages:
+                first.append(message)
+                if message.event.get("type") == "step_complete":
+                    break
+        last_id = first[-1].fields["id"]
+        rest: list[Message] = []
+        async with following(client, path, last_id=last_id) as messages:
+            rest = [message async for message in messages]
+        stored = await said_done(redis_client, run_of(path))
+        assert [message.event for message in with_data(first + rest)] == stored
+        assert rest[-1].event["type"] == "done"
+        over = await client.get(path, headers={"Last-Event-ID": rest[-1].fields["id"]})
+        assert over.status_code == 204
+
+
+async def test_an_event_is_sent_once_on_a_connection(redis_client: Redis, api: ApiProcess) -> None:
+    path = await enqueued(api)
+    stream = keys.run_events(run_of(path))
+    for event_id in ("a", "b", "a", "c"):
+        await redis_client.xadd(stream, {"data": json.dumps({"type": "thinking", "event_id": event_id})})
+    await redis_client.xadd(stream, {"data": "not ours"})
+    async with api.client() as client:
+        await client.post(path.replace("/stream", "/cancel"))  # so that it ends
+        async with following(client, path) as messages:
+            got = with_data([message async for message in messages])
+    assert [message.event.get("event_id") for message in got[:3]] == ["a", "b", "c"]
+    assert got[3].event["type"] == "snapshot"  # nobody wrote `done`
+    assert got[3].event["status"] == "cancelled"
+
+
+async def test_events_that_have_expired_are_one_snapshot(
+    database: Database, redis_client: Redis, api: ApiProcess, start_worker: StartWorker
+) -> None:
+    path = await enqueued(api)
+    start_worker()
+    await until(database, run_of(path), "completed")
+    await said_done(redis_client, run_of(path))
+    await redis_client.delete(keys.run_events(run_of(path)))
+    async with api.client() as client:
+        for last_id in ("", "1-0"):
+            async with following(client, path, last_id=last_id) as messages:
+                (message,) = [message async for message in messages]
+            assert message.event["type"] == "snapshot"
+            assert message.event["shared_state"] == {"user_input": "", "said": "hello "}
+            assert "id" not in message.fields
+
+
+async def test_a_retried_run_is_followed_behind_its_first_end(
+    database: Database, redis_client: Redis, api: ApiProcess, start_worker: StartWorker
+) -> None:
+    path = await enqueued(api)
+    stream = keys.run_events(run_of(path))
+    await redis_client.xadd(stream, {"data": json.dumps({"type": "done"})})
+    async with api.client() as client, following(client, path) as messages:
+        start_worker()
+        got = with_data([message async for message in messages])
+    assert [message.event["type"] for message in got].count("done") == 2
+
+
+async def test_a_stop_sends_streams_on_to_another_replica(
+    redis_client: Redis, api: ApiProcess, start_api: StartApi, database: Database, start_worker: StartWorker
+) -> None:
+    other = await asyncio.to_thread(start_api)
+    path = await enqueued(api)
+    stream = keys.run_events(run_of(path))
+    entry_id = (await redis_client.xadd(stream, {"data": json.dumps({"type": "thinking"})})).decode()
+    async with api.client() as client, following(client, path) as messages:
+        before = [await anext(messages), await anext(messages)]
+        api.signal(signal.SIGTERM)
+        after = [message async for message in messages]
+    assert before[1].fields["id"] == entry_id
+    assert after[-1].fields["retry"] == "1000"
+    assert await asyncio.to_thread(api.wait) == 0
+    async with other.client() as client, following(client, path, last_id=entry_id) as messages:
+        start_worker()
+        got = with_data([message async for message in messages])
+    assert "thinking" not in [message.event["type"] for message in got]
+    assert got[-1].event["type"] == "done"
+
+
+async def test_a_last_event_id_that_is_none(api: ApiProcess) -> None:
+    path = await enqueued(api)
+    async with api.client() as client:
+        answer = await client.get(path, headers={"Last-Event-ID": "x"})
+        assert (answer.status_code, "Last-Event-ID" in answer.json()["detail"]) == (422, True)
+        bounds = await client.get(path.replace("/stream", "/events"), params={"start": "x"})
+        assert bounds.json() == {"detail": "start: it must be the id of an event, - or +"}

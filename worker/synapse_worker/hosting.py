@@ -1,0 +1,69 @@
+"""What a process needs beside queues and stores to run jobs: opened together, closed together.
+
+Workers are such processes (`lifecycle`), and where scale mode is off those of the API. Which jobs they take, and when
+they stop, is theirs to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from redis.asyncio import Redis
+
+from synapse_worker.engine.sandbox import Sandbox
+from synapse_worker.events import EventWriter
+from synapse_worker.gate import StoreGate
+from synapse_worker.jobs import Jobs, Surroundings
+from synapse_worker.queueing.reservations import Reservations
+from synapse_worker.queueing.served import Served
+from synapse_worker.settings import Settings
+from synapse_worker.store import tenants
+from synapse_worker.store.database import Database
+from synapse_worker.telemetry import Metrics
+
+_SANDBOX_PROCESSES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The handler of claimed jobs, and the places that they take up."""
+
+    jobs: Jobs
+    reservations: Reservations
+
+
+@asynccontextmanager
+async def hosting(
+    database: Database,
+    client: Redis,
+    gate: StoreGate,
+    served: Served,
+    settings: Settings,
+    known_tenants: Mapping[str, tenants.Tenant],
+    metrics: Metrics,
+) -> AsyncIterator[Host]:
+    """Open it; what runs beside the jobs (events, cancels, reservations) runs while the block lasts."""
+    events = EventWriter(client, ttl_seconds=settings.event_ttl)
+    async with Sandbox(processes=min(settings.concurrency, _SANDBOX_PROCESSES)) as sandbox:
+        reservations = Reservations(
+            client,
+            gate,
+            served,
+            partial(tenants.read_all, database),
+            known_tenants,
+            worker_id=settings.worker_id,
+            lease_seconds=settings.lease_seconds,
+            default_tenant=settings.default_tenant_id,
+        )
+        jobs = Jobs(Surroundings(database, client, gate, events, sandbox, reservations, metrics, settings))
+        beside = [asyncio.create_task(work) for work in (events.write(), jobs.watch_cancels(), reservations.keep())]
+        try:
+            yield Host(jobs, reservations)
+        finally:
+            for task in beside:
+                task.cancel()
+            await asyncio.wait(beside)

@@ -1,0 +1,116 @@
+"""Artifacts in a folder of this machine: what a single worker needs, and what several cannot share.
+
+Files are written beside their place and renamed, so that nobody reads half of one. File calls run in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from synapse_worker.errors import BlobNotFound, BlobRefused, StoreRefused, StoreUnavailable
+from synapse_worker.store.blobs import CHUNK_BYTES, Blob
+
+T = TypeVar("T")
+
+_PARTIAL = ".partial"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
+
+
+class LocalBlobs:
+    """A store of artifacts in a folder, which is made when something is first written."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    async def put(self, key: str, chunks: AsyncIterable[bytes]) -> int:
+        """See `Blobs.put`."""
+        written = self._folder / _PARTIAL / uuid.uuid4().hex
+        size = 0
+        try:
+            file = await self._run(key, partial(self._create, written, key))
+            try:
+                async for chunk in chunks:
+                    await self._run(key, partial(file.write, chunk))
+                    size += len(chunk)
+            finally:
+                await self._run(key, file.close)
+            await self._run(key, lambda: os.replace(written, self._place(key)))
+        except BaseException:
+            with suppress(OSError):
+                written.unlink()
+            raise
+        return size
+
+    async def get(self, key: str) -> AsyncGenerator[bytes]:
+        """See `Blobs.get`."""
+        file = await self._run(key, lambda: self._place(key).open("rb"))
+        try:
+            while chunk := await self._run(key, partial(file.read, CHUNK_BYTES)):
+                yield chunk
+        finally:
+            file.close()
+
+    async def walk(self, folder: str) -> AsyncGenerator[Blob]:
+        """See `Blobs.walk`."""
+        for blob in await self._run(folder, lambda: self._files(self._place(folder))):
+            yield blob
+
+    async def exists(self, key: str) -> bool:
+        """See `Blobs.exists`."""
+        return await self._run(key, lambda: self._place(key).is_file())
+
+    async def ping(self) -> None:
+        """Say nothing: a folder that cannot be written concerns what writes there, not the worker's other work."""
+
+    async def close(self) -> None:
+        """Do nothing: no file stays open between calls."""
+
+    def _place(self, key: str) -> Path:
+        """Return where an object is, which no symbolic link may put outside the folder."""
+        root = self._folder.resolve()
+        place = (root / key).resolve()
+        if not place.is_relative_to(root):
+            raise BlobRefused(f"{key!a} leads out of {root}; nothing outside that folder is read or written")
+        return place
+
+    def _create(self, written: Path, key: str) -> BinaryIO:
+        self._place(key).parent.mkdir(parents=True, exist_ok=True)
+        written.parent.mkdir(exist_ok=True)
+        return written.open("xb")
+
+    def _files(self, folder: Path) -> list[Blob]:
+        found: list[Blob] = []
+        root = self._folder.resolve()
+        for place, _, names in os.walk(folder):
+            for name in names:
+                path = Path(place, name)
+                with suppress(FileNotFoundError):  # gone meanwhile
+                    seen = path.stat()
+                    modified = datetime.fromtimestamp(seen.st_mtime, UTC)
+                    found.append(Blob(path.relative_to(root).as_posix(), seen.st_size, modified))
+        return sorted(found, key=lambda blob: blob.key)
+
+    async def _run(self, key: str, call: Callable[[], T]) -> T:
+        """Make a call for an object in a thread; its errors become ours."""
+        try:
+            return await asyncio.to_thread(call)
+        except FileNotFoundError:
+            raise BlobNotFound(key) from None
+        except (IsADirectoryError, NotADirectoryError, FileExistsError):
+            raise BlobRefused(
+                f"{key!a} cannot be a file here: a folder has this name, or a file has the name of one of its folders"
+            ) from None
+        except OSError as error:
+            why = f"{self._folder} (SYNAPSE_DATA_DIR): {error.strerror or type(error).__name__}"
+            if error.errno in _FULL:
+                raise StoreUnavailable("The local disk", f"cannot serve {why}") from None
+            raise StoreRefused(f"The local disk does not let us use {why}") from None
