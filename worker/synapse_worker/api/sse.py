@@ -11,7 +11,7 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
@@ -128,7 +128,7 @@ async def follow(
     last_seen: str,
     stopping: asyncio.Event,
     snapshot: Callable[[], Awaitable[Snapshot]],
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Yield a stream as server-sent events until it is `done` and nothing more can come.
 
     An event that was sent on this connection already, by its event_id, is dropped. Where the events are gone (they
