@@ -11,7 +11,16 @@ from fastapi.responses import Response
 
 from synapse_worker.api import admission
 from synapse_worker.api.auth import Caller
-from synapse_worker.api.context import CallerDep, Context, ContextDep, mode_of, pass_rate, refuse, tenant_for
+from synapse_worker.api.context import (
+    CallerDep,
+    Context,
+    ContextDep,
+    mode_of,
+    pass_rate,
+    refuse,
+    tenant_for,
+    tenants_visible_to,
+)
 from synapse_worker.api.models import (
     Changed,
     End,
@@ -103,7 +112,7 @@ async def _enqueue(
     run_id: str,
     now_ms: int,
 ) -> None:
-    visible = None if caller.tenant_id is None else [caller.tenant_id, context.settings.default_tenant_id]
+    visible = tenants_visible_to(context, caller)
     if not await definitions.exists(context.database, definitions.ORCHESTRATIONS, orchestration_id, tenants=visible):
         raise Problem(404, f"there is no orchestration {orchestration_id!r}; sync it first")
     run = NewRun(
