@@ -1,11 +1,8 @@
-"""Keys of the V2 API in PostgreSQL: hashes only, and a manager's keys beside those of the command line."""
+"""Keys of the V2 API in PostgreSQL: hashes only, found by their tokens."""
 
 from __future__ import annotations
 
-from pydantic import SecretStr
-
 from synapse_worker.store import api_keys
-from synapse_worker.store.api_keys import ManagedKey
 from synapse_worker.store.database import Database
 
 
@@ -20,20 +17,12 @@ async def test_a_token_is_found_and_never_stored(database: Database) -> None:
     assert await api_keys.list_all(database) == []
 
 
-async def test_a_managers_keys_are_as_it_wants_them(database: Database) -> None:
-    by_hand, token = await api_keys.create(database, name="by hand", tenant_id=None)
-    one = ManagedKey(SecretStr("one"), "one", None)
-    other = ManagedKey(SecretStr("other"), "other", "acme")
-    taken = ManagedKey(token, "taken", "acme")
-    assert await api_keys.bring_to(database, [one, other, taken], managed_by="scale") == 2
-    assert await api_keys.bring_to(database, [one, other, taken], managed_by="scale") == 0
-    assert await api_keys.find(database, token.get_secret_value()) == by_hand
-    managed = await api_keys.find(database, "one")
-    assert managed is not None
-    assert await api_keys.revoke(database, managed.key_id) == 0  # its Secret would bring it back
-    assert await api_keys.bring_to(database, [ManagedKey(SecretStr("one"), "one", "acme")], managed_by="scale") == 2
-    assert [(key.name, key.tenant_id) for key in await api_keys.list_all(database)] == [
-        ("by hand", None),
-        ("one", "acme"),
-    ]
-    assert await api_keys.bring_to(database, [], managed_by="another") == 0
+async def test_a_managers_key_is_not_revoked_here(database: Database) -> None:
+    await database.execute(
+        "INSERT INTO api_keys (hash, name, managed_by, created_at) VALUES ($1, 'theirs', 'scale', now())",
+        api_keys.hash_of("theirs"),
+    )
+    key = await api_keys.find(database, "theirs")
+    assert key is not None
+    assert key.managed_by == "scale"
+    assert await api_keys.revoke(database, key.key_id) == 0  # its Secret would bring it back

@@ -7,8 +7,12 @@ import json
 import signal
 
 import pytest
+from pydantic import SecretStr
 from redis.asyncio import Redis
 
+from synapse_worker.api import sse
+from synapse_worker.api.sse import Snapshot, Streams, follow
+from synapse_worker.connections import open_redis
 from synapse_worker.queueing import keys
 from synapse_worker.store.database import Database
 from tests.page.support import printing
@@ -139,3 +143,30 @@ async def test_a_last_event_id_that_is_none(api: ApiProcess) -> None:
         assert (answer.status_code, "Last-Event-ID" in answer.json()["detail"]) == (422, True)
         bounds = await client.get(path.replace("/stream", "/events"), params={"start": "x"})
         assert bounds.json() == {"detail": "start: it must be the id of an event, - or +"}
+
+
+async def waiting() -> Snapshot:
+    """The state of a run that nobody has begun."""
+    return Snapshot({"type": "snapshot", "status": "queued"}, begun=False, ended=False)
+
+
+async def test_a_silent_stream_says_that_it_is_there(redis_client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(sse, "KEEPALIVE_SECONDS", 0.1)
+    streams = Streams(redis_client)
+    reading = asyncio.create_task(streams.read())
+    chunks = follow(streams, "stream", last_seen="", stopping=asyncio.Event(), snapshot=waiting)
+    try:
+        assert [await anext(chunks) for _ in range(3)] == [b": connected\n\n", *[b": keep-alive\n\n"] * 2]
+    finally:
+        await chunks.aclose()
+        reading.cancel()
+
+
+async def test_without_redis_a_stream_ends_and_asks_to_come_back() -> None:
+    client = open_redis(SecretStr("redis://127.0.0.1:1"))
+    try:
+        chunks = follow(Streams(client), "stream", last_seen="", stopping=asyncio.Event(), snapshot=waiting)
+        assert [chunk async for chunk in chunks] == [b"retry: 1000\n\n"]
+    finally:
+        await client.aclose()

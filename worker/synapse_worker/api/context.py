@@ -144,6 +144,11 @@ async def pass_rate(request: Request, context: Context, tenant_id: str) -> None:
     refuse(request, admission.over_rate(rate))
 
 
+def tenants_visible_to(context: Context, caller: Caller) -> list[str] | None:
+    """Return whose definitions a caller may see and use: its tenant's and the default tenant's; None = everybody's."""
+    return None if caller.tenant_id is None else [caller.tenant_id, context.settings.default_tenant_id]
+
+
 @dataclass(frozen=True, slots=True)
 class Mode:
     """How jobs are run now: in a queue for each tenant, or by the process that takes them in."""

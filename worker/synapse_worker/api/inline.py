@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.05
 _SLOWEST_POLL_SECONDS = 1.0
+_INTERRUPT_SECONDS = 3.0
+"""How long jobs that are interrupted may take to give their runs back."""
 
 
 class Inline:
@@ -83,7 +85,7 @@ class Inline:
         await asyncio.wait({self._claiming}, timeout=self._settings.drain_seconds)
         if not self._claiming.done():
             self._loop.interrupt()
-            await asyncio.wait({self._claiming}, timeout=self._settings.drain_seconds)
+            await asyncio.wait({self._claiming}, timeout=_INTERRUPT_SECONDS)
         self._claiming.cancel()
         await asyncio.wait({self._claiming})
         await self._stack.aclose()

@@ -111,8 +111,8 @@ class RunRequest(_Job):
 class ResumeRequest(_Request):
     """The answer that a paused run waits for."""
 
-    response: Annotated[JsonValue, AfterValidator(lambda value: _plain({"response": value})["response"])] = Field(
-        None, description="What the human answers: a text, or an object of the fields asked for."
+    response: Text | Annotated[dict[str, JsonValue], AfterValidator(_plain)] = Field(
+        description="What the human answers: a text, or an object of the fields that were asked for."
     )
 
 

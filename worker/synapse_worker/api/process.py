@@ -36,7 +36,7 @@ _REBASE_SECONDS = 2.0
 _TIDY_SECONDS = 15.0
 _LINGER_SECONDS = 5.0
 """How long a pod that was told to stop still takes requests: Services learn of it meanwhile."""
-_END_SECONDS = 10
+_END_SECONDS = 8
 """How long requests that have begun may take then."""
 _MOST_TENANTS = 10_000
 
@@ -93,8 +93,8 @@ class ApiProcess:
                     await asyncio.wait(
                         {serving, asyncio.create_task(self._stop.wait())}, return_when=asyncio.FIRST_COMPLETED
                     )
-                await self._wind_down()
-                await context.inline.close()
+                context.stopping.set()
+                await asyncio.gather(self._linger(), context.inline.close())
                 http.should_exit = True
                 await asyncio.wait({serving}, timeout=_END_SECONDS + 1)
         finally:
@@ -132,9 +132,8 @@ class ApiProcess:
             return True
         return False
 
-    async def _wind_down(self) -> None:
-        """Send streams on to other replicas, and in a cluster take requests until nobody sends any here."""
-        self._context.stopping.set()
+    async def _linger(self) -> None:
+        """In a cluster, take requests until nobody sends any here."""
         if self._context.settings.k8s_mode:
             await asyncio.sleep(_LINGER_SECONDS)
 

@@ -11,7 +11,7 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
@@ -26,6 +26,8 @@ RETRY_MS = 1_000
 STREAM_ID = re.compile(r"\d{1,20}(-\d{1,20})?")
 _POLL_SECONDS = 0.1
 _PAGE = 200
+_GRACE_SECONDS = 1.0
+"""How long the events of what has begun may not be there yet."""
 _LOOK_SECONDS = 3.0
 """A stream that has been silent for that long may have ended without a word: its owner's state is looked at."""
 
@@ -128,7 +130,7 @@ async def follow(
     last_seen: str,
     stopping: asyncio.Event,
     snapshot: Callable[[], Awaitable[Snapshot]],
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Yield a stream as server-sent events until it is `done` and nothing more can come.
 
     An event that was sent on this connection already, by its event_id, is dropped. Where the events are gone (they
@@ -141,16 +143,15 @@ async def follow(
     """
     seen: set[str] = set()
     position = last_seen
-    told = False
     quiet_for = 0.0
     try:
         if not await streams.exists(stream):
             state = await snapshot()
-            if state.begun or state.ended:
-                told = True
+            # The first events follow the commit that they speak of.
+            if (state.begun or state.ended) and not await streams.after(stream, "", timeout=_GRACE_SECONDS):
                 yield _formatted(state.event)
-            if state.ended:
-                return
+                if state.ended:
+                    return
         yield b": connected\n\n"
         while not stopping.is_set():
             entries = await _or_stop(streams.after(stream, position, timeout=_LOOK_SECONDS), stopping)
@@ -171,8 +172,7 @@ async def follow(
                 continue
             quiet_for += _LOOK_SECONDS
             if await _is_last(streams, stream, position, snapshot):
-                if not told:
-                    yield _formatted((await snapshot()).event)
+                yield _formatted((await snapshot()).event)
                 return
             if quiet_for >= KEEPALIVE_SECONDS:
                 quiet_for = 0.0

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -71,47 +70,6 @@ async def revoke(database: Database, key_id: str) -> int:
     return await database.execute(
         "DELETE FROM api_keys WHERE left(hash, $2) = $1 AND managed_by IS NULL", key_id, _ID_LENGTH
     )
-
-
-@dataclass(frozen=True, slots=True)
-class ManagedKey:
-    """A key as its manager wants it; the token is kept as a hash only."""
-
-    token: SecretStr
-    name: str
-    tenant_id: str | None
-
-
-async def bring_to(database: Database, wanted: Sequence[ManagedKey], *, managed_by: str) -> int:
-    """Make the keys of a manager those that it wants, in one statement; what is as wanted is not written.
-
-    A key that somebody else has made is left as it is.
-
-    Returns:
-        How many keys were written or deleted.
-    """
-    by_hash = {hash_of(key.token.get_secret_value()): key for key in wanted}
-    rows = await database.fetch(
-        """
-        WITH wanted AS (
-          SELECT * FROM unnest($1::text[], $2::text[], $3::text[]) AS w (hash, name, tenant_id)),
-        written AS (
-          INSERT INTO api_keys AS k (hash, name, tenant_id, managed_by, created_at)
-          SELECT hash, name, tenant_id, $4::text, now() FROM wanted
-          ON CONFLICT (hash) DO UPDATE SET name = EXCLUDED.name, tenant_id = EXCLUDED.tenant_id
-           WHERE k.managed_by = EXCLUDED.managed_by
-             AND (k.name, k.tenant_id) IS DISTINCT FROM (EXCLUDED.name, EXCLUDED.tenant_id)
-          RETURNING k.hash),
-        deleted AS (
-          DELETE FROM api_keys WHERE managed_by = $4::text AND hash NOT IN (SELECT hash FROM wanted) RETURNING hash)
-        SELECT hash FROM written UNION ALL SELECT hash FROM deleted
-        """,
-        list(by_hash),
-        [key.name for key in by_hash.values()],
-        [key.tenant_id for key in by_hash.values()],
-        managed_by,
-    )
-    return len(rows)
 
 
 async def find(database: Database, token: str) -> ApiKey | None:

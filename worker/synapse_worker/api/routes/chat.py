@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from synapse_worker.api import admission
-from synapse_worker.api.context import CallerDep, ContextDep, mode_of, pass_rate, refuse, tenant_for
+from synapse_worker.api.context import CallerDep, ContextDep, mode_of, pass_rate, refuse, tenant_for, tenants_visible_to
 from synapse_worker.api.models import (
     ChatAccepted,
     ChatCancelled,
@@ -83,7 +83,7 @@ async def enqueue(
     job_id = await same_request(context, tenant_id, idempotency_key, ["chat", told], new_turn_id(session_id, now_ms))
     if idempotency_key is not None and (known := await chats.session_of(context.database, job_id)) is not None:
         return _accepted(known, job_id)
-    visible = None if caller.tenant_id is None else [caller.tenant_id, context.settings.default_tenant_id]
+    visible = tenants_visible_to(context, caller)
     if not await definitions.exists(context.database, definitions.AGENTS, body.agent_id, tenants=visible):
         raise Problem(404, f"there is no agent {body.agent_id!r}; sync it first")
     owner = await chats.tenant_of(context.database, session_id)

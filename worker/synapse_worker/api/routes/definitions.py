@@ -8,7 +8,7 @@ from pathlib import Path
 from fastapi import APIRouter, Request
 
 from synapse_worker.api.auth import Caller
-from synapse_worker.api.context import Context, ContextDep, PassedDep, UnboundDep
+from synapse_worker.api.context import Context, ContextDep, PassedDep, UnboundDep, tenants_visible_to
 from synapse_worker.api.models import MOST_LISTED, Definition, Limit, PathId, SyncDone, WholeDefinition
 from synapse_worker.api.problems import Problem, answers
 from synapse_worker.errors import ConfigurationError
@@ -83,17 +83,15 @@ async def sync(request: Request, context: ContextDep, caller: UnboundDep) -> Syn
     )
 
 
-def _visible(context: Context, caller: Caller) -> list[str] | None:
-    return None if caller.tenant_id is None else [caller.tenant_id, context.settings.default_tenant_id]
-
-
 async def _listed(context: Context, caller: Caller, table: str, limit: int) -> list[Definition]:
-    rows = await definitions.list_table(context.database, table, tenants=_visible(context, caller), limit=limit)
+    rows = await definitions.list_table(
+        context.database, table, tenants=tenants_visible_to(context, caller), limit=limit
+    )
     return [Definition.model_validate(row, from_attributes=True) for row in rows]
 
 
 async def _found(context: Context, caller: Caller, table: str, key: str, kind: str) -> WholeDefinition:
-    found = await definitions.find(context.database, table, key, tenants=_visible(context, caller))
+    found = await definitions.find(context.database, table, key, tenants=tenants_visible_to(context, caller))
     if found is None:
         raise Problem(404, f"there is no {kind} {key!r}")
     listed, definition = found

@@ -10,7 +10,17 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from synapse_worker.api import admission
-from synapse_worker.api.context import CallerDep, ContextDep, mode_of, pass_rate, refuse, tenant_for
+from synapse_worker.api.auth import Caller
+from synapse_worker.api.context import (
+    CallerDep,
+    Context,
+    ContextDep,
+    mode_of,
+    pass_rate,
+    refuse,
+    tenant_for,
+    tenants_visible_to,
+)
 from synapse_worker.api.models import (
     Changed,
     End,
@@ -81,9 +91,28 @@ async def enqueue(
     run_id = await same_request(
         context, tenant_id, idempotency_key, ["run", orchestration_id, told], new_run_id(now_ms)
     )
-    if idempotency_key is not None and (known := await runs.get(context.database, [run_id])):
+    known = await runs.get(context.database, [run_id]) if idempotency_key is not None else []
+    if known and not mode.inline:
         return _accepted(run_id, known[0].status)
-    visible = None if caller.tenant_id is None else [caller.tenant_id, context.settings.default_tenant_id]
+    if not known:
+        await _enqueue(request, context, caller, orchestration_id, tenant_id, body, run_id, now_ms)
+    if mode.inline and await context.inline.run(context.settings, run_id, context.stopping):
+        response.status_code = 200
+        return _state(await _view(context.database, run_id))
+    return _accepted(run_id, RunStatus.QUEUED)
+
+
+async def _enqueue(
+    request: Request,
+    context: Context,
+    caller: Caller,
+    orchestration_id: str,
+    tenant_id: str,
+    body: RunRequest,
+    run_id: str,
+    now_ms: int,
+) -> None:
+    visible = tenants_visible_to(context, caller)
     if not await definitions.exists(context.database, definitions.ORCHESTRATIONS, orchestration_id, tenants=visible):
         raise Problem(404, f"there is no orchestration {orchestration_id!r}; sync it first")
     run = NewRun(
@@ -102,10 +131,6 @@ async def enqueue(
         request, context, tenant_id, run_id, lambda: context.producer.enqueue(run, run_id=run_id, now_ms=now_ms)
     )
     context.metrics.enqueued(tenant_id, orchestration_id)
-    if mode.inline and await context.inline.run(context.settings, run_id, context.stopping):
-        response.status_code = 200
-        return _state(await _view(context.database, run_id))
-    return _accepted(run_id, RunStatus.QUEUED)
 
 
 @router.get("/runs/{run_id}/status", responses=answers(404))
