@@ -21,6 +21,7 @@ from synapse_worker import __version__, contract
 from synapse_worker.connections import open_database, open_redis, ping_redis, redis_errors_as_ours
 from synapse_worker.contract import BY_NAME, TENANT_POOL
 from synapse_worker.egress import Egress
+from synapse_worker.engine.locked_python import LockedPython
 from synapse_worker.engine.sandbox import Sandbox
 from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
 from synapse_worker.events import EventWriter
@@ -167,7 +168,8 @@ class Worker:
         served = self._served = Served([open_queue(keys.queue(shard)) for shard in self._named_shards], pool)
         events = EventWriter(client, ttl_seconds=settings.event_ttl)
         async with (
-            Sandbox(processes=min(settings.concurrency, _SANDBOX_PROCESSES)) as sandbox,
+            LockedPython() as whole,
+            Sandbox(processes=min(settings.concurrency, _SANDBOX_PROCESSES), whole=whole) as sandbox,
             Egress(settings.webhook_allow) as egress,
         ):
             reservations = Reservations(
