@@ -305,6 +305,7 @@ def main() -> None:
         for name in _LATE:
             importlib.import_module(name)
         "".encode("idna")
+        os.environ.clear()  # Python itself has put its locale there
         # Nothing more is found; what is asked for and not here is told at once.
         sys.path.clear()
         sys.path_hooks.clear()
