@@ -66,10 +66,8 @@ async def test_the_example_runs(sandbox: Sandbox) -> None:
 def test_the_limits_are_these() -> None:
     assert f"| time of a condition or switch expression | {EXPRESSION_SECONDS:g} s |" in PAGE
     assert f"| time of a transform | {TRANSFORM_SECONDS:g} s," in PAGE
-    assert (
-        f"| memory | {sandbox.MEMORY_BYTES >> 20} MiB ({locked_child.MEMORY_BYTES >> 20} MiB in Python itself) |"
-        in PAGE
-    )
+    small, whole = sandbox.MEMORY_BYTES >> 20, locked_child.MEMORY_BYTES >> 20
+    assert f"| memory | {small} MiB ({whole} MiB in Python itself) |" in PAGE
     assert f"| calls within calls | {sandbox.MAX_CALL_DEPTH} |" in PAGE
     assert f"| state that the code reads | {sandbox.MAX_STATE_BYTES >> 20} MiB" in PAGE
     assert f"| result, and what a script prints | {sandbox.MAX_OUTPUT_BYTES >> 20} MiB |" in PAGE

@@ -276,7 +276,8 @@ async def test_the_process_has_nothing_of_ours(sandbox: Sandbox, monkeypatch: py
     monkeypatch.setenv("REDIS_URL", "redis://:pass@host")
     code = (
         "import os, sys, gc\nresult = [dict(os.environ), sys.argv[1:], sys.path,"
-        " sorted(m for m in sys.modules if 'synapse' in m), any(''.join(['pa', 'ss@']) in repr(o) for o in gc.get_objects())]"
+        " sorted(m for m in sys.modules if 'synapse' in m),"
+        " any(''.join(['pa', 'ss@']) in repr(o) for o in gc.get_objects())]"
     )
     assert await outcome(sandbox, code) == [{}, [], [], [], False]
 
