@@ -364,6 +364,28 @@ async def test_tables_of_an_older_release_are_not_taken_for_idle(
     assert "of an older release" in seen.overview.sentence
 
 
+async def test_work_without_a_job_is_told_by_the_days_that_hold(
+    backends: Backends, redis_server: RedisServer, redis_client: Redis, postgres_url: str, database: Database
+) -> None:
+    """Runs that should have been removed a day ago: by the spec, else as stored, else 90 days."""
+    stores = _both(redis_server.url, postgres_url)
+
+    async def due(run_days: int | None = None) -> bool:
+        overview = (await backends.look("scale", "uid", stores, run_days=run_days)).overview
+        assert not isinstance(overview, Unknown)
+        return overview.work_due
+
+    await database.execute(
+        "INSERT INTO orchestration_runs (run_id, orchestration_id, tenant_id, status, shared_state, step_history,"
+        " ended_at) VALUES ('r', 'o', 't', 'completed', '{}', '[]', now() - interval '40 days')"
+    )
+    assert not await due()
+    assert await due(run_days=30)
+    await database.execute("INSERT INTO scale_settings (key, value) VALUES ('runs_retention_days', '20')")
+    assert await due()
+    assert not await due(run_days=50)
+
+
 async def test_the_row_is_written_once_and_never_over_anothers_change(
     backends: Backends, redis_server: RedisServer, redis_client: Redis, postgres_url: str, database: Database
 ) -> None:

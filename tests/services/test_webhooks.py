@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import signal
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -176,6 +177,29 @@ async def test_a_worker_killed_before_it_noted_the_answer_sends_it_again_under_t
     first, second = receiver.received
     assert first.headers["x-synapse-delivery"] == second.headers["x-synapse-delivery"] == str(row["id"])
     assert first.body == second.body
+
+
+async def test_a_worker_that_is_told_to_stop_ends_the_attempt_under_way(
+    database: Database, start_worker: StartWorker
+) -> None:
+    asked, may_answer = asyncio.Event(), asyncio.Event()
+
+    async def answer(_: Received) -> str:
+        asked.set()
+        await may_answer.wait()
+        return "200 OK"
+
+    async with Receiver(answer) as receiver:
+        await end_run(database, "run_1", receiver.url)
+        worker = start_worker(WEBHOOK_ALLOW="127.0.0.1")
+        await asyncio.wait_for(asked.wait(), 20)
+        worker.signal(signal.SIGTERM)
+        await eventually("it drains", lambda: "draining" in worker.log)
+        may_answer.set()
+        assert await asyncio.to_thread(worker.wait) == 0
+    row = await row_of(database, "run_1")
+    assert (row["attempts"], row["delivered_at"] is not None) == (1, True)
+    assert "Traceback" not in worker.log
 
 
 async def attempts_of(database: Database, run_id: str) -> object:

@@ -14,6 +14,7 @@ from functools import partial
 
 from redis.asyncio import Redis
 
+from synapse_worker.engine.locked_python import LockedPython
 from synapse_worker.engine.sandbox import Sandbox
 from synapse_worker.events import EventWriter
 from synapse_worker.gate import StoreGate
@@ -48,7 +49,10 @@ async def hosting(
 ) -> AsyncIterator[Host]:
     """Open it; what runs beside the jobs (events, cancels, reservations) runs while the block lasts."""
     events = EventWriter(client, ttl_seconds=settings.event_ttl)
-    async with Sandbox(processes=min(settings.concurrency, _SANDBOX_PROCESSES)) as sandbox:
+    async with (
+        LockedPython() as whole,
+        Sandbox(processes=min(settings.concurrency, _SANDBOX_PROCESSES), whole=whole) as sandbox,
+    ):
         reservations = Reservations(
             client,
             gate,

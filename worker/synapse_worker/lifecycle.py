@@ -37,6 +37,7 @@ from synapse_worker.settings import Settings
 from synapse_worker.store import definitions, migrate, tenants, workers
 from synapse_worker.store.database import Database
 from synapse_worker.telemetry import Metrics
+from synapse_worker.webhooks import EXIT_SECONDS as WEBHOOK_EXIT_SECONDS
 from synapse_worker.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
@@ -178,7 +179,8 @@ class Worker:
             retention = Retention(database, client, days=settings.retention_days)
             keeper = Housekeeper(database, client, gate, lambda: served.keys, retention)
             background.append(asyncio.create_task(keeper.keep()))
-            background.append(asyncio.create_task(Webhooks(database, gate, egress, self._metrics).send()))
+            webhooks = asyncio.create_task(Webhooks(database, gate, egress, self._metrics).send())
+            background.append(webhooks)
             background.append(asyncio.create_task(self._watch_figures(loop, served, client, gate)))
             await self._register(database, "online", loop)
             background.append(asyncio.create_task(self._count_workers(database, gate)))
@@ -196,6 +198,8 @@ class Worker:
             if claiming.done():
                 await claiming  # only an error of ours ends it: show it, and let the pod restart
             await self._drain(loop, claiming, database)
+            webhooks.cancel()
+            await asyncio.wait({webhooks}, timeout=WEBHOOK_EXIT_SECONDS + 1.0)
             await self._register(database, "offline", loop)
 
     async def _drain(self, loop: ClaimLoop, claiming: asyncio.Task[None], database: Database) -> None:

@@ -38,7 +38,8 @@ MOST_ATTEMPTS = 20
 _FIRST_DELAY = 5.0
 _LONGEST_DELAY = 7200.0
 MOST_STATE_BYTES = 1_000_000
-_EXIT_SECONDS = 2.0
+EXIT_SECONDS = 1.0
+"""How long attempts under way may take once the worker stops."""
 _GONE = 410
 """The status by which a receiver says that it wants no more of this."""
 
@@ -54,7 +55,7 @@ class Webhooks:
         self._under_way: dict[asyncio.Task[None], str] = {}
 
     async def send(self) -> None:
-        """Send what is due, for ever; when stopped, attempts under way may end within 2 s."""
+        """Send what is due, for ever; when stopped, attempts under way may end within `EXIT_SECONDS`."""
         try:
             while True:
                 if self._gate.is_open and len(self._under_way) < AT_ONCE:
@@ -62,7 +63,7 @@ class Webhooks:
                 await self._wait()
         finally:
             if self._under_way:
-                await asyncio.wait(self._under_way, timeout=_EXIT_SECONDS)
+                await asyncio.wait(self._under_way, timeout=EXIT_SECONDS)
             for task in self._under_way:
                 task.cancel()
 

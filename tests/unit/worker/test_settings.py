@@ -41,6 +41,11 @@ def test_the_defaults_are_those_of_the_page() -> None:
         ({"ENABLE_TENANT_ISOLATION": "2"}, "ENABLE_TENANT_ISOLATION is '2'; accepted: 0 or 1."),
         ({"WORKER_QUEUE_SHARD": "64"}, "WORKER_QUEUE_SHARD names shard 64; accepted indexes: 0 to 63."),
         ({"WORKER_QUEUE_SHARD": "a{b"}, "braces"),
+        (
+            {"WEBHOOK_ALLOW": "10.0.0.0/8, http://hooks"},
+            "WEBHOOK_ALLOW names 'http://hooks'; accepted: networks such as",
+        ),
+        ({"RUNS_RETENTION_DAYS": "0"}, "RUNS_RETENTION_DAYS is 0; accepted: a whole number from 1 to 3650."),
         ({"WORKER_QUEUE_SHARD": " , "}, "WORKER_QUEUE_SHARD names no shard"),
     ],
 )

@@ -19,6 +19,7 @@ import pydantic_monty as monty
 from synapse_worker.engine import dialect
 from synapse_worker.engine.errors import CodeFailed, CodeLimit, CodeRefused, EngineError, SandboxCrashed
 from synapse_worker.engine.json_values import JsonValue, NotJson, dumps, loads
+from synapse_worker.engine.locked_python import LockedPython, Unusable
 
 MEMORY_BYTES = 32 * 1024 * 1024
 """Heap of one run of user code."""
@@ -64,10 +65,12 @@ class Sandbox:
     Args:
         processes: interpreter processes at most; further calls wait for one to be free. One is kept warm.
         max_seconds: upper end of every time limit.
+        whole: runs transforms that need more of Python than the interpreter has; None = they are refused.
     """
 
-    def __init__(self, *, processes: int = 2, max_seconds: float = 30.0) -> None:
+    def __init__(self, *, processes: int = 2, max_seconds: float = 30.0, whole: LockedPython | None = None) -> None:
         self._max_seconds = max_seconds
+        self._whole = whole
         self._pool = monty.AsyncMonty(
             min_processes=1,
             max_processes=processes,
@@ -109,13 +112,25 @@ class Sandbox:
         """
         prepared = dialect.prepare_transform(code)
         state_text = _state_text(state, prepared.state_keys)
+        try:
+            return await self._interpreted(prepared, state_text, seconds)
+        except (CodeRefused, CodeFailed) as error:
+            if self._whole is None or not _may_be_lacking(error):
+                raise
+            # A transform changes nothing but its own copy of the state, so it may be run from its start again.
+            try:
+                text, printed = await self._whole.run(code, state_text, self._bounded(seconds))
+            except Unusable:
+                raise error from None
+        return _result(text, printed)
+
+    async def _interpreted(self, prepared: dialect.Prepared, state_text: str, seconds: float) -> JsonValue:
         printed = monty.CollectString(max_bytes=MAX_OUTPUT_BYTES)
         async with _Session(self._pool, self._bounded(seconds)) as session:
             await session.feed(_TRANSFORM, state=state_text)
             await session.feed(prepared.source, prepared=prepared, printed=printed)
             text = await session.feed(_RESULT)
-        value = _value(text)
-        return _printed_value(printed.output) if value is None else value
+        return _result(text, printed.output)
 
     async def check_expression(self, text: str) -> None:
         """Judge an expression without running it.
@@ -164,9 +179,17 @@ class Sandbox:
         prepare, needs = _JUDGED_BY[script]
         prepared = prepare(text)
         needed = needs(text)
-        async with _Session(self._pool, self._max_seconds) as session:
-            await session.compile(prepared)
-            await session.probe(needed)
+        try:
+            async with _Session(self._pool, self._max_seconds) as session:
+                await session.compile(prepared)
+                await session.probe(needed)
+        except CodeRefused as refused:
+            if self._whole is None or script is not _Script.TRANSFORM:
+                raise
+            try:
+                await self._whole.check(text, needed)
+            except Unusable:
+                raise refused from None
 
     def _bounded(self, seconds: float) -> float:
         return min(seconds, self._max_seconds)
@@ -279,6 +302,11 @@ class _Session:
         return CodeLimit(f"The code ran longer than {self._seconds:g} s.")
 
 
+_LACKING = frozenset(
+    {"AttributeError", "ImportError", "ModuleNotFoundError", "NameError", "NotImplementedError", "TypeError"}
+)
+"""Errors that code raises in an interpreter that lacks something."""
+
 _UNSUPPORTED = "The monty syntax parser does not yet support "
 
 
@@ -307,6 +335,16 @@ def _state_text(state: Mapping[str, object], keys: frozenset[str] | None) -> str
             "(`state.key`) is given only those."
         )
     return text
+
+
+def _may_be_lacking(error: CodeRefused | CodeFailed) -> bool:
+    """Whether the interpreter, and not the code, may be what is wrong."""
+    return isinstance(error, CodeRefused) or str(error).partition(":")[0].partition(" ")[0] in _LACKING
+
+
+def _result(text: object, printed: str) -> JsonValue:
+    value = _value(text)
+    return _printed_value(printed) if value is None else value
 
 
 def _value(text: object) -> JsonValue:

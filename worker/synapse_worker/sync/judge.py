@@ -7,6 +7,7 @@ from typing import cast
 
 from synapse_worker.engine.checks import check_code, check_tool
 from synapse_worker.engine.errors import DefinitionError, SandboxCrashed
+from synapse_worker.engine.locked_python import LockedPython
 from synapse_worker.engine.model import Definition
 from synapse_worker.engine.sandbox import Sandbox
 from synapse_worker.store.claims import State
@@ -23,7 +24,7 @@ async def judge(items: Sequence[Item]) -> tuple[list[Item], list[Problem]]:
     problems: list[Problem] = []
     if not any(_has_code(item) for item in items):
         return list(items), problems
-    async with Sandbox(processes=1) as sandbox:
+    async with LockedPython(processes=1) as whole, Sandbox(processes=1, whole=whole) as sandbox:
         for item in items:
             sentence = await _verdict(item, sandbox) if _has_code(item) else ""
             if sentence:

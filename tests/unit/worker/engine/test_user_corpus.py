@@ -107,16 +107,17 @@ EXPRESSIONS: list[tuple[str, JsonValue]] = [
 ]
 
 
-def _transforms() -> list[tuple[str, str, JsonValue]]:
+def read_transforms(name: str) -> list[tuple[str, str, JsonValue]]:
+    """Return the title, code and expected result of each transform in a file beside this one."""
     found = []
-    for part in Path(__file__).with_name("user_transforms.txt").read_text().split("\n=== ")[1:]:
+    for part in Path(__file__).with_name(name).read_text().split("\n=== ")[1:]:
         title, _, rest = part.partition("\n")
         code, _, expected = rest.rpartition("\n--- ")
         found.append((title, code, json.loads(expected)))
     return found
 
 
-TRANSFORMS = _transforms()
+TRANSFORMS = read_transforms("user_transforms.txt")
 
 
 @pytest.mark.parametrize(("expression", "expected"), EXPRESSIONS, ids=[e for e, _ in EXPRESSIONS])
