@@ -6,23 +6,26 @@ nothing. Sending is not built yet: rows wait. What a delivery needs besides (sta
 
 from __future__ import annotations
 
+from synapse_worker.store.run_logs import due
+
 
 def outbox(source: str) -> str:
-    """Return the CTE `outbox` for a statement that ends runs.
+    """Return the CTEs `outbox` and `logs` for a statement that ends runs.
 
     Args:
-        source: the CTE before it, which returns run_id, orchestration_id, tenant_id, webhook_url, status, error and
-            ended_at of the runs it has ended.
+        source: the CTE before it, which returns run_id, orchestration_id, tenant_id, webhook_url, claim, status, error
+            and ended_at of the runs it has ended.
     """
     return f"""
 outbox AS (
   INSERT INTO webhook_outbox (id, run_id, orchestration_id, tenant_id, status, error, url, attempts, created_at,
       next_attempt_at)
   SELECT gen_random_uuid(), run_id, orchestration_id, tenant_id, status, error, webhook_url, 0, ended_at, ended_at
-    FROM {source} WHERE webhook_url <> '')"""  # noqa: S608 - the name of a CTE of ours
+    FROM {source} WHERE webhook_url <> ''),
+{due(source)}"""  # noqa: S608 - the name of a CTE of ours
 
 
-_ENDED = ("run_id", "orchestration_id", "tenant_id", "webhook_url", "status", "error", "ended_at")
+_ENDED = ("run_id", "orchestration_id", "tenant_id", "webhook_url", "claim", "status", "error", "ended_at")
 
 
 def ended(table: str) -> str:
