@@ -36,7 +36,7 @@ from synapse_operator.observed import (
 )
 from synapse_operator.tenants import NotMigrated, TenantStore
 from synapse_worker.connections import open_database, open_redis, ping_redis
-from synapse_worker.contract import DEFAULT_QUEUE, MAX_SHARDS, VARIABLES
+from synapse_worker.contract import DEFAULT_QUEUE, MAX_SHARDS, VARIABLES, Kind, Variable
 from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import jobs_held, known_queues, queue_figures
@@ -56,7 +56,7 @@ CALL_SECONDS = 3.0
 QUESTION_SECONDS = 4.0
 """Longest wait for all that one reconcile asks of one store, name resolution and connecting included."""
 
-_STORED = tuple(variable.stored for variable in VARIABLES if variable.stored is not None)
+_STORED = {variable.stored: variable for variable in VARIABLES if variable.stored is not None}
 
 _NO_URL = "there is no URL to ask with"
 
@@ -85,7 +85,7 @@ class View:
     redis_owner: str | Unknown
     postgres: PostgresState
     overview: Overview | Unknown
-    stored: Mapping[str, int] | Unknown
+    stored: Mapping[str, int | str | SecretStr] | Unknown
     topology: TopologyRecord | Unknown | None
     behind: tuple[str, ...] | Unknown
 
@@ -354,7 +354,7 @@ class _PostgresView(NamedTuple):
 
     state: PostgresState
     overview: Overview | Unknown
-    stored: Mapping[str, int] | Unknown
+    stored: Mapping[str, int | str | SecretStr] | Unknown
     topology: TopologyRecord | Unknown | None
     behind: tuple[str, ...] | Unknown
     queues: Sequence[str] | None
@@ -382,13 +382,26 @@ async def _ask_postgres(database: Database | Unusable | NotTried) -> _PostgresVi
             known = await known_queues(database)
             # Keys of model providers are among them; only what a worker's variables can be is kept.
             settings = await stored_settings(database)
-            stored = {key: value for key in _STORED if type(value := settings.get(key)) is int}
+            stored = {
+                key: value
+                for key, variable in _STORED.items()
+                if (value := _plain(settings.get(key), variable)) is not None
+            }
     except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError) as error:
         failed = _failed("PostgreSQL", error)
         unknown = Unknown(failed.sentence)
         return _PostgresView(failed, unknown, unknown, unknown, unknown, None)
     record = None if row is None else TopologyRecord(row.epoch, row.topology, row.enabled, row.owner_uid)
     return _PostgresView(state, figures, stored, record, tuple(behind), known)
+
+
+def _plain(value: object, variable: Variable) -> int | str | SecretStr | None:
+    """Return a stored setting if it is of the kind that workers read; a secret does not show itself."""
+    if variable.kind is Kind.INTEGER:
+        return value if type(value) is int else None
+    if not isinstance(value, str) or not value:
+        return None
+    return SecretStr(value) if variable.secret else value
 
 
 def _failed(store: str, error: Exception) -> Unreachable | Unusable:

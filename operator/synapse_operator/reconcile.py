@@ -142,6 +142,7 @@ class Reconciler:
             children=children,
             pods=pods,
             sync=self._syncer.look(key, scale, view.postgres, previous),
+            s3_keys=await observe.read_s3_keys(self._client, scale),
         )
         recent = recommendations(scale, observed, self._recommended.get(key, {}), now)
         self._recommended[key] = recent

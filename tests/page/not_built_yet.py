@@ -48,7 +48,6 @@ NOT_BUILT_YET: tuple[NotBuiltYet, ...] = (
         field="api",
         command="api",
     ),
-    NotBuiltYet("S3 bucket", "The name of the S3 bucket to use", "D", field="storage"),
     NotBuiltYet(
         "OTLP endpoint",
         "Every orchestration run generates a distributed trace; leave blank to disable tracing",

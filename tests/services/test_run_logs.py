@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -29,7 +28,8 @@ from tests.support.workers import PRINT_IF_PRINT, StartWorker, command
 async def ended_run(database: Database, run_id: str, *, claims: list[int], status: str = "completed") -> None:
     """Write what a run with a step for each of these claims leaves behind, the last one being its owner's."""
     await database.execute(
-        "INSERT INTO orchestration_runs (run_id, orchestration_id, tenant_id, status, shared_state, step_history, claim)"
+        "INSERT INTO orchestration_runs"
+        " (run_id, orchestration_id, tenant_id, status, shared_state, step_history, claim)"
         " VALUES ($1, 'orch', 'acme', $2, '{}', '[]', $3) ON CONFLICT DO NOTHING",
         run_id,
         status,
@@ -47,8 +47,8 @@ async def ended_run(database: Database, run_id: str, *, claims: list[int], statu
 
 async def end(database: Database, run_id: str) -> None:
     """Note that the run's log is due, as the statements that end runs do."""
-    source = f"ended AS (SELECT * FROM orchestration_runs WHERE run_id = '{run_id}')"
-    await database.execute(f"WITH {source}, {run_logs.due('ended')} SELECT 1")
+    source = "ended AS (SELECT * FROM orchestration_runs WHERE run_id = $1)"
+    await database.execute(f"WITH {source}, {run_logs.due('ended')} SELECT 1", run_id)
 
 
 async def lines_of(blobs: Blobs, run_id: str, tenant_id: str = "acme") -> list[dict[str, object]]:
@@ -57,8 +57,8 @@ async def lines_of(blobs: Blobs, run_id: str, tenant_id: str = "acme") -> list[d
 
 
 @pytest.fixture
-async def writer(database: Database, redis_client: Redis, blobs: Blobs) -> AsyncIterator[RunLogs]:
-    yield RunLogs(database, blobs, StoreGate(database, redis_client))
+async def writer(database: Database, redis_client: Redis, blobs: Blobs) -> RunLogs:
+    return RunLogs(database, blobs, StoreGate(database, redis_client))
 
 
 async def test_a_log_holds_the_run_and_its_steps(database: Database, blobs: Blobs, writer: RunLogs) -> None:

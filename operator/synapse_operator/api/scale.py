@@ -29,6 +29,7 @@ from synapse_operator.api.common import (
     rule,
 )
 from synapse_operator.api.reasons import ConditionType
+from synapse_operator.api.storage import StorageSpec
 from synapse_operator.api.workers import PoolSpec, WorkersOverride, WorkersSpec
 from synapse_operator.naming import SCALE_KIND, SCALE_PLURAL, SYNC_LABEL, SYNC_NOW_ANNOTATION
 from synapse_worker.contract import BY_NAME, MAX_SHARDS, TENANT_ID_MAX_LENGTH
@@ -266,8 +267,9 @@ class NetworkPolicySpec(ApiModel):
     enabled: bool = Field(
         default=False,
         description=(
-            "Whether workers get a NetworkPolicy: in, only the port of probes and metrics; out, only DNS, the hosts' "
-            "ports of both stores, cloud credentials (169.254.169.254, 169.254.170.2, 169.254.170.23) and port 443. It "
+            "Whether workers get a NetworkPolicy: in, only the port of probes and metrics; out, only DNS, the ports of "
+            "both stores and of storage.s3.endpointUrl, "
+            "cloud credentials (169.254.169.254, 169.254.170.2, 169.254.170.23) and port 443. It "
             "needs a network plugin that enforces policies. Default: false."
         ),
     )
@@ -425,6 +427,11 @@ class SynapseScaleSpec(ApiModel):
         description="Whose runs these are. Default: those of the tenant `default`.",
         json_schema_extra={"default": {}},
     )
+    storage: StorageSpec = Field(
+        default_factory=StorageSpec,
+        description="Where vault files and run logs are. Default: on each worker's own disk.",
+        json_schema_extra={"default": {}},
+    )
     network_policy: NetworkPolicySpec = Field(
         default_factory=NetworkPolicySpec,
         description="Who may talk to the workers, and to whom they may talk. Default: no NetworkPolicy.",
@@ -576,7 +583,8 @@ class SynapseScaleStatus(ApiModel):
         max_length=32,
         description=(
             "Ready, Reconciling, Stalled (as kstatus reads them), RedisReachable, RedisSafe, PostgresReachable, "
-            "BackendExclusive, ChildrenApplied, DefinitionsSynced and Paused; reasons: docs/crd-reference.md."
+            "BackendExclusive, ChildrenApplied, DefinitionsSynced, StorageShared and Paused; reasons: "
+            "docs/crd-reference.md."
         ),
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )

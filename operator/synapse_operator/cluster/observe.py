@@ -17,6 +17,7 @@ from synapse_operator import naming
 from synapse_operator.api.common import JsonObject, SecretKeySelector
 from synapse_operator.api.scale import PostgresSpec, RedisSpec, SynapseScale
 from synapse_operator.cluster.client import Client, path
+from synapse_operator.desired.environment import s3_keys
 from synapse_operator.desired.shards import SHARD_NAMES, is_used, wanted_topology
 from synapse_operator.echo import Version
 from synapse_operator.errors import ApiNotFound, ApiRefused
@@ -164,6 +165,17 @@ async def read_store_secrets(client: Client, scale: SynapseScale) -> StoreSecret
         return None if selector is None else look_up(selector, "the certificates")
 
     return StoreSecrets(url(redis), url(postgres), ca(redis), ca(postgres))
+
+
+async def read_s3_keys(client: Client, scale: SynapseScale) -> dict[str, SecretLookup]:
+    """Return what the Secret of spec.storage.s3 says, by variable; nothing when the spec names none."""
+    selectors = s3_keys(scale)
+    found: dict[str, SecretLookup] = {}
+    for variable, selector in selectors.items():
+        secret = await _named(client, scale.metadata.namespace, "secrets", selector.name)
+        content = "a key of the S3 user"
+        found[variable] = secret if isinstance(secret, Unknown) else read_secret_key(secret, selector, content)
+    return found
 
 
 async def read_sources(client: Client, namespace: str, refs: Sequence[SourceRef]) -> list[JsonObject | Unknown | None]:

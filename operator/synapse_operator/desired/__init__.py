@@ -48,6 +48,7 @@ def desired_for_scale(
         (POSTGRES_URL, "postgres.urlSecretRef", observed.postgres_url),
         (REDIS_CA, "redis.caSecretRef", observed.redis_ca),
         (POSTGRES_CA, "postgres.caSecretRef", observed.postgres_ca),
+        *((name, "storage.s3.credentialsSecretRef", lookup) for name, lookup in observed.s3_keys.items()),
     ):
         if lookup is None:
             continue
@@ -75,7 +76,7 @@ def desired_for_scale(
             workers,
             image=image,
             config_map=config_map,
-            stored=stored_settings(observed, workers, environment, live),
+            stored=stored_settings(scale, observed, workers, environment, live, hash_key),
             secrets=secrets,
             hash_key=hash_key,
         )

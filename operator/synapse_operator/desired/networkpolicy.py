@@ -21,6 +21,7 @@ from synapse_operator.naming import Kind
 STANDARD_PORTS = {REDIS_URL: 6379, POSTGRES_URL: 5432}
 
 DNS_PORT = 53
+HTTP_PORT = 80
 HTTPS_PORT = 443
 """Model providers, tools, S3 and hosted collectors."""
 
@@ -36,6 +37,9 @@ def worker_network_policy(scale: SynapseScale, secrets: Mapping[str, SecretStr])
         secrets: variable -> what a worker reads from a Secret; the ports of the URLs are allowed.
     """
     stores = {port for name, standard in STANDARD_PORTS.items() for port in store_ports(secrets[name], standard)}
+    endpoint = scale.spec.storage.s3 and scale.spec.storage.s3.endpoint_url
+    if endpoint:
+        stores |= store_ports(SecretStr(endpoint), HTTP_PORT if endpoint.startswith("http://") else HTTPS_PORT)
     spec = {
         "podSelector": {"matchLabels": naming.worker_selector(scale.metadata.name)},
         "policyTypes": ["Ingress", "Egress"],
