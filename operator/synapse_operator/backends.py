@@ -39,7 +39,7 @@ from synapse_operator.observed import (
 from synapse_operator.tenant_drains import Remains
 from synapse_operator.tenants import NotMigrated, TenantStore
 from synapse_worker.connections import open_database, open_redis, ping_redis
-from synapse_worker.contract import DEFAULT_QUEUE, MAX_SHARDS, VARIABLES
+from synapse_worker.contract import DEFAULT_QUEUE, MAX_SHARDS, VARIABLES, Kind, Variable
 from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import jobs_held, known_queues, queue_figures
@@ -59,7 +59,7 @@ CALL_SECONDS = 3.0
 QUESTION_SECONDS = 4.0
 """Longest wait for all that one reconcile asks of one store, name resolution and connecting included."""
 
-_STORED = tuple(variable.stored for variable in VARIABLES if variable.stored is not None)
+_STORED = {variable.stored: variable for variable in VARIABLES if variable.stored is not None}
 
 _NO_URL = "there is no URL to ask with"
 
@@ -88,7 +88,7 @@ class View:
     redis_owner: str | Unknown
     postgres: PostgresState
     overview: Overview | Unknown
-    stored: Mapping[str, int] | Unknown
+    stored: Mapping[str, int | str | SecretStr] | Unknown
     topology: TopologyRecord | Unknown | None
     behind: tuple[str, ...] | Unknown
 
@@ -394,7 +394,7 @@ class _PostgresView(NamedTuple):
 
     state: PostgresState
     overview: Overview | Unknown
-    stored: Mapping[str, int] | Unknown
+    stored: Mapping[str, int | str | SecretStr] | Unknown
     topology: TopologyRecord | Unknown | None
     behind: tuple[str, ...] | Unknown
     queues: Sequence[str] | None
@@ -429,8 +429,13 @@ async def _ask_postgres(database: Database | Unusable | NotTried, uid: str, run_
             known = await known_queues(database)
             # Keys of model providers are among them; only what a worker's variables can be is kept.
             settings = await stored_settings(database)
-            stored = {key: value for key in _STORED if type(value := settings.get(key)) is int}
-            days = run_days or stored.get(RUN_DAYS.stored or "") or int(RUN_DAYS.default or 0)
+            stored = {
+                key: value
+                for key, variable in _STORED.items()
+                if (value := _plain(settings.get(key), variable)) is not None
+            }
+            kept = stored.get(RUN_DAYS.stored or "")
+            days = run_days or (kept if isinstance(kept, int) else int(RUN_DAYS.default or 0))
             figures = replace(figures, work_due=await work_due(database, days))
     except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError) as error:
         failed = _failed("PostgreSQL", error)
@@ -440,6 +445,15 @@ async def _ask_postgres(database: Database | Unusable | NotTried, uid: str, run_
         None if row is None else TopologyRecord(row.epoch, row.topology, row.enabled, row.owner_uid, row.owner_gone)
     )
     return _PostgresView(state, figures, stored, record, tuple(behind), known)
+
+
+def _plain(value: object, variable: Variable) -> int | str | SecretStr | None:
+    """Return a stored setting if it is of the kind that workers read; a secret does not show itself."""
+    if variable.kind is Kind.INTEGER:
+        return value if type(value) is int else None
+    if not isinstance(value, str) or not value:
+        return None
+    return SecretStr(value) if variable.secret else value
 
 
 def _failed(store: str, error: Exception) -> Unreachable | Unusable:

@@ -566,6 +566,7 @@ class Observed:
         children: found by label, and by name for those of `naming.expected_refs` that the list lacks.
         pods: all worker pods of the scale (`naming.worker_selector`).
         sync: the last sync of the sources that the spec names; None = this process has seen none.
+        s3_keys: variable -> key of the S3 user, as far as the spec names a Secret with them.
     """
 
     redis_url: SecretLookup
@@ -577,7 +578,7 @@ class Observed:
     queues: Mapping[str, QueueFigures] | Unknown
     overview: Overview | Unknown
     redis_owner: str | Unknown
-    stored: Mapping[str, int] | Unknown
+    stored: Mapping[str, int | str | SecretStr] | Unknown
     topology: TopologyRecord | Unknown | None
     behind: tuple[str, ...] | Unknown
     drained: frozenset[str]
@@ -589,6 +590,7 @@ class Observed:
     recommended: Mapping[str, int] = field(default_factory=dict)
     dedicated: Mapping[str, DedicatedTenant] = field(default_factory=dict)
     template_secrets: Mapping[SecretPart, SecretStr] = field(default_factory=dict)
+    s3_keys: Mapping[str, SecretLookup] = field(default_factory=dict)
     # A scale of 64 shards has two hundred children, and each is looked up several times.
     _by_ref: Mapping[Ref, Child] = field(init=False, repr=False, compare=False)
 

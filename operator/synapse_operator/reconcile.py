@@ -180,6 +180,7 @@ class Reconciler:
             sync=self._syncer.look(key, scale, view.postgres, previous),
             dedicated=dedicated,
             template_secrets=await self._template_secrets(scale, dedicated),
+            s3_keys=await observe.read_s3_keys(self._client, scale),
         )
         self._dedicated.serve(key, serving(scale, observed))
         if not observed.migrated:

@@ -33,6 +33,7 @@ from synapse_operator.api.scale import (
 from synapse_operator.api.workers import CONCURRENCY, JOB_TIMEOUT, MAX_RETRIES, AutoscalingSpec
 from synapse_operator.conditions import ConditionStatus as _Status
 from synapse_operator.conditions import by_type, condition, unless_same, with_old_message
+from synapse_operator.desired.environment import S3_BUCKET
 from synapse_operator.desired.model import Blocked, Desired
 from synapse_operator.desired.shards import Shard, ShardState, deployment_of, queues_of
 from synapse_operator.naming import Kind
@@ -51,7 +52,7 @@ from synapse_operator.observed import (
     Unusable,
 )
 from synapse_operator.plan import ApplyReport, Event
-from synapse_worker.contract import MAX_SHARDS
+from synapse_worker.contract import BY_NAME, MAX_SHARDS
 from synapse_worker.sync.documents import Problem
 
 FIGURES_EVERY = timedelta(seconds=15)
@@ -138,6 +139,7 @@ def next_status(
         _backend_exclusive(scale, observed),
         applied,
         _definitions_synced(scale, observed, previous, redact),
+        _storage_shared(scale, observed, wanted),
         _paused(scale.metadata),
     )
     status: JsonObject = {
@@ -178,6 +180,7 @@ def invalid_status(invalid: InvalidScale, *, previous: JsonObject, now: datetime
                 ConditionType.POSTGRES_REACHABLE,
                 ConditionType.DEFINITIONS_SYNCED,
                 ConditionType.BACKEND_EXCLUSIVE,
+                ConditionType.STORAGE_SHARED,
             )
         ),
         _Verdict(
@@ -216,6 +219,26 @@ def transition_events(previous: JsonObject, status: JsonObject) -> tuple[Event, 
 
 
 # ---- conditions
+
+
+def _storage_shared(scale: SynapseScale, observed: Observed, wanted: int) -> _Verdict:
+    type_ = ConditionType.STORAGE_SHARED
+    if scale.spec.storage.s3 is not None:
+        return _Verdict(type_, _Status.TRUE, Reason.BUCKET_CONFIGURED, "Vault files and run logs are in a bucket")
+    if not isinstance(observed.stored, Unknown) and observed.stored.get(BY_NAME[S3_BUCKET].stored or ""):
+        message = "Vault files and run logs are in the bucket of the stored settings"
+        return _Verdict(type_, _Status.TRUE, Reason.BUCKET_CONFIGURED, message)
+    if wanted <= 1:
+        message = "One worker at most keeps vault files and run logs on its own disk, until its pod goes"
+        return _Verdict(type_, _Status.TRUE, Reason.SINGLE_WORKER, message)
+    if isinstance(observed.stored, Unknown):
+        message = "PostgreSQL, which may hold S3 settings, cannot be asked"
+        return _Verdict(type_, _Status.UNKNOWN, Reason.POSTGRES_UNREACHABLE, message)
+    message = (
+        f"{wanted} workers keep vault files and run logs each on its own disk: a file that one writes no other sees,"
+        " and it goes with the pod; give spec.storage.s3"
+    )
+    return _Verdict(type_, _Status.FALSE, Reason.LOCAL_DISK, message)
 
 
 def _paused(metadata: ObjectMeta) -> _Verdict:
@@ -601,7 +624,7 @@ def _effective(scale: SynapseScale, observed: Observed) -> JsonObject:
             found[name] = {"value": given, "source": "Spec"}
         elif isinstance(observed.stored, Unknown):
             continue
-        elif (stored := observed.stored.get(variable.stored or "")) is not None:
+        elif isinstance(stored := observed.stored.get(variable.stored or ""), int):
             found[name] = {"value": stored, "source": "Stored"}
         else:
             found[name] = {"value": int(variable.default or 0), "source": "Default"}
@@ -640,10 +663,11 @@ def _with_old_counts(old: JsonObject, shard: JsonObject) -> JsonObject:
 
 
 class _Redactor:
-    """Takes the URLs of the stores and their passwords out of texts that others wrote."""
+    """Takes the URLs of the stores, their passwords and the S3 keys out of texts that others wrote."""
 
     def __init__(self, observed: Observed) -> None:
-        found = [lookup.value for lookup in (observed.redis_url, observed.postgres_url) if isinstance(lookup, Found)]
+        lookups = (observed.redis_url, observed.postgres_url, *observed.s3_keys.values())
+        found = [lookup.value for lookup in lookups if isinstance(lookup, Found)]
         self._secrets = sorted({text for value in found for text in _parts(value)}, key=len, reverse=True)
 
     def __call__(self, text: str) -> str:

@@ -118,7 +118,27 @@ def _pools(*pools: JsonObject) -> JsonObject:
     return {"queue": {"shards": 8}, "pools": list(pools)}
 
 
+def _s3(**s3: Any) -> JsonObject:
+    return {"storage": {"s3": {"bucket": "vault", **s3}}}
+
+
+_ENDPOINT = "storage.s3: endpointUrl must be http:// or https:// and a host, without user name, path and query"
+
 BAD_SPECS: tuple[BadSpec, ...] = (
+    BadSpec("s3-without-bucket", {"storage": {"s3": {}}}, "spec.storage.s3.bucket: Required value"),
+    BadSpec("s3-bucket-url", _s3(bucket="s3://vault"), "spec.storage.s3.bucket in body should match"),
+    BadSpec("s3-bucket-short", _s3(bucket="ab"), "spec.storage.s3.bucket in body should be at least 3 chars long"),
+    BadSpec("s3-prefix-absolute", _s3(prefix="/synapse"), "spec.storage.s3.prefix in body should match"),
+    BadSpec("s3-region-blank", _s3(region="eu central"), "spec.storage.s3.region in body should match"),
+    BadSpec("s3-endpoint-scheme", _s3(endpointUrl="minio:9000"), _ENDPOINT),
+    BadSpec("s3-endpoint-password", _s3(endpointUrl="http://key:secret@minio:9000"), _ENDPOINT),
+    BadSpec("s3-endpoint-path", _s3(endpointUrl="https://minio/bucket"), _ENDPOINT),
+    BadSpec(
+        "s3-credentials-without-name",
+        _s3(credentialsSecretRef={"accessKeyIdKey": "id"}),
+        "spec.storage.s3.credentialsSecretRef.name: Required value",
+    ),
+    BadSpec("overlay-s3-variable", _template(env=[{"name": "S3_BUCKET", "value": "x"}]), _OWN_VARIABLE),
     BadSpec("shards-65", {"queue": {"shards": 65}}, _above("spec.queue.shards", 64)),
     BadSpec("shards-0", {"queue": {"shards": 0}}, _below("spec.queue.shards", 1)),
     BadSpec("no-redis", {"redis": None}, "spec.redis: Required value"),

@@ -44,7 +44,6 @@ NOT_BUILT_YET: tuple[NotBuiltYet, ...] = (
         "E",
         field="api",
     ),
-    NotBuiltYet("S3 bucket", "The name of the S3 bucket to use", "D", field="storage"),
     NotBuiltYet(
         "Max global queue depth",
         "When this limit is exceeded, new job submissions return 503 Service Unavailable",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,7 +107,16 @@ StartWorker = Callable[..., WorkerProcess]
 def environment(redis_url: str, postgres_url: str, **extra: str) -> dict[str, str]:
     """Return the environment of a worker: ours without any of its variables, and those given."""
     kept = {name: value for name, value in os.environ.items() if name not in BY_NAME}
-    return {**kept, "REDIS_URL": redis_url, "SCALE_POSTGRES_URL": postgres_url, "LOG_FORMAT": "console", **extra}
+    given = {"REDIS_URL": redis_url, "SCALE_POSTGRES_URL": postgres_url, "LOG_FORMAT": "console"}
+    return {**kept, **given, "SYNAPSE_DATA_DIR": _data_dir(), **extra}
+
+
+@functools.cache
+def _data_dir() -> str:
+    """Return a folder for vault files and run logs of all workers of this process, removed with it."""
+    folder = tempfile.mkdtemp(prefix="synapse-data-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def command(redis_url: str, postgres_url: str, *words: str, **extra: str) -> subprocess.CompletedProcess[str]:

@@ -311,6 +311,35 @@ def resume(run_id: str, output: str) -> None:
     _do(work)
 
 
+@runs.command("logs")
+@click.argument("run_id")
+def show_log(run_id: str) -> None:
+    """Print the newest log of a run: JSON lines, of the run and of each step."""
+    from synapse_worker.run_logs import newest_log
+    from synapse_worker.store.run_logs import is_due
+
+    async def work(settings: Settings) -> None:
+        async with _database(settings) as database:
+            found = await run_store.get(database, [run_id])
+            due = await is_due(database, run_id)
+        tenant_id = found[0].tenant_id if found else settings.default_tenant_id
+        async with _blobs(settings) as blobs, aclosing(newest_log(blobs, tenant_id, run_id)) as chunks:
+            try:
+                async for chunk in chunks:
+                    click.echo(chunk, nl=False)
+            except BlobNotFound:
+                if due:
+                    raise SynapseError(f"the log of run {run_id!r} is not written yet; workers do so soon") from None
+                if not found:
+                    raise _no_run(run_id) from None
+                raise SynapseError(
+                    f"there is no log of run {run_id!r}, which is {found[0].status}; a log is written when a run ends"
+                    " or pauses, in the bucket, or on the worker's own disk where there is none"
+                ) from None
+
+    _do(work)
+
+
 @cli.group()
 def keys() -> None:
     """Make, list and revoke keys of the V2 API."""

@@ -18,7 +18,7 @@ from functools import partial
 from redis.asyncio import Redis
 
 from synapse_worker import __version__, contract
-from synapse_worker.connections import open_database, open_redis, ping_redis, redis_errors_as_ours
+from synapse_worker.connections import open_blobs, open_database, open_redis, ping_redis, redis_errors_as_ours
 from synapse_worker.contract import BY_NAME, TENANT_POOL
 from synapse_worker.egress import Egress
 from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
@@ -33,6 +33,7 @@ from synapse_worker.queueing.loop import ClaimLoop
 from synapse_worker.queueing.pool import TenantPool
 from synapse_worker.queueing.served import Served
 from synapse_worker.retention import Retention
+from synapse_worker.run_logs import RunLogs
 from synapse_worker.settings import Settings
 from synapse_worker.store import definitions, migrate, tenants, workers
 from synapse_worker.store.database import Database
@@ -72,6 +73,7 @@ class Worker:
         self._served: Served | None = None
         self._named_shards = [shard for shard in settings.shards if shard != TENANT_POOL]
         self._address = _address(settings.health_port)
+        self._blobs = open_blobs(settings.s3, settings.data_dir)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT.
@@ -105,6 +107,7 @@ class Worker:
             await asyncio.wait(background, timeout=3.0)
             await database.close()
             await client.aclose()
+            await self._blobs.close()
         log.info("worker %s has stopped", settings.worker_id)
 
     async def _start_up(self, gate: StoreGate, database: Database, client: Redis) -> bool:
@@ -133,6 +136,7 @@ class Worker:
                 await self._migrate(database)
                 self._tenants = await tenants.read_all(database)
                 self._settings = settings.with_stored(await definitions.stored_settings(database))
+                self._blobs = open_blobs(self._settings.s3, self._settings.data_dir)
             except (StoreUnavailable, StoreRefused) as error:
                 self._phase.problem = str(error)
                 gate.trip(error)
@@ -141,6 +145,7 @@ class Worker:
                     log.warning("start-up waits: %s", said)
                 await self._wait_for_stop(1.0)
                 continue
+            gate.watch_also(self._blobs)
             return True
         return False
 
@@ -181,6 +186,7 @@ class Worker:
             background.append(asyncio.create_task(keeper.keep()))
             webhooks = asyncio.create_task(Webhooks(database, gate, egress, self._metrics).send())
             background.append(webhooks)
+            background.append(asyncio.create_task(RunLogs(database, self._blobs, gate).keep()))
             background.append(asyncio.create_task(self._watch_figures(loop, served, client, gate)))
             await self._register(database, "online", loop)
             background.append(asyncio.create_task(self._count_workers(database, gate)))

@@ -30,6 +30,7 @@ OPERATOR_ENVIRONMENT = tuple(
         *("WORKER_HEALTH_PORT", "WORKER_QUEUE_SHARD", "NUM_QUEUE_SHARDS", "ENABLE_TENANT_ISOLATION"),
         *("DEFAULT_TENANT_ID", "K8S_MODE", "SYNAPSE_DATA_DIR", "PUBSUB_EVENT_TTL", "RUNS_RETENTION_DAYS"),
         *("OTLP_ENDPOINT", "METRICS_TOKEN"),
+        *("S3_BUCKET", "S3_REGION", "S3_PREFIX", "S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY", "S3_ENDPOINT_URL"),
     )
 )
 """Variables that a field of the spec stands for, or that pods must agree on."""

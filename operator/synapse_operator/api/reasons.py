@@ -40,6 +40,7 @@ class ConditionType(_Documented):
     BACKEND_EXCLUSIVE = "BackendExclusive", "True: no other SynapseScale uses the same Redis or the same database"
     CHILDREN_APPLIED = "ChildrenApplied", "True: every object that belongs to the scale is as it should be"
     DEFINITIONS_SYNCED = "DefinitionsSynced", "True: PostgreSQL holds the definitions as the sources of spec.sync say"
+    STORAGE_SHARED = "StorageShared", "True: every worker sees the same vault files and run logs"
     PAUSED = "Paused", "True: the annotation scale.synapseorch.com/paused is there, and the operator changes nothing"
 
 
@@ -125,6 +126,13 @@ class Reason(_Documented):
     SOURCE_UNREADABLE = "SourceUnreadable", "a source could not be read; what came from it stays as it was"
     DOCUMENTS_REFUSED = "DocumentsRefused", "some documents cannot be taken; all others are synced"
     SYNC_FAILED = "SyncFailed", "a sync ended early; it is tried again"
+    # storage
+    BUCKET_CONFIGURED = "BucketConfigured", "vault files and run logs are in a bucket"
+    SINGLE_WORKER = "SingleWorker", "there is no bucket, and one worker at most, which keeps files on its own disk"
+    LOCAL_DISK = (
+        "LocalDisk",
+        "there is no bucket and more than one worker: each sees only what it wrote itself, until its pod goes",
+    )
     # Ready of a SynapseTenant
     TENANT_STORED = "TenantStored", "the tenant's row in PostgreSQL says what its spec says"
     SCALE_NOT_FOUND = "ScaleNotFound", "the SynapseScale that spec.scaleRef names does not exist, or is being deleted"

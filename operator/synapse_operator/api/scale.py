@@ -31,6 +31,7 @@ from synapse_operator.api.common import (
 from synapse_operator.api.observability import ObservabilitySpec
 from synapse_operator.api.overlay import PodOverlay
 from synapse_operator.api.reasons import ConditionType
+from synapse_operator.api.storage import StorageSpec
 from synapse_operator.api.workers import PoolSpec, WorkersOverride, WorkersSpec, accepted
 from synapse_operator.naming import SCALE_KIND, SCALE_PLURAL, SYNC_LABEL, SYNC_NOW_ANNOTATION
 from synapse_worker.contract import BY_NAME, MAX_SHARDS, TENANT_ID_MAX_LENGTH
@@ -298,8 +299,9 @@ class NetworkPolicySpec(ApiModel):
         default=False,
         description=(
             "Whether workers get a NetworkPolicy: in, only the port of probes and metrics; out, only DNS, the hosts' "
-            "ports of both stores and of the collector of traces, cloud credentials (169.254.169.254, 169.254.170.2, "
-            "169.254.170.23) and port 443. It needs a network plugin that enforces policies. Default: false."
+            "ports of both stores, of storage.s3.endpointUrl and of the collector of traces, cloud credentials "
+            "(169.254.169.254, 169.254.170.2, 169.254.170.23) and port 443. It needs a network plugin that enforces "
+            "policies. Default: false."
         ),
     )
     extra_egress: tuple[FreeForm, ...] = Field(
@@ -464,6 +466,11 @@ class SynapseScaleSpec(ApiModel):
     observability: ObservabilitySpec = Field(
         default_factory=ObservabilitySpec,
         description="Traces and metrics of the workers. Default: no traces, and metrics behind a generated token.",
+        json_schema_extra={"default": {}},
+    )
+    storage: StorageSpec = Field(
+        default_factory=StorageSpec,
+        description="Where vault files and run logs are. Default: on each worker's own disk.",
         json_schema_extra={"default": {}},
     )
     network_policy: NetworkPolicySpec = Field(
@@ -633,7 +640,8 @@ class SynapseScaleStatus(ApiModel):
         max_length=32,
         description=(
             "Ready, Reconciling, Stalled (as kstatus reads them), RedisReachable, RedisSafe, PostgresReachable, "
-            "BackendExclusive, ChildrenApplied, DefinitionsSynced and Paused; reasons: docs/crd-reference.md."
+            "BackendExclusive, ChildrenApplied, DefinitionsSynced, StorageShared and Paused; reasons: "
+            "docs/crd-reference.md."
         ),
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )

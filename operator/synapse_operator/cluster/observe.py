@@ -18,6 +18,7 @@ from synapse_operator.api.common import JsonObject, SecretKeySelector
 from synapse_operator.api.overlay import PodOverlay, SecretPart
 from synapse_operator.api.scale import PostgresSpec, RedisSpec, SynapseScale
 from synapse_operator.cluster.client import Client, path
+from synapse_operator.desired.environment import s3_keys
 from synapse_operator.desired.shards import expected_shards
 from synapse_operator.echo import Version
 from synapse_operator.errors import ApiNotFound, ApiRefused
@@ -206,6 +207,17 @@ async def read_template_secrets(
         value = None if secret is None or isinstance(secret, Unknown) else read_secret_part(secret, part)
         if value is not None:
             found[part] = value
+    return found
+
+
+async def read_s3_keys(client: Client, scale: SynapseScale) -> dict[str, SecretLookup]:
+    """Return what the Secret of spec.storage.s3 says, by variable; nothing when the spec names none."""
+    selectors = s3_keys(scale)
+    found: dict[str, SecretLookup] = {}
+    for variable, selector in selectors.items():
+        secret = await _named(client, scale.metadata.namespace, "secrets", selector.name)
+        content = "a key of the S3 user"
+        found[variable] = secret if isinstance(secret, Unknown) else read_secret_key(secret, selector, content)
     return found
 
 

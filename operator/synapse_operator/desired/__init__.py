@@ -53,6 +53,7 @@ def desired_for_scale(
         (POSTGRES_CA, "postgres.caSecretRef", observed.postgres_ca),
         (METRICS_TOKEN, _token_field(scale), observed.metrics_token),
         (OTLP_HEADERS, "observability.otlpHeadersSecretRef", observed.otlp_headers),
+        *((name, "storage.s3.credentialsSecretRef", lookup) for name, lookup in observed.s3_keys.items()),
     ):
         if lookup is None:
             continue
@@ -78,7 +79,7 @@ def desired_for_scale(
             shard,
             image=image,
             config_map=config_map,
-            stored=stored_settings(observed, shard.workers, environment, live),
+            stored=stored_settings(scale, observed, shard.workers, environment, live, hash_key),
             template_secrets=template_secrets(scale, observed, shard.workers, live, hash_key),
             secrets=secrets,
             hash_key=hash_key,

@@ -16,7 +16,7 @@ from synapse_operator.api.common import JsonObject
 from synapse_operator.api.overlay import Resources, SpreadConstraint, rendered
 from synapse_operator.api.scale import SynapseScale
 from synapse_operator.api.workers import WorkersSpec
-from synapse_operator.desired.environment import CA_FILE, POSTGRES_URL, REDIS_URL, url_variable
+from synapse_operator.desired.environment import CA_FILE, POSTGRES_URL, REDIS_URL, s3_keys, url_variable
 from synapse_operator.desired.manifest import Manifest, manifest
 from synapse_operator.desired.observability import secret_references
 from synapse_operator.desired.service import METRICS_PORT_NAME
@@ -121,6 +121,7 @@ def _pod_spec(
             url_variable(REDIS_URL, spec.redis.url_secret_ref, spec.redis.url),
             url_variable(POSTGRES_URL, spec.postgres.url_secret_ref, spec.postgres.url),
             *(url_variable(name, reference, None) for name, reference in secret_references(scale).items()),
+            *(url_variable(name, selector, None) for name, selector in s3_keys(scale).items()),
             *map(rendered, overlay.env),
         ],
         "ports": [{"name": METRICS_PORT_NAME, "containerPort": workers.health_port, "protocol": "TCP"}],

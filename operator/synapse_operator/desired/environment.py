@@ -37,6 +37,12 @@ _PGBOUNCER = BY_NAME["PGBOUNCER_MODE"].name
 _HEALTH_PORT = BY_NAME["WORKER_HEALTH_PORT"].name
 _EVENT_TTL = BY_NAME["PUBSUB_EVENT_TTL"].name
 _RUN_DAYS = BY_NAME["RUNS_RETENTION_DAYS"].name
+S3_BUCKET = BY_NAME["S3_BUCKET"].name
+_S3_REGION = BY_NAME["S3_REGION"].name
+_S3_PREFIX = BY_NAME["S3_PREFIX"].name
+_S3_ENDPOINT_URL = BY_NAME["S3_ENDPOINT_URL"].name
+_S3_ACCESS_KEY_ID = BY_NAME["S3_ACCESS_KEY_ID"].name
+_S3_SECRET_ACCESS_KEY = BY_NAME["S3_SECRET_ACCESS_KEY"].name
 _DEFAULT_TENANT = BY_NAME["DEFAULT_TENANT_ID"].name
 
 
@@ -64,6 +70,9 @@ def worker_environment(scale: SynapseScale, workers: WorkersSpec, serves: Sequen
         environment[_PGBOUNCER] = "1"
     if scale.spec.tenancy.default_tenant_id is not None:
         environment[_DEFAULT_TENANT] = scale.spec.tenancy.default_tenant_id
+    if (s3 := scale.spec.storage.s3) is not None:
+        given = {S3_BUCKET: s3.bucket, _S3_REGION: s3.region, _S3_PREFIX: s3.prefix, _S3_ENDPOINT_URL: s3.endpoint_url}
+        environment |= {name: value for name, value in given.items() if value is not None}
     if scale.spec.redis.ca_secret_ref is not None:
         environment[REDIS_CA] = f"{REDIS_CA_PATH}/{CA_FILE}"
     if scale.spec.postgres.ca_secret_ref is not None:
@@ -71,24 +80,49 @@ def worker_environment(scale: SynapseScale, workers: WorkersSpec, serves: Sequen
     return environment | plain_variables(scale)
 
 
+def s3_keys(scale: SynapseScale) -> dict[str, SecretKeySelector]:
+    """Return where the keys of the S3 user are, by variable; nothing when the spec names no Secret."""
+    s3 = scale.spec.storage.s3
+    ref = None if s3 is None else s3.credentials_secret_ref
+    if ref is None:
+        return {}
+    return {
+        _S3_ACCESS_KEY_ID: SecretKeySelector(name=ref.name, key=ref.access_key_id_key),
+        _S3_SECRET_ACCESS_KEY: SecretKeySelector(name=ref.name, key=ref.secret_access_key_key),
+    }
+
+
 def stored_settings(
-    observed: Observed, workers: WorkersSpec, environment: Mapping[str, str], live: Child | None
+    scale: SynapseScale,
+    observed: Observed,
+    workers: WorkersSpec,
+    environment: Mapping[str, str],
+    live: Child | None,
+    hash_key: SecretStr,
 ) -> str:
     """Return a hash of the stored settings that workers read at their start, since no variable says otherwise.
 
     Args:
+        scale: the owner.
         observed: holds the settings.
         workers: what the workers are like; their overlay may set variables too.
         environment: the variables of the workers.
         live: their present Deployment, whose hash is kept while the settings cannot be read; None = there is none.
+        hash_key: key of the fingerprint of those that are secrets.
     """
     if isinstance(observed.stored, Unknown):
         template = live.raw["spec"]["template"]["metadata"] if live else {}
         kept = (template.get("annotations") or {}).get(naming.STORED_ANNOTATION)
         return str(kept) if kept else naming.content_hash({})
-    given = {*environment, *(variable.name for variable in workers.template.env)}
+    given = {*environment, *s3_keys(scale), *(variable.name for variable in workers.template.env)}
     open_ = {variable.stored for variable in VARIABLES if variable.stored and variable.name not in given}
-    return naming.content_hash({key: value for key, value in observed.stored.items() if key in open_})
+    found = {key: value for key, value in observed.stored.items() if key in open_}
+    plain = {key: value for key, value in found.items() if not isinstance(value, SecretStr)}
+    secrets = {key: value for key, value in found.items() if isinstance(value, SecretStr)}
+    if not secrets:
+        return naming.content_hash(plain)
+    fingerprint = naming.secret_fingerprint(secrets, scale_uid=scale.metadata.uid, key=hash_key)
+    return naming.content_hash({"plain": plain, "secrets": fingerprint})
 
 
 def template_secrets(

@@ -22,6 +22,7 @@ STANDARD_PORTS = {REDIS_URL: 6379, POSTGRES_URL: 5432}
 
 DNS_PORT = 53
 OTLP_PORT = 4317
+HTTP_PORT = 80
 HTTPS_PORT = 443
 """Model providers, tools, S3 and hosted collectors."""
 
@@ -38,6 +39,9 @@ def worker_network_policy(scale: SynapseScale, secrets: Mapping[str, SecretStr])
     """
     ports = {port for name, standard in STANDARD_PORTS.items() for port in store_ports(secrets[name], standard)}
     ports |= _collector_ports(scale)
+    endpoint = scale.spec.storage.s3 and scale.spec.storage.s3.endpoint_url
+    if endpoint:
+        ports |= store_ports(SecretStr(endpoint), HTTP_PORT if endpoint.startswith("http://") else HTTPS_PORT)
     spec = {
         "podSelector": {"matchLabels": naming.worker_selector(scale.metadata.name)},
         "policyTypes": ["Ingress", "Egress"],

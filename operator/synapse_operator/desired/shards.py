@@ -269,8 +269,8 @@ def _asked_for(scale: SynapseScale, observed: Observed, name: str) -> int | None
         return None
     target = workers.autoscaling.target_jobs_per_worker or workers.concurrency
     if target is None:
-        stored = {} if isinstance(observed.stored, Unknown) else observed.stored
-        target = max(1, stored.get(CONCURRENCY.stored or "", int(CONCURRENCY.default or 1)))
+        stored = None if isinstance(observed.stored, Unknown) else observed.stored.get(CONCURRENCY.stored or "")
+        target = max(1, stored if isinstance(stored, int) else int(CONCURRENCY.default or 1))
     needed = _is_lost(observed, name) or (name == "0" and not observed.migrated)
     load = load_of(_served(observed, observed.queues, name).values())
     return recommended(workers.autoscaling, load, target=target, least=1 if needed else 0)

@@ -1,6 +1,7 @@
 """Artifacts in a folder of this machine: what a single worker needs, and what several cannot share.
 
-Files are written beside their place and renamed, so that nobody reads half of one. File calls run in threads.
+Files are written beside their place and renamed, so that nobody reads half of one. File calls run in threads. Of the
+logs only the newest are kept: a pod whose disk is full would be evicted.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterable, Callable
 from contextlib import suppress
@@ -22,6 +24,10 @@ from synapse_worker.store.blobs import CHUNK_BYTES, Blob
 T = TypeVar("T")
 
 _PARTIAL = ".partial"
+_LOGS = "logs/"
+_TRIM_SECONDS = 60.0
+MOST_LOG_BYTES = 256 << 20
+"""Bytes of logs that are kept, but for what comes within a minute."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
 
 
@@ -30,6 +36,7 @@ class LocalBlobs:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._trimmed_at = -_TRIM_SECONDS
 
     async def put(self, key: str, chunks: AsyncIterable[bytes]) -> int:
         """See `Blobs.put`."""
@@ -44,6 +51,9 @@ class LocalBlobs:
             finally:
                 await self._run(key, file.close)
             await self._run(key, lambda: os.replace(written, self._place(key)))
+            if key.startswith(_LOGS) and time.monotonic() - self._trimmed_at > _TRIM_SECONDS:
+                self._trimmed_at = time.monotonic()
+                await self._run(key, self.trim)
         except BaseException:
             with suppress(OSError):
                 written.unlink()
@@ -73,6 +83,14 @@ class LocalBlobs:
 
     async def close(self) -> None:
         """Do nothing: no file stays open between calls."""
+
+    def trim(self, most_bytes: int = MOST_LOG_BYTES) -> None:
+        """Remove the oldest logs until no more bytes of them are left; takes time, so call it in a thread."""
+        left = most_bytes
+        for blob in sorted(self._files(self._place(_LOGS)), key=lambda blob: blob.modified, reverse=True):
+            left -= blob.size
+            if left < 0:
+                self._place(blob.key).unlink(missing_ok=True)
 
     def _place(self, key: str) -> Path:
         """Return where an object is, which no symbolic link may put outside the folder."""

@@ -16,6 +16,7 @@ from datetime import datetime
 from pydantic import SecretStr
 
 from synapse_worker.store.database import Database
+from synapse_worker.store.run_logs import due
 
 _HOST = r"lower(left(coalesce(substring(webhook_url from '^[A-Za-z]+://(?:[^/?#]*@)?([^/?#]*)'), ''), 255))"
 """The host and port of a URL, as far as attempts are counted by it."""
@@ -23,11 +24,11 @@ _LOOKED_AT = 200
 
 
 def outbox(source: str) -> str:
-    """Return the CTE `outbox` for a statement that ends runs.
+    """Return the CTEs `outbox` and `logs` for a statement that ends runs.
 
     Args:
-        source: the CTE before it, which returns run_id, orchestration_id, tenant_id, webhook_url, status, error and
-            ended_at of the runs it has ended.
+        source: the CTE before it, which returns run_id, orchestration_id, tenant_id, webhook_url, claim, status, error
+            and ended_at of the runs it has ended.
     """
     return f"""
 outbox AS (
@@ -35,10 +36,11 @@ outbox AS (
       next_attempt_at)
   SELECT gen_random_uuid(), run_id, orchestration_id, tenant_id, status, error, webhook_url, {_HOST}, 0, ended_at,
          ended_at
-    FROM {source} WHERE webhook_url <> '')"""  # noqa: S608 - the name of a CTE of ours
+    FROM {source} WHERE webhook_url <> ''),
+{due(source)}"""  # noqa: S608 - the name of a CTE of ours
 
 
-_ENDED = ("run_id", "orchestration_id", "tenant_id", "webhook_url", "status", "error", "ended_at")
+_ENDED = ("run_id", "orchestration_id", "tenant_id", "webhook_url", "claim", "status", "error", "ended_at")
 
 
 def ended(table: str) -> str:

@@ -168,7 +168,7 @@ owned AS (
          folded_steps = a.folded_steps, error = a.error, ended_at = now()
     FROM asked a
    WHERE r.run_id = a.run_id AND r.claim = a.claim AND (r.status = 'running') IS TRUE
-  RETURNING {ended("r")}, r.claim, a.job_id, a.active_seconds, a.function, a.payload, a.why, a.attempts),
+  RETURNING {ended("r")}, a.job_id, a.active_seconds, a.function, a.payload, a.why, a.attempts),
 {outbox("owned")},
 ledger AS (
   UPDATE job_ledger l

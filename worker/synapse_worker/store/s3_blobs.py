@@ -76,7 +76,7 @@ class S3Blobs:
         async for chunk in chunks:
             waiting += chunk
             while len(waiting) > PART_BYTES:
-                await upload.part(bytes(waiting[:PART_BYTES]))
+                await upload.part(bytes(memoryview(waiting)[:PART_BYTES]))
                 del waiting[:PART_BYTES]
         return await upload.end(bytes(waiting))
 

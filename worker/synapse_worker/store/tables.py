@@ -325,6 +325,19 @@ Index(
     func.coalesce(webhook_outbox.c.delivered_at, webhook_outbox.c.given_up_at),
     postgresql_where=webhook_outbox.c.next_attempt_at.is_(None),
 )
+run_logs = Table(
+    "run_logs",
+    metadata,
+    _id("run_id"),
+    Column("claim", BigInteger, primary_key=True),
+    Column("status", String(50), primary_key=True),
+    _tenant(),
+    Column("error", Text),
+    Column("ended_at", DateTime(timezone=True), nullable=False),
+    Column("next_at", DateTime(timezone=True), nullable=False),
+    Index("idx_run_logs_due", "next_at"),
+)
+"""One row per end or pause of a run whose log object is still to be written."""
 
 scale_topology = Table(
     "scale_topology",
