@@ -124,6 +124,7 @@ STAGES = (
     (Layer("contract", [pytest("tests/contract")], nothing),),
     (
         Layer("services", [pytest("tests/services", "tests/page")], servers),
+        Layer("faults", [pytest("tests/faults")], servers),
         Layer("control plane", [pytest("tests/controlplane")], control_plane),
     ),
     (Layer("cluster", [pytest("tests/e2e")], cluster),),

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from synapse_worker.store.database import Database
-from synapse_worker.store.migrate import is_migrated
-from synapse_worker.store.tables import SCHEMA_VERSION
+from synapse_worker.store.schema_version import SCHEMA_VERSION, is_migrated
 from synapse_worker.store.workers import SILENT_SECONDS
 
 
