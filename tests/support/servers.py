@@ -192,6 +192,10 @@ class PostgresServer(Server):
         )
         return answer.returncode == 0
 
+    def remove(self) -> None:
+        self.stop(signal.SIGQUIT)  # asked politely, it would wait until its last client has left
+        super().remove()
+
     def url(self, database: str = "postgres") -> str:
         """The URL of a database, as a user would write it."""
         return f"postgresql://synapse@127.0.0.1:{self.port}/{database}"
