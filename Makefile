@@ -20,7 +20,7 @@ demo-down: ## Remove the demo's cluster, all of it
 	@$(CLUSTER_COMMAND) down
 
 .PHONY: test
-test: $(VENV)/ready ## Every test: unit, contract, services, control plane, cluster
+test: $(VENV)/ready ## Every test: unit, contract, control plane, services, faults, operator, cluster
 	@$(BIN)/python -m tests.support.run_layers
 
 .PHONY: check

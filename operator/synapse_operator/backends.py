@@ -47,8 +47,8 @@ from synapse_worker.queueing.owner import disown, own
 from synapse_worker.store import topology
 from synapse_worker.store.database import Database
 from synapse_worker.store.definitions import stored_settings
-from synapse_worker.store.migrate import is_migrated
 from synapse_worker.store.overview import overview, work_due
+from synapse_worker.store.schema_version import is_migrated
 from synapse_worker.store.tenants import ManagedRow, RowChanges, bring_to, standing
 
 _log = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ import pytest
 from tests.controlplane import harness
 from tests.controlplane.harness import ControlPlane, Operator
 from tests.controlplane.stores import Stores
+from tests.controlplane.synced import Store
 from tests.support.servers import PostgresServer, RedisServer
 
 DEAD_REDIS = "redis://:hidden-redis-word@127.0.0.1:1/0"
@@ -70,3 +71,11 @@ def stores(plane: ControlPlane, ns: str, postgres_server: PostgresServer) -> Ite
         yield found
     finally:
         redis.remove()
+
+
+@pytest.fixture
+def store(plane: ControlPlane, ns: str, redis_server: RedisServer, postgres_server: PostgresServer) -> Store:
+    """A migrated database, which the Secret of the namespace leads to."""
+    url = postgres_server.new_database()
+    plane.apply(harness.secret(ns, redis_server.url, url))
+    return Store(url)

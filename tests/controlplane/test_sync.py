@@ -1,140 +1,18 @@
 """The operator syncs definitions from ConfigMaps and Secrets into PostgreSQL, and tells what became of it.
 
-What the configuration page says in Auto-sync on change and in Sync Now is shown here for the operator.
+What the configuration page says in Auto-sync on change and in Sync Now is shown here and in alone/test_sync_on_edit.py.
 """
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import json
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from typing import TypeVar
-
-import pytest
-from pydantic import SecretStr
 
 from synapse_operator import naming
-from synapse_worker.connections import open_database
-from synapse_worker.store import definitions
-from synapse_worker.store.database import Database
 from tests.controlplane import harness
-from tests.controlplane.harness import ControlPlane, Json, Operator, eventually
-from tests.support.servers import PostgresServer, RedisServer
-
-T = TypeVar("T")
-CONDITION = "DefinitionsSynced"
-EDIT_SECONDS = 5.0
-"""Within so long an edit of a labelled ConfigMap is in PostgreSQL."""
-
-
-class Store:
-    """The scale's database, as somebody sees it who looks from outside."""
-
-    def __init__(self, url: str) -> None:
-        self._url = harness.migrated(url)
-
-    def do(self, work: Callable[[Database], Coroutine[None, None, T]]) -> T:
-        """Run something with a connection of its own."""
-
-        async def run() -> T:
-            database = open_database(SecretStr(self._url))
-            try:
-                return await work(database)
-            finally:
-                await database.close()
-
-        return asyncio.run(run())
-
-    def printed(self, key: str) -> str | None:
-        """What the first step of an active orchestration prints; None = there is none."""
-
-        async def read(database: Database) -> str | None:
-            found = await definitions.read_orchestrations(database, [key])
-            steps = found[key]["steps"] if key in found else None
-            return str(steps[0]["print_content"]) if isinstance(steps, list) else None
-
-        return self.do(read)
-
-    def settings(self) -> dict[str, object]:
-        """The stored settings."""
-
-        async def read(database: Database) -> dict[str, object]:
-            return dict(await definitions.stored_settings(database))
-
-        return self.do(read)
-
-    def execute(self, statement: str) -> None:
-        """Run a statement."""
-        self.do(lambda database: database.execute(statement))
-
-
-@pytest.fixture
-def store(plane: ControlPlane, ns: str, redis_server: RedisServer, postgres_server: PostgresServer) -> Store:
-    """A migrated database, which the Secret of the namespace leads to."""
-    url = postgres_server.new_database()
-    plane.apply(harness.secret(ns, redis_server.url, url))
-    return Store(url)
-
-
-@pytest.fixture
-def operator(plane: ControlPlane) -> Iterator[Operator]:
-    """An operator of the test's own, since some tests need another one and there is one Lease."""
-    with Operator(plane) as operator:
-        yield operator.lead()
-        operator.terminate()
-
-
-@pytest.fixture
-def calm(plane: ControlPlane) -> Iterator[Operator]:
-    """An operator whose resync is as long as a user's, so that what happens sooner has been woken."""
-    with Operator(plane, RESYNC_SECONDS="60") as operator:
-        yield operator.lead()
-        operator.terminate()
-
-
-def printing(key: str, content: str) -> str:
-    return f"id: {key}\nsteps:\n- {{id: say, type: print, print_content: {content}}}\n"
-
-
-def secret(namespace: str, name: str, **data: str) -> Json:
-    texts = {f"{key}.yaml": base64.b64encode(text.encode()).decode() for key, text in data.items()}
-    metadata = {"name": name, "namespace": namespace}
-    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": texts}
-
-
-def sources(*names: str, **more: object) -> Json:
-    """spec.sync with sources `cm:NAME` and `secret:NAME`."""
-    kinds = {"cm": "configMapRef", "secret": "secretRef"}
-    pairs = [name.split(":") for name in names]
-    return {"sources": [{kinds[kind]: {"name": name}} for kind, name in pairs], **more}
-
-
-def sync_status(plane: ControlPlane, namespace: str) -> Json:
-    status: Json = (plane.get(namespace, "sscale", "main").get("status") or {}).get("sync") or {}
-    return status
-
-
-def test_an_edited_config_map_is_in_postgres_within_five_seconds(
-    plane: ControlPlane, ns: str, store: Store, calm: Operator
-) -> None:
-    """Auto-sync on change: pushes the updated definition to Postgres whenever you save one."""
-    plane.apply(
-        harness.definitions(ns, "defs", label="main", greet=printing("greet", "one")),
-        harness.scale(ns, sync=sources("cm:defs")),
-    )
-    synced = plane.await_condition(ns, CONDITION, "True", "Synced")
-    assert synced["message"] == "1 definitions and settings of 1 source are synced"
-    assert store.printed("greet") == "one"
-    for content in ("two", "three"):
-        began = time.monotonic()
-        plane.apply(harness.definitions(ns, "defs", label="main", greet=printing("greet", content)))
-        eventually(f"'{content}' is stored", lambda: store.printed("greet") == content, seconds=EDIT_SECONDS)  # noqa: B023
-        print(f"edit to row: {time.monotonic() - began:.1f} s")
-    plane.apply(harness.definitions(ns, "defs", label="main", other=printing("other", "four")))
-    eventually("the old one is taken back", lambda: store.printed("greet") is None, seconds=EDIT_SECONDS)
-    assert store.printed("other") == "four"
+from tests.controlplane.harness import ControlPlane, Operator, eventually
+from tests.controlplane.synced import CONDITION, Store, printing, secret, sources, sync_status
+from tests.support.servers import PostgresServer
 
 
 def test_model_keys_and_tokens_come_from_a_secret(
@@ -231,53 +109,6 @@ def test_without_auto_only_the_annotation_syncs(plane: ControlPlane, ns: str, st
     assert store.printed("a") == "one"
     ask("2")
     assert store.printed("a") == "two"
-
-
-def test_sync_now_puts_back_what_somebody_else_wrote(
-    plane: ControlPlane, ns: str, store: Store, calm: Operator
-) -> None:
-    plane.apply(
-        harness.definitions(ns, "defs", label="main", a=printing("a", "one")),
-        harness.scale(ns, sync=sources("cm:defs")),
-    )
-    plane.await_condition(ns, CONDITION, "True", "Synced")
-    store.execute("UPDATE orchestrations SET definition = jsonb_set(definition, '{steps,0,print_content}', '\"ui\"')")
-    before = sync_status(plane, ns)
-    plane.apply(harness.definitions(ns, "defs", label="main", a=printing("a", "one"), b="# nothing new\n"))
-    store.execute("UPDATE synced_definitions SET source = source")
-    assert store.printed("a") == "ui"
-    plane.kubectl("annotate", "sscale", "main", "-n", ns, f"{naming.SYNC_NOW_ANNOTATION}=now")
-    eventually("it is put back", lambda: store.printed("a") == "one", seconds=EDIT_SECONDS)
-    eventually("it is told", lambda: sync_status(plane, ns).get("syncNow") == "now", seconds=EDIT_SECONDS)
-    assert sync_status(plane, ns)["lastSyncTime"] >= before["lastSyncTime"]
-
-
-def test_a_dead_postgres_is_waited_for_and_a_restart_of_the_operator_writes_nothing(
-    plane: ControlPlane, ns: str, redis_server: RedisServer, postgres_server: PostgresServer
-) -> None:
-    plane.apply(harness.definitions(ns, "defs", a=printing("a", "one")), harness.scale(ns, sync=sources("cm:defs")))
-    with Operator(plane) as operator:
-        operator.lead()
-        pending = plane.await_condition(ns, CONDITION, "Unknown", "SyncPending")
-        assert pending["message"].startswith("The sync waits for PostgreSQL: PostgreSQL cannot be reached")
-        assert "hidden-postgres-word" not in json.dumps(plane.get(ns, "sscale", "main"))
-        url = postgres_server.new_database()
-        plane.apply(harness.secret(ns, redis_server.url, url))
-        waits = "The sync waits for the first worker, which creates or completes the tables in PostgreSQL"
-        eventually("it waits for tables", lambda: plane.condition(ns, CONDITION)["message"] == waits, seconds=40)
-        store = Store(url)
-        plane.await_condition(ns, CONDITION, "True", "Synced", seconds=40)
-        assert store.printed("a") == "one"
-        looks = operator.reconciles()
-        due = 2 + 2 * harness.STATUS_FIGURES_SECONDS // harness.RESYNC_SECONDS
-        eventually("the figures are written", lambda: operator.reconciles() >= looks + due, seconds=60)
-        operator.terminate()
-    mark = plane.audit_mark()
-    with Operator(plane) as operator:
-        operator.lead()
-        eventually("five looks", lambda: operator.reconciles() >= 5, seconds=40)
-        assert [call for call in plane.writes(mark) if call.namespace == ns] == []
-        operator.terminate()
 
 
 def test_a_large_sync_holds_up_no_other_scale(

@@ -10,6 +10,7 @@ from pydantic import SecretStr
 from synapse_worker.connections import open_database
 from synapse_worker.store import migrate, tables
 from synapse_worker.store.database import Database
+from synapse_worker.store.schema_version import is_migrated
 from tests.page.support import Here, PgBouncerServer, TlsPostgresServer, TlsRedisServer
 from tests.support.servers import PostgresServer, RedisServer
 
@@ -32,7 +33,7 @@ def page_database(postgres_server: PostgresServer) -> str:
 async def database(page_database: str) -> AsyncIterator[Database]:
     """A migrated and empty database."""
     opened = open_database(SecretStr(page_database))
-    if not await migrate.is_migrated(opened):
+    if not await is_migrated(opened):
         await migrate.migrate(opened)
     async with opened.transaction() as transaction:
         await transaction.execute(_EMPTY)

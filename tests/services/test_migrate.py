@@ -9,6 +9,7 @@ from pydantic import SecretStr
 from synapse_worker.connections import open_database
 from synapse_worker.store import migrate, tables
 from synapse_worker.store.database import Database
+from synapse_worker.store.schema_version import SCHEMA_VERSION, is_migrated
 
 
 async def _columns(database: Database) -> set[tuple[str, str]]:
@@ -20,12 +21,12 @@ async def _columns(database: Database) -> set[tuple[str, str]]:
 
 async def test_an_empty_database_gets_every_table_and_column(postgres_url: str) -> None:
     database = open_database(SecretStr(postgres_url))
-    assert not await migrate.is_migrated(database)
+    assert not await is_migrated(database)
     done = await migrate.migrate(database)
     expected = {(table.name, column.name) for table in tables.metadata.sorted_tables for column in table.columns}
     assert expected <= await _columns(database)
-    assert done.version == tables.SCHEMA_VERSION
-    assert await migrate.is_migrated(database)
+    assert done.version == SCHEMA_VERSION
+    assert await is_migrated(database)
     await database.close()
 
 
@@ -59,4 +60,4 @@ async def test_upstreams_table_is_completed_and_keeps_its_rows(postgres_url: str
 async def test_a_newer_schema_is_left_alone(database: Database) -> None:
     await database.execute("UPDATE synapse_scale_schema SET version = 99")
     assert (await migrate.migrate(database)).version == 99
-    assert await migrate.is_migrated(database)
+    assert await is_migrated(database)

@@ -77,6 +77,7 @@ async def test_rows_are_found_by_their_keys_before_anything_is_known_of_the_tabl
     (run, *_) = await owned(database, 400)
     arguments = [[run.run_id], [run.claim], ["completed"], ["{}"], ["[]"], [0], [None], [run.job_id], [0.0]]
     plan = await database.fetch(f"EXPLAIN {runs._FINISH}", *arguments, [None], [None], [None], [None])
+    plan += await database.fetch(f"EXPLAIN {runs._ENDED_BEFORE}", *arguments[:3])
     text = "\n".join(row[0] for row in plan)
     assert text.count("using orchestration_runs_pkey") == 2
     assert text.count("using job_ledger_pkey") == 1

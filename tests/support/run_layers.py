@@ -35,9 +35,9 @@ _SERVERS = {
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin"
 
 
-def pytest(*folders: str) -> list[str]:
+def pytest(*words: str) -> list[str]:
     """The command that runs the tests of folders."""
-    return [sys.executable, "-m", "pytest", "-q", *folders]
+    return [sys.executable, "-m", "pytest", "-q", *words]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,17 +118,25 @@ LINT = (
     [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"],
 )
 
+_ALONE = "tests/controlplane/alone"
+"""Tests that start and end operators of their own, or the API server: on a control plane of their own."""
+
 STAGES = (
     (Layer("lint", LINT, nothing),),
     (Layer("unit", [pytest("tests/unit")], nothing),),
     (Layer("contract", [pytest("tests/contract")], nothing),),
     (
+        Layer("control plane", [pytest("tests/controlplane", f"--ignore={_ALONE}")], control_plane),
         Layer("services", [pytest("tests/services", "tests/page")], servers),
-        Layer("control plane", [pytest("tests/controlplane")], control_plane),
+        Layer("faults", [pytest("tests/faults")], servers),
+        Layer("operator", [pytest(_ALONE)], control_plane),
     ),
     (Layer("cluster", [pytest("tests/e2e")], cluster),),
 )
-"""Layers in order; those of one stage run beside each other."""
+"""Layers in order; those of one stage run beside each other, `AT_ONCE` at a time, the longest first."""
+
+AT_ONCE = 3
+"""Enough to keep two cores busy."""
 
 
 def run(layer: Layer, output: BinaryIO | None) -> str:
@@ -148,7 +156,7 @@ def run_stage(layers: Sequence[Layer]) -> dict[str, str]:
     reasons = {layer.name: layer.prepare() for layer in layers}
     able = [layer for layer in layers if not reasons[layer.name]]
     results = {name: f"NOT RUN ({reason})" for name, reason in reasons.items()}
-    with ExitStack() as stack, ThreadPoolExecutor(max_workers=len(layers)) as pool:
+    with ExitStack() as stack, ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
         outputs = [stack.enter_context(tempfile.TemporaryFile()) if place else None for place in range(len(able))]
         running = [pool.submit(run, layer, output) for layer, output in zip(able, outputs, strict=True)]
         for layer, output, ended in zip(able, outputs, running, strict=True):

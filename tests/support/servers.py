@@ -192,16 +192,21 @@ class PostgresServer(Server):
         )
         return answer.returncode == 0
 
+    def remove(self) -> None:
+        self.stop(signal.SIGQUIT)  # asked politely, it would wait until its last client has left
+        super().remove()
+
     def url(self, database: str = "postgres") -> str:
         """The URL of a database, as a user would write it."""
         return f"postgresql://synapse@127.0.0.1:{self.port}/{database}"
 
-    def new_database(self) -> str:
-        """Create an empty database and return its URL."""
+    def new_database(self, *, like: str = "") -> str:
+        """Create a database and return its URL; empty, or as the one with the URL `like`, which nobody may use."""
         self._databases += 1
         name = f"test_{os.getpid()}_{self._databases}"
+        template = f" TEMPLATE {like.rsplit('/', 1)[1]}" if like else ""
         subprocess.run(
-            [program("psql", "postgresql-client", self._bin), self.url(), "-qc", f"CREATE DATABASE {name}"],
+            [program("psql", "postgresql-client", self._bin), self.url(), "-qc", f"CREATE DATABASE {name}{template}"],
             check=True,
             capture_output=True,
         )

@@ -35,8 +35,9 @@ from synapse_worker.queueing.served import Served
 from synapse_worker.retention import Retention
 from synapse_worker.run_logs import RunLogs
 from synapse_worker.settings import Settings
-from synapse_worker.store import definitions, migrate, tenants, workers
+from synapse_worker.store import definitions, tenants, workers
 from synapse_worker.store.database import Database
+from synapse_worker.store.schema_version import ensure
 from synapse_worker.telemetry import Metrics
 from synapse_worker.webhooks import EXIT_SECONDS as WEBHOOK_EXIT_SECONDS
 from synapse_worker.webhooks import Webhooks
@@ -151,7 +152,7 @@ class Worker:
 
     async def _migrate(self, database: Database) -> None:
         """Bring the schema up, unless it is there and we may not touch it."""
-        if (done := await migrate.ensure(database)) is not None:
+        if (done := await ensure(database)) is not None:
             log.info("schema is at version %d (%d statements)", done.version, len(done.statements))
 
     async def _serve(

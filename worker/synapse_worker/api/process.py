@@ -25,7 +25,8 @@ from synapse_worker.queueing.client import known_queues
 from synapse_worker.queueing.producer import Producer
 from synapse_worker.queueing.quotas import Quotas
 from synapse_worker.settings import Settings
-from synapse_worker.store import definitions, idempotency, migrate, tenants
+from synapse_worker.store import definitions, idempotency, tenants
+from synapse_worker.store.schema_version import ensure
 from synapse_worker.store.topology import Role
 from synapse_worker.telemetry import ApiMetrics
 
@@ -116,7 +117,7 @@ class ApiProcess:
                     raise StoreUnavailable("start-up", f"waits: {context.gate.problem}")
                 if (facts := await ping_redis(context.client)).old:
                     raise ConfigurationError(f"Redis {facts.version} is too old; 6.2 or newer is needed.")
-                if (done := await migrate.ensure(context.database)) is not None:
+                if (done := await ensure(context.database)) is not None:
                     log.info("schema is at version %d (%d statements)", done.version, len(done.statements))
                 context.settings = context.settings.with_stored(await definitions.stored_settings(context.database))
                 await self._rebase()

@@ -15,6 +15,7 @@ from sqlalchemy.schema import CreateIndex, CreateSequence, CreateTable
 
 from synapse_worker.store import tables
 from synapse_worker.store.database import Database, Transaction
+from synapse_worker.store.schema_version import SCHEMA_VERSION
 
 _LOCK = 7_203_419_552_118_201
 _LOCK_TIMEOUT = "10s"
@@ -43,39 +44,13 @@ async def migrate(database: Database) -> Migration:
         for statement in missing:
             await transaction.execute(statement)
         version = await _recorded_version(transaction)
-        if version < tables.SCHEMA_VERSION:
+        if version < SCHEMA_VERSION:
             await transaction.fetch(
                 "INSERT INTO synapse_scale_schema (id, version, migrated_at) VALUES (1, $1, now())"
                 " ON CONFLICT (id) DO UPDATE SET version = EXCLUDED.version, migrated_at = now()",
-                tables.SCHEMA_VERSION,
+                SCHEMA_VERSION,
             )
-    return Migration(tuple(missing), max(version, tables.SCHEMA_VERSION))
-
-
-async def ensure(database: Database) -> Migration | None:
-    """Bring the schema up, unless it is there: whoever may not create tables can still work with it.
-
-    Returns:
-        None when there was nothing to do.
-
-    Raises:
-        As `migrate`.
-    """
-    return None if await is_migrated(database) else await migrate(database)
-
-
-async def is_migrated(database: Database) -> bool:
-    """Return whether the schema is there, at this release's version or a newer one."""
-    return (await version_there(database) or 0) >= tables.SCHEMA_VERSION
-
-
-async def version_there(database: Database) -> int | None:
-    """Return the version of the schema that is there; None = nobody has migrated yet."""
-    row = await database.fetchrow("SELECT to_regclass('synapse_scale_schema') IS NOT NULL AS there")
-    if row is None or not row["there"]:
-        return None
-    version = await database.fetchrow("SELECT max(version) AS version FROM synapse_scale_schema")
-    return None if version is None else version["version"]
+    return Migration(tuple(missing), max(version, SCHEMA_VERSION))
 
 
 async def _missing(transaction: Transaction) -> list[str]:

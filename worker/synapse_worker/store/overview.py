@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from synapse_worker.store.database import Database
-from synapse_worker.store.migrate import version_there
 from synapse_worker.store.retention import NOT_NEEDED
-from synapse_worker.store.tables import SCHEMA_VERSION
+from synapse_worker.store.schema_version import SCHEMA_VERSION, version_there
 from synapse_worker.store.workers import SILENT_SECONDS
 
 

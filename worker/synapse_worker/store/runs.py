@@ -181,10 +181,14 @@ letter AS (
   SELECT gen_random_uuid(), run_id, orchestration_id, function, payload::jsonb, why, attempts, now(), now(), false
     FROM owned WHERE function IS NOT NULL)
 SELECT run_id FROM owned
-UNION ALL
+"""  # noqa: S608 - no value in it
+
+_ENDED_BEFORE = """
+WITH asked AS (
+  SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[]) AS a (run_id, claim, status) LIMIT cardinality($1))
 SELECT r.run_id FROM asked a JOIN orchestration_runs r USING (run_id)
  WHERE r.claim = a.claim AND (r.status = a.status) IS TRUE
-"""  # noqa: S608 - no value in it
+"""
 
 
 class RunWriter:
@@ -192,7 +196,7 @@ class RunWriter:
 
     def __init__(self, database: Database) -> None:
         self._checkpoints = _Together(database, _CHECKPOINT)
-        self._ends = _Together(database, _FINISH)
+        self._ends = _Together(database, _FINISH, _ENDED_BEFORE)
 
     async def checkpoint(
         self,
@@ -288,15 +292,17 @@ class _Together:
     """One statement for many writers: what comes while a call is under way goes together in the next one.
 
     The statement takes one array for each argument of `write`, of which the first is the run's id, and returns the
-    `run_id`s that the writers own.
+    `run_id`s that the writers own. `written_before`, if there is one, takes the first three arrays of those that it
+    did not return, and returns the ones that an earlier call had written whose answer got lost.
     A writer that is cancelled before its turn writes nothing; once sent, only the claim number can stop a write.
     The writes of one call are committed together, so when one of them is refused for what it holds, each is
     tried alone: nobody fails for a neighbour.
     """
 
-    def __init__(self, database: Database, statement: str) -> None:
+    def __init__(self, database: Database, statement: str, written_before: str = "") -> None:
         self._database = database
         self._statement = statement
+        self._written_before = written_before
         self._waiting: deque[_Write] = deque()
         self._sending: asyncio.Task[None] | None = None
 
@@ -343,9 +349,11 @@ class _Together:
         return list(batch.values())
 
     async def _send(self, batch: Sequence[_Write]) -> None:
-        arrays = zip(*(write.arguments for write in batch), strict=True)
         try:
-            rows = await self._database.fetch(self._statement, *map(list, arrays))
+            owned = await self._ask(self._statement, [write.arguments for write in batch])
+            if self._written_before and len(owned) < len(batch):
+                others = [write.arguments[:3] for write in batch if write.run_id not in owned]
+                owned |= await self._ask(self._written_before, others)
         except Exception as error:
             if len(batch) > 1 and not isinstance(error, StoreUnavailable | StoreRefused):
                 for write in batch:
@@ -355,10 +363,13 @@ class _Together:
                 if not write.answer.done():
                     write.answer.set_exception(error)
             return
-        owned = {row["run_id"] for row in rows}
         for write in batch:
             if not write.answer.done():
                 write.answer.set_result(write.run_id in owned)
+
+    async def _ask(self, statement: str, writes: Sequence[tuple[object, ...]]) -> set[object]:
+        rows = await self._database.fetch(statement, *map(list, zip(*writes, strict=True)))
+        return {row["run_id"] for row in rows}
 
 
 _REJECT = f"""

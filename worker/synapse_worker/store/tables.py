@@ -30,8 +30,6 @@ metadata = MetaData()
 CLAIM_SEQUENCE = Sequence("claim_seq", metadata=metadata)
 """Source of all claim numbers; it outlives any Redis, so a number never comes twice."""
 
-SCHEMA_VERSION = 5
-
 
 def _id(name: str) -> Column[str]:
     return Column(name, String(255), primary_key=True)
