@@ -179,15 +179,15 @@ class ControlPlane:
         return eventually(f"all children of {namespace}/{scale}", complete)
 
     def deployments(self, namespace: str, scale: str = "main") -> dict[str, Json]:
-        """Return the Deployments of a scale by the shard that they serve."""
+        """Return the Deployments of a scale by the shard that they serve, the V2 API's as `api`."""
         found = [child for child in self.children(namespace, scale) if child["kind"] == "Deployment"]
-        return {child["metadata"]["labels"][naming.SHARD_LABEL]: child for child in found}
+        return {child["metadata"]["labels"].get(naming.SHARD_LABEL, naming.API_ROLE): child for child in found}
 
     def make_pods_ready(self, namespace: str, scale: str = "main") -> None:
         """Play kubelet: wait until each Deployment has all its pods and say that they are ready."""
 
         def ready() -> bool:
-            selector = naming.selector_text(naming.worker_selector(scale))
+            selector = naming.selector_text({naming.SCALE_LABEL: naming.scale_label(scale)})
             for pod in self.find(namespace, ["pods"], selector):
                 conditions = (pod.get("status") or {}).get("conditions") or []
                 if any(each["type"] == "Ready" and each["status"] == "True" for each in conditions):

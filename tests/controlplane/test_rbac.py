@@ -73,12 +73,12 @@ def test_the_rules_cover_the_calls_and_nothing_more(plane: ControlPlane, ns: str
             plane.kubectl("patch", kind, name, "-n", ns, "--type=json", "-p", json.dumps(patch))
             eventually(f"{kind} is put right", partial(was_updated, plane, mark, f"{kind}s".lower()))
         # What the spec takes away is deleted, a shard once it is drained.
-        plane.apply(harness.scale(ns, queue={"shards": 2}, networkPolicy={"enabled": True}))
-        eventually("two shards", lambda: len(plane.deployments(ns)) == 2)
+        plane.apply(harness.scale(ns, queue={"shards": 2}, networkPolicy={"enabled": True}, api={"enabled": True}))
+        eventually("two shards and the API", lambda: len(plane.deployments(ns)) == 3)
         plane.make_pods_ready(ns)
         eventually("producers are told", lambda: (row := stores.topology()) and row.topology.shards == 2)
         plane.apply(harness.scale(ns, podDisruptionBudget={"enabled": False}))
-        for resource in ("poddisruptionbudgets", "networkpolicies", "deployments"):
+        for resource in ("poddisruptionbudgets", "networkpolicies", "services", "deployments"):
             eventually(f"{resource} are deleted", partial(was_deleted, plane, mark, resource), seconds=90)
         # Under isolation a tenant is held while its queue is worked off.
         plane.apply(harness.scale(ns, tenancy={"isolation": True}))
