@@ -156,5 +156,8 @@ def test_users_get_what_their_role_in_the_namespace_says(plane: ControlPlane, ns
         for plural in (naming.SCALE_PLURAL, naming.TENANT_PLURAL):
             assert not may(user, "patch", "status", plural)
             assert may(user, "create", plural=plural)
-    assert may("view", "list", plural=naming.TENANT_PLURAL)
-    assert not may("view", "create", plural=naming.TENANT_PLURAL)
+    for verb in ("get", "list", "watch"):
+        assert may("view", verb, plural=naming.TENANT_PLURAL)
+    for verb in ("create", "update", "patch", "delete", "deletecollection"):
+        assert not may("view", verb, plural=naming.TENANT_PLURAL)
+        assert all(may(user, verb, plural=naming.TENANT_PLURAL) for user in ("edit", "admin"))
