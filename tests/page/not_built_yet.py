@@ -39,7 +39,6 @@ NOT_BUILT_YET: tuple[NotBuiltYet, ...] = (
         "All V2 API calls route jobs through the queue and return 202 Accepted with a run_id",
         "E",
         variables=("API_PORT", "API_AUTH"),
-        field="api",
         command="api",
     ),
     NotBuiltYet(
@@ -47,7 +46,6 @@ NOT_BUILT_YET: tuple[NotBuiltYet, ...] = (
         "When disabled, the V2 API falls back to inline execution and blocks until the run completes",
         "E",
         variables=("API_PORT",),
-        field="api",
         command="api",
     ),
     NotBuiltYet(
@@ -87,14 +85,12 @@ NOT_BUILT_YET: tuple[NotBuiltYet, ...] = (
         "When this limit is exceeded, new job submissions return 503 Service Unavailable",
         "E",
         variables=("MAX_GLOBAL_QUEUE_DEPTH",),
-        field="queue.maxDepth",
     ),
     NotBuiltYet(
         "Rate limit per tenant",
         "Requests above this limit return 429 Too Many Requests",
         "E",
         variables=("RATE_LIMIT_PER_TENANT_RPS",),
-        field="tenancy.rateLimitRps",
     ),
     NotBuiltYet(
         "Adding a tenant",
