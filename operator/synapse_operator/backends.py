@@ -44,9 +44,10 @@ from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavail
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import jobs_held, known_queues, queue_figures
 from synapse_worker.queueing.owner import disown, own
-from synapse_worker.store import topology
+from synapse_worker.store import managed_keys, topology
 from synapse_worker.store.database import Database
 from synapse_worker.store.definitions import stored_settings
+from synapse_worker.store.managed_keys import ManagedKey
 from synapse_worker.store.overview import overview, work_due
 from synapse_worker.store.schema_version import is_migrated
 from synapse_worker.store.tenants import ManagedRow, RowChanges, bring_to, standing
@@ -204,6 +205,26 @@ class Backends:
             return None
         exclusive = await _is_own(connections.redis, uid)
         return await _keep_rows(connections.database, uid, rows, living, exclusive=exclusive)
+
+    async def keep_keys(self, scale: Hashable, uid: str, keys: Sequence[ManagedKey]) -> frozenset[str] | Unknown:
+        """Bring a scale's API keys to what is wanted; returns the hashes of those that are somebody else's.
+
+        Args:
+            scale, uid: whose stores they are, after a `look`.
+            keys: those that are wanted.
+        """
+        database = self._open[scale].database
+        if not isinstance(database, Database):
+            return Unknown(database.sentence)
+        try:
+            async with asyncio.timeout(QUESTION_SECONDS):
+                if not await is_migrated(database):
+                    return Unknown("the tables of this release are not there yet")
+                row = await topology.read(database)
+                exclusive = row is not None and row.owner_uid == uid
+                return await managed_keys.bring_to(database, keys, managed_by=uid, exclusive=exclusive)
+        except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError) as error:
+            return Unknown(_failed("PostgreSQL", error).sentence)
 
     async def remains(self, scale: Hashable, uid: str, tenant_ids: Sequence[str]) -> Mapping[str, Remains] | Unknown:
         """Return what is left of the work of tenants that have queues of their own.

@@ -28,8 +28,9 @@ class Dedicated:
 
     def want(self, scale: ScaleKey, tenants: Mapping[str, DedicatedTenant]) -> None:
         """Note who is to have workers."""
-        if self._wanted.get(scale) != tenants:
-            self._wanted[scale] = tenants
+        before = self._wanted.get(scale, {})
+        self._wanted[scale] = tenants
+        if before != tenants:
             self._wake(scale, 0.0)
 
     def serving(self, scale: ScaleKey) -> frozenset[str]:

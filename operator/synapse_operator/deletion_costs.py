@@ -31,9 +31,10 @@ def shrinking(plan: Plan) -> tuple[str, ...]:
         if step.manifest.ref.kind is Kind.DEPLOYMENT and step.replaces is not None
     ]
     return tuple(
-        child.raw["metadata"]["labels"][SHARD_LABEL]
+        shard
         for child, replicas in changes
         if 0 < replicas < Rollout.of(child).wanted
+        and (shard := (child.raw["metadata"].get("labels") or {}).get(SHARD_LABEL))
     )
 
 

@@ -87,6 +87,7 @@ TMP_PATH, DATA_PATH, REDIS_CA_PATH, POSTGRES_CA_PATH = MOUNT_PATHS = (
 """Where a worker sees them."""
 
 WORKER_ROLE = "worker"
+API_ROLE = "api"
 
 LABEL_VALUE_LENGTH = 63
 SERVICE_NAME_LENGTH = 63
@@ -159,6 +160,11 @@ def metrics_service_name(scale: str) -> str:
     return _child_name(scale, "metrics", limit=SERVICE_NAME_LENGTH)
 
 
+def api_name(scale: str) -> str:
+    """Return the name of the V2 API's Deployment, Service and PodDisruptionBudget."""
+    return _child_name(scale, API_ROLE, limit=DEPLOYMENT_NAME_LENGTH)
+
+
 def network_policy_name(scale: str) -> str:
     """Return the name of the NetworkPolicy of the workers."""
     return _child_name(scale, "workers", limit=LABEL_VALUE_LENGTH)
@@ -183,7 +189,14 @@ def config_map_name(scale: str, data: Mapping[str, str]) -> str:
 
 
 def expected_refs(
-    namespace: str, scale: str, *, shards: Sequence[str], budgets: bool, network_policy: bool, pod_monitor: bool
+    namespace: str,
+    scale: str,
+    *,
+    shards: Sequence[str],
+    budgets: bool,
+    network_policy: bool,
+    api: bool,
+    pod_monitor: bool,
 ) -> tuple[Ref, ...]:
     """Return the children whose names do not depend on their content.
 
@@ -196,14 +209,16 @@ def expected_refs(
         shards: shards with a Deployment each.
         budgets: whether each of them has a PodDisruptionBudget.
         network_policy: whether there is a NetworkPolicy.
+        api: whether the V2 API is served.
         pod_monitor: whether there is a PodMonitor.
     """
-    deployments = [deployment_name(scale, shard) for shard in shards]
+    deployments = [*(deployment_name(scale, shard) for shard in shards), *(api_name(scale) for _ in range(api))]
     return (
         Ref(Kind.SERVICE_ACCOUNT, namespace, service_account_name(scale)),
         *(Ref(Kind.DEPLOYMENT, namespace, name) for name in deployments),
         *(Ref(Kind.POD_DISRUPTION_BUDGET, namespace, name) for name in deployments if budgets),
         Ref(Kind.SERVICE, namespace, metrics_service_name(scale)),
+        *(Ref(Kind.SERVICE, namespace, api_name(scale)) for _ in range(api)),
         *(Ref(Kind.NETWORK_POLICY, namespace, network_policy_name(scale)) for _ in range(network_policy)),
         *(Ref(Kind.POD_MONITOR, namespace, pod_monitor_name(scale)) for _ in range(pod_monitor)),
     )
@@ -236,6 +251,11 @@ def worker_selector(scale: str) -> dict[str, str]:
 def shard_selector(scale: str, shard: str) -> dict[str, str]:
     """Return the labels that select the workers of one shard: a Deployment's selector, which can never change."""
     return {**worker_selector(scale), SHARD_LABEL: shard}
+
+
+def api_selector(scale: str) -> dict[str, str]:
+    """Return the labels that select the pods of the V2 API."""
+    return {SCALE_LABEL: scale_label(scale), ROLE_LABEL: API_ROLE}
 
 
 def selector_text(labels: Mapping[str, str]) -> str:

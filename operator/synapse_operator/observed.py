@@ -25,6 +25,7 @@ from synapse_operator import naming
 from synapse_operator.api.common import JsonObject, SecretKeySelector
 from synapse_operator.api.overlay import SecretPart
 from synapse_operator.api.workers import WorkersOverride
+from synapse_operator.api_keys import KeyEntries
 from synapse_operator.naming import Kind, Ref
 from synapse_worker.routing import Topology
 from synapse_worker.sync.documents import SUFFIXES, Problem, Source
@@ -564,7 +565,10 @@ class Observed:
         dedicated: the tenants that are to have workers of their own, by their shards.
         template_secrets: what the overlays' variables take from Secrets, without what is missing or cannot be read.
         children: found by label, and by name for those of `naming.expected_refs` that the list lacks.
-        pods: all worker pods of the scale (`naming.worker_selector`).
+        pods: all pods of the scale.
+        api_keys: what the Secret of API keys holds; None = none is named.
+        keys_left: hashes of API keys that were left alone, since they are somebody else's; unknown = PostgreSQL was not
+            told of the keys.
         sync: the last sync of the sources that the spec names; None = this process has seen none.
         s3_keys: variable -> key of the S3 user, as far as the spec names a Secret with them.
     """
@@ -591,6 +595,8 @@ class Observed:
     dedicated: Mapping[str, DedicatedTenant] = field(default_factory=dict)
     template_secrets: Mapping[SecretPart, SecretStr] = field(default_factory=dict)
     s3_keys: Mapping[str, SecretLookup] = field(default_factory=dict)
+    api_keys: KeyEntries | SecretMissing | Unknown | None = None
+    keys_left: frozenset[str] | Unknown = frozenset()
     # A scale of 64 shards has two hundred children, and each is looked up several times.
     _by_ref: Mapping[Ref, Child] = field(init=False, repr=False, compare=False)
 

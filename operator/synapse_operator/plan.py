@@ -336,11 +336,19 @@ def _served(config_map: JsonObject) -> str:
 def _unwanted(scale: SynapseScale, desired: Desired, observed: Observed) -> Iterator[Delete]:
     """Yield what is wanted no more; what must stay until its work is done, `desired` goes on wanting."""
     wanted = {manifest.ref for manifest in desired.manifests}
-    for kind in (Kind.DEPLOYMENT, Kind.POD_DISRUPTION_BUDGET, Kind.NETWORK_POLICY, Kind.POD_MONITOR):
+    for kind in (
+        Kind.DEPLOYMENT,
+        Kind.POD_DISRUPTION_BUDGET,
+        Kind.SERVICE,
+        Kind.NETWORK_POLICY,
+        Kind.POD_MONITOR,
+    ):
         for child in observed.of_kind(kind):
             if child.ref in wanted or child.terminating or child.owner_uid != scale.metadata.uid:
                 continue
-            if naming.TENANT_LABEL in child.raw["metadata"]["labels"] and isinstance(observed.topology, Unknown):
+            if naming.TENANT_LABEL in (child.raw["metadata"].get("labels") or {}) and isinstance(
+                observed.topology, Unknown
+            ):
                 continue  # the pool cannot be told now to serve that tenant
             yield Delete(child.ref, child.uid)
 
@@ -377,7 +385,9 @@ def _repair(manifest: Manifest) -> Event:
 
 def _workers(deployment: JsonObject) -> str:
     replicas = deployment["spec"].get("replicas", 1)
-    return f"{replicas} worker" if replicas == 1 else f"{replicas} workers"
+    role = deployment["metadata"]["labels"].get(naming.ROLE_LABEL)
+    what = "pod" if role == naming.API_ROLE else "worker"
+    return f"{replicas} {what}" if replicas == 1 else f"{replicas} {what}s"
 
 
 def _config_hash(deployment: JsonObject) -> str | None:

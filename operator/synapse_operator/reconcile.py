@@ -14,6 +14,7 @@ from synapse_operator.api.common import JsonObject
 from synapse_operator.api.overlay import SecretPart
 from synapse_operator.api.scale import InvalidScale, SynapseScale, read_scale
 from synapse_operator.api.tenant import read_tenant
+from synapse_operator.api_keys import KeyEntries
 from synapse_operator.autoscale import Recent
 from synapse_operator.backends import Backends, Stores
 from synapse_operator.cluster import apply, metrics_token, observe
@@ -27,7 +28,7 @@ from synapse_operator.desired import desired_for_scale
 from synapse_operator.desired.shards import queues_of, recommendations, serving
 from synapse_operator.drains import drained, emptied
 from synapse_operator.naming import SCALE_KIND
-from synapse_operator.observed import DedicatedTenant, Observed, SecretLookup, Unknown
+from synapse_operator.observed import DedicatedTenant, Observed, SecretLookup, SecretMissing, Unknown
 from synapse_operator.plan import plan
 from synapse_operator.status import figures_due, invalid_status, next_status
 from synapse_operator.syncer import Syncer
@@ -158,6 +159,7 @@ class Reconciler:
         pods = await observe.read_pods(self._client, scale) if look else ()
         if all(pod.deletion_cost is None or pod.terminating for pod in pods):
             self._without_costs.add(key)
+        api_keys = await observe.read_api_keys(self._client, scale)
         now = datetime.now(UTC)
         self._empty_since[key] = emptied(
             self._empty_since.get(key, {}), topology=view.topology, behind=view.behind, queues=view.queues, now=now
@@ -181,6 +183,8 @@ class Reconciler:
             dedicated=dedicated,
             template_secrets=await self._template_secrets(scale, dedicated),
             s3_keys=await observe.read_s3_keys(self._client, scale),
+            api_keys=api_keys,
+            keys_left=await self._keep_keys(key, scale, api_keys, previous),
         )
         self._dedicated.serve(key, serving(scale, observed))
         if not observed.migrated:
@@ -205,6 +209,20 @@ class Reconciler:
         if selector is None:
             return None
         return await observe.read_selected(self._client, scale.metadata.namespace, selector, "name=value")
+
+    async def _keep_keys(
+        self,
+        key: ScaleKey,
+        scale: SynapseScale,
+        wanted: KeyEntries | SecretMissing | Unknown | None,
+        previous: JsonObject,
+    ) -> frozenset[str] | Unknown:
+        """Store the API keys; those of a Secret that is missing or cannot be read stay as they are."""
+        if isinstance(wanted, SecretMissing | Unknown):
+            return Unknown(wanted.sentence)
+        if wanted is None and "keys" not in (previous.get("api") or {}):
+            return frozenset()
+        return await self._backends.keep_keys(key, scale.metadata.uid, () if wanted is None else wanted.keys)
 
     async def _template_secrets(
         self, scale: SynapseScale, dedicated: Mapping[str, DedicatedTenant]

@@ -30,14 +30,18 @@ from synapse_operator.api.scale import (
     SynapseScale,
     SynapseScaleStatus,
 )
+from synapse_operator.api.tier import MAX_KEY_ERROR, MAX_KEY_ERRORS
 from synapse_operator.api.workers import CONCURRENCY, JOB_TIMEOUT, MAX_RETRIES, AutoscalingSpec
+from synapse_operator.api_keys import KeyEntries, not_taken
 from synapse_operator.conditions import ConditionStatus as _Status
 from synapse_operator.conditions import by_type, condition, unless_same, with_old_message
+from synapse_operator.desired.api import api_deployment_of
 from synapse_operator.desired.environment import S3_BUCKET
 from synapse_operator.desired.model import Blocked, Desired
 from synapse_operator.desired.shards import Shard, ShardState, deployment_of, queues_of
 from synapse_operator.naming import Kind
 from synapse_operator.observed import (
+    Child,
     Found,
     NotTried,
     Observed,
@@ -45,6 +49,7 @@ from synapse_operator.observed import (
     PostgresAnswers,
     RedisAnswers,
     Rollout,
+    SecretMissing,
     SyncOutcome,
     TopologyRecord,
     Unknown,
@@ -122,12 +127,16 @@ def next_status(
         figures: whether figures are due (`figures_due`); if not, the previous ones stay, unless they became
             known or unknown, and so do messages of conditions that say the same for the same reason.
     """
-    rollouts = [Rollout.of(child) for child in observed.of_kind(Kind.DEPLOYMENT) if not child.terminating]
+    deployments = [child for child in observed.of_kind(Kind.DEPLOYMENT) if not child.terminating]
+    rollouts = [Rollout.of(child) for child in deployments if not is_api(child)]
+    of_the_api = [Rollout.of(child) for child in deployments if is_api(child)]
     ready = sum(rollout.ready for rollout in rollouts)
     wanted = desired.workers if isinstance(desired, Desired) else sum(rollout.wanted for rollout in rollouts)
-    applied = _children_applied(scale, desired, report, rollouts)
-    problem = _problem(scale, desired, observed, report, applied, ready, wanted)
-    moving = not scale.metadata.paused and _moving(desired, report, rollouts)
+    applied = _children_applied(scale, desired, report, [*rollouts, *of_the_api])
+    api = _api_ready(scale, observed)
+    problem = _problem(scale, desired, observed, report, applied, ready, wanted) or _problem_of_the_api(api)
+    settled = all(rollout.complete for rollout in of_the_api) and len(of_the_api) == int(scale.spec.api.enabled)
+    moving = not scale.metadata.paused and _moving(desired, report, rollouts, others_settled=settled)
     redact = _Redactor(observed)
     verdicts = (
         _ready(scale, desired, observed, problem, ready, wanted),
@@ -140,6 +149,7 @@ def next_status(
         applied,
         _definitions_synced(scale, observed, previous, redact),
         _storage_shared(scale, observed, wanted),
+        api,
         _paused(scale.metadata),
     )
     status: JsonObject = {
@@ -160,6 +170,8 @@ def next_status(
         status["shards"] = previous["shards"]
     if effective := _effective(scale, observed):
         status["effective"] = effective
+    if scale.spec.api.enabled:
+        status["api"] = _api_figures(scale, observed, previous, redact)
     image = desired.image if isinstance(desired, Desired) else previous.get("image")
     if image is not None:
         status["image"] = image
@@ -181,6 +193,7 @@ def invalid_status(invalid: InvalidScale, *, previous: JsonObject, now: datetime
                 ConditionType.DEFINITIONS_SYNCED,
                 ConditionType.BACKEND_EXCLUSIVE,
                 ConditionType.STORAGE_SHARED,
+                ConditionType.API_READY,
             )
         ),
         _Verdict(
@@ -191,7 +204,7 @@ def invalid_status(invalid: InvalidScale, *, previous: JsonObject, now: datetime
         ),
         _paused(invalid.metadata),
     )
-    keys = ("replicas", "selector", "workers", "shards", "effective", "image", "sync")
+    keys = ("replicas", "selector", "workers", "shards", "effective", "image", "sync", "api")
     kept: JsonObject = {key: previous[key] for key in keys if key in previous}
     return _unless_same({**_head(invalid.metadata, verdicts, previous, now, None), **kept}, previous)
 
@@ -340,13 +353,13 @@ def _unreachable(state: Unreachable) -> str:
     return f"{state.sentence}; check that it runs, and the URL; no worker is taken for idle meanwhile"
 
 
-def _moving(desired: Desired | Blocked, report: ApplyReport, rollouts: list[Rollout]) -> bool:
+def _moving(desired: Desired | Blocked, report: ApplyReport, rollouts: list[Rollout], *, others_settled: bool) -> bool:
     """Whether something was written just now or Kubernetes is not yet through with it."""
     if isinstance(desired, Blocked):
         return False
     settled = all(shard.state is ShardState.ACTIVE for shard in desired.shards) and desired.flip is None
     deployed = len(rollouts) == len(desired.shards) and all(rollout.complete for rollout in rollouts)
-    return bool(report.applied) or not (settled and deployed)
+    return bool(report.applied) or not (settled and deployed and others_settled)
 
 
 def _ready(
@@ -520,6 +533,64 @@ def _definitions_synced(scale: SynapseScale, observed: Observed, previous: JsonO
     number, first = len(outcome.problems), _clip(redact(str(outcome.problems[0])))
     errors = f"{number} error{'' if number == 1 else 's'}, see status.sync.errors; the first"
     return _Verdict(type_, _Status.FALSE, reason, f"{total}; {errors}: {first}")
+
+
+def is_api(child: Child) -> bool:
+    """Whether a Deployment is the V2 API's, and no workers."""
+    return (child.raw["metadata"].get("labels") or {}).get(naming.ROLE_LABEL) == naming.API_ROLE
+
+
+def _api_ready(scale: SynapseScale, observed: Observed) -> _Verdict:
+    type_, spec, keys = ConditionType.API_READY, scale.spec.api, observed.api_keys
+    if not spec.enabled:
+        return _Verdict(type_, _Status.TRUE, Reason.API_OFF, "spec.api.enabled is false")
+    if isinstance(keys, SecretMissing):
+        return _Verdict(type_, _Status.FALSE, Reason.SECRET_NOT_FOUND, f"api.keysSecretRef: {keys.sentence}")
+    if isinstance(keys, Unknown):
+        return _Verdict(type_, _Status.FALSE, Reason.SECRET_UNREADABLE, f"api.keysSecretRef: {keys.sentence}")
+    child = api_deployment_of(scale, observed)
+    ready = 0 if child is None else Rollout.of(child).ready
+    message = f"{min(ready, spec.replicas)} of {spec.replicas} pods of the V2 API are ready"
+    if ready < spec.replicas:
+        return _Verdict(type_, _Status.FALSE, Reason.API_NOT_READY, message)
+    if problems := _key_problems(observed):
+        number = len(problems)
+        errors = (
+            f"{number} error{'' if number == 1 else 's'} in the Secret of keys, see status.api.keyErrors; the first"
+        )
+        return _Verdict(type_, _Status.FALSE, Reason.API_KEYS_REFUSED, f"{message}; {errors}: {problems[0]}")
+    return _Verdict(type_, _Status.TRUE, Reason.API_SERVES, message)
+
+
+def _problem_of_the_api(verdict: _Verdict) -> _Problem | None:
+    if verdict.status is not _Status.FALSE:
+        return None
+    stalled = verdict.reason in (Reason.SECRET_NOT_FOUND, Reason.API_KEYS_REFUSED)
+    return _Problem(verdict.reason, verdict.message, stalled)
+
+
+def _key_problems(observed: Observed) -> tuple[str, ...]:
+    if not isinstance(observed.api_keys, KeyEntries):
+        return ()
+    left = () if isinstance(observed.keys_left, Unknown) else tuple(observed.keys_left)
+    return (*observed.api_keys.problems, *not_taken(observed.api_keys, left))
+
+
+def _api_figures(scale: SynapseScale, observed: Observed, previous: JsonObject, redact: _Redactor) -> JsonObject:
+    child, spec = api_deployment_of(scale, observed), scale.spec.api
+    told: JsonObject = {
+        "desired": spec.replicas,
+        "ready": 0 if child is None else Rollout.of(child).ready,
+        "service": naming.api_name(scale.metadata.name),
+        "port": spec.service.port,
+    }
+    if isinstance(observed.api_keys, KeyEntries) and not isinstance(observed.keys_left, Unknown):
+        told["keys"] = len(observed.api_keys.keys) - len(observed.keys_left)
+    elif observed.api_keys is not None and "keys" in (previous.get("api") or {}):
+        told["keys"] = previous["api"]["keys"]  # they stay as they are
+    if problems := _key_problems(observed):
+        told["keyErrors"] = [redact(problem)[:MAX_KEY_ERROR] for problem in problems[:MAX_KEY_ERRORS]]
+    return told
 
 
 def _why_pending(observed: Observed) -> str:

@@ -126,6 +126,24 @@ def test_the_workers_of_every_shard_and_of_the_tenant_pool_can_start() -> None:
     ]
 
 
+def test_the_api_can_start_with_its_own() -> None:
+    spec = {
+        **EVERYTHING,
+        "api": {"enabled": True},
+        "queue": {"maxDepth": 42},
+        "tenancy": {"defaultTenantId": "acme", "rateLimitRps": 7},
+    }
+    maps = [
+        each.body["data"] for each in what_is_desired(a_scale(spec=spec)).manifests if each.ref.kind is Kind.CONFIG_MAP
+    ]
+    (environment,) = [each for each in maps if "WORKER_QUEUE_SHARD" not in each]
+    assert environment["MAX_GLOBAL_QUEUE_DEPTH"] == "42"
+    assert environment["RATE_LIMIT_PER_TENANT_RPS"] == "7"
+    loaded = settings.load({**environment, "REDIS_URL": REDIS_URL, "SCALE_POSTGRES_URL": POSTGRES_URL})
+    assert (loaded.default_tenant_id, loaded.pgbouncer_mode) == ("acme", True)
+    assert not [name for each in maps if each is not environment for name in each if name.startswith(("MAX_G", "RATE"))]
+
+
 def test_every_rendered_variable_is_one_that_the_image_reads() -> None:
     for name in _environment(EVERYTHING):
         assert name == contract.OTLP_HEADERS or contract.BY_NAME[name].read, name

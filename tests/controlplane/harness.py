@@ -21,7 +21,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from pydantic import SecretStr
 
@@ -179,15 +179,15 @@ class ControlPlane:
         return eventually(f"all children of {namespace}/{scale}", complete)
 
     def deployments(self, namespace: str, scale: str = "main") -> dict[str, Json]:
-        """Return the Deployments of a scale by the shard that they serve."""
+        """Return the Deployments of a scale by the shard that they serve, the V2 API's as `api`."""
         found = [child for child in self.children(namespace, scale) if child["kind"] == "Deployment"]
-        return {child["metadata"]["labels"][naming.SHARD_LABEL]: child for child in found}
+        return {child["metadata"]["labels"].get(naming.SHARD_LABEL, naming.API_ROLE): child for child in found}
 
     def make_pods_ready(self, namespace: str, scale: str = "main") -> None:
         """Play kubelet: wait until each Deployment has all its pods and say that they are ready."""
 
         def ready() -> bool:
-            selector = naming.selector_text(naming.worker_selector(scale))
+            selector = naming.selector_text({naming.SCALE_LABEL: naming.scale_label(scale)})
             for pod in self.find(namespace, ["pods"], selector):
                 conditions = (pod.get("status") or {}).get("conditions") or []
                 if any(each["type"] == "Ready" and each["status"] == "True" for each in conditions):
@@ -253,6 +253,19 @@ class ControlPlane:
         config["current-context"] = "operator"
         path.write_text(json.dumps(config))
 
+    def token(self, seconds: int) -> str:
+        """Return a token of the operator's service account."""
+        return self.kubectl(
+            "create", "token", "synapse-operator", "-n", OPERATOR_NAMESPACE, f"--duration={seconds}s"
+        ).strip()
+
+    def authority(self) -> bytes:
+        """Return the certificate that the API server is checked with."""
+        cluster = self._config()["clusters"][0]["cluster"]
+        if "certificate-authority-data" in cluster:
+            return base64.b64decode(cluster["certificate-authority-data"])
+        return Path(cluster["certificate-authority"]).read_bytes()
+
     def _config(self) -> Json:
         config: Json = json.loads(Path(self.kubeconfig).read_text())
         return config
@@ -282,19 +295,20 @@ class Operator:
             "STATUS_FIGURES_SECONDS": str(STATUS_FIGURES_SECONDS),
             **environment,
         }
+        self._command = [sys.executable, "-m", "synapse_operator"]
         self.process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Operator:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.kill()
 
-    def start(self) -> Operator:
+    def start(self) -> Self:
         """Start it and return at once."""
         with (self._folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "synapse_operator"],
+                self._command,
                 env=self._environment,
                 cwd=self._folder,
                 stdout=log,
@@ -303,7 +317,7 @@ class Operator:
             )
         return self
 
-    def lead(self) -> Operator:
+    def lead(self) -> Self:
         """Start it and wait until it leads."""
         self.start()
         eventually("the operator leads", self.leads, seconds=30)
@@ -366,6 +380,32 @@ class Operator:
                 return error.code, error.read().decode()
         except OSError:
             return 0, ""
+
+
+class MountedOperator(Operator):
+    """One that reads its token from a file, as in a pod."""
+
+    def __init__(self, plane: ControlPlane, *, server: str, token_seconds: int) -> None:
+        super().__init__(plane, server=server)
+        self._seconds = token_seconds
+        host, port = server.removeprefix("https://").rsplit(":", 1)
+        self._environment |= {
+            "KUBECONFIG": "",
+            "KUBERNETES_SERVICE_HOST": host,
+            "KUBERNETES_SERVICE_PORT": port,
+            "SERVICE_ACCOUNT_FOLDER": str(self._folder),
+            "RESYNC_SECONDS": "60",
+            "PYTHONPATH": f"{self._environment['PYTHONPATH']}{os.pathsep}{ROOT}",
+        }
+        self._command = [sys.executable, "-m", "tests.controlplane.mounted"]
+        (self._folder / "ca.crt").write_bytes(plane.authority())
+        self.renew_token()
+
+    def renew_token(self) -> None:
+        """Put a new token into its place, as kubelet does."""
+        fresh = self._folder / "token.new"
+        fresh.write_text(self._plane.token(self._seconds))
+        fresh.rename(self._folder / "token")
 
 
 def migrated(url: str) -> str:

@@ -14,14 +14,14 @@ from tests.controlplane.harness import ControlPlane, Json, Operator, eventually
 from tests.controlplane.stores import Stores
 
 SHARD = naming.tenant_shard("acme")
-ISOLATION = {"tenancy": {"isolation": True}}
+ISOLATION = {"isolation": True}
 
 
 @pytest.fixture
 def isolated(plane: ControlPlane, ns: str, stores: Stores, operator: Operator) -> Iterator[Stores]:
     """The stores of a scale whose tenants have queues of their own, which the pool serves."""
     assert operator.running
-    plane.apply(harness.scale(ns, **ISOLATION))
+    plane.apply(harness.scale(ns, tenancy=ISOLATION))
     eventually("the pool", lambda: "tenants" in plane.deployments(ns))
     plane.make_pods_ready(ns)
     eventually("producers are told", lambda: (row := stores.topology()) and row.topology.isolation)

@@ -76,12 +76,13 @@ def test_the_rules_cover_the_calls_and_nothing_more(plane: ControlPlane, ns: str
         plane.apply(pod_monitors.DEFINITION)
         plane.kubectl("wait", "--for=condition=Established", "crd", pod_monitors.NAME)
         monitored = {"podMonitor": {"enabled": True}}
-        plane.apply(harness.scale(ns, queue={"shards": 2}, networkPolicy={"enabled": True}, observability=monitored))
-        eventually("two shards", lambda: len(plane.deployments(ns)) == 2)
+        everything = {"networkPolicy": {"enabled": True}, "observability": monitored, "api": {"enabled": True}}
+        plane.apply(harness.scale(ns, queue={"shards": 2}, **everything))
+        eventually("two shards and the API", lambda: len(plane.deployments(ns)) == 3)
         plane.make_pods_ready(ns)
         eventually("producers are told", lambda: (row := stores.topology()) and row.topology.shards == 2)
         plane.apply(harness.scale(ns, podDisruptionBudget={"enabled": False}))
-        for resource in ("poddisruptionbudgets", "networkpolicies", "podmonitors", "deployments"):
+        for resource in ("poddisruptionbudgets", "networkpolicies", "podmonitors", "services", "deployments"):
             eventually(f"{resource} are deleted", partial(was_deleted, plane, mark, resource), seconds=90)
         # Under isolation a tenant is held while its queue is worked off.
         plane.apply(harness.scale(ns, tenancy={"isolation": True}))
@@ -159,5 +160,8 @@ def test_users_get_what_their_role_in_the_namespace_says(plane: ControlPlane, ns
         for plural in (naming.SCALE_PLURAL, naming.TENANT_PLURAL):
             assert not may(user, "patch", "status", plural)
             assert may(user, "create", plural=plural)
-    assert may("view", "list", plural=naming.TENANT_PLURAL)
-    assert not may("view", "create", plural=naming.TENANT_PLURAL)
+    for verb in ("get", "list", "watch"):
+        assert may("view", verb, plural=naming.TENANT_PLURAL)
+    for verb in ("create", "update", "patch", "delete", "deletecollection"):
+        assert not may("view", verb, plural=naming.TENANT_PLURAL)
+        assert all(may(user, verb, plural=naming.TENANT_PLURAL) for user in ("edit", "admin"))

@@ -1,8 +1,4 @@
-"""The page's section Environment variables reference: each table, line by line.
-
-A line whose variable is read only by a later release is checked for its name, default and place in the documentation
-here, and listed in not_built_yet.py.
-"""
+"""The page's section Environment variables reference: each table, line by line."""
 
 from __future__ import annotations
 

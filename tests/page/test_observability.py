@@ -1,7 +1,4 @@
-"""The page's section Observability: traces, and the metrics token at the worker's port.
-
-The token at the API's path is in not_built_yet.py.
-"""
+"""The page's section Observability: traces, and the metrics token at the worker's port."""
 
 from __future__ import annotations
 

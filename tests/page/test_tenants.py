@@ -1,4 +1,4 @@
-"""The page's section Tenants: what a tenant is, and isolation on and off. The rest is in not_built_yet.py."""
+"""The page's section Tenants: what a tenant is, and isolation on and off."""
 
 from __future__ import annotations
 

@@ -45,7 +45,6 @@ class Variable:
         meaning: one sentence with the unit.
         secret: its value is never printed.
         stored: the key of `scale_settings` whose value stands in when the variable is unset, if any.
-        read: False = accepted for compatibility, documented, and not yet read by this release.
     """
 
     name: str
@@ -57,7 +56,6 @@ class Variable:
     choices: tuple[str, ...] = ()
     secret: bool = False
     stored: str | None = None
-    read: bool = True
 
     @property
     def accepts(self) -> str:
@@ -73,16 +71,12 @@ class Variable:
         return "text"
 
 
-def _integer(
-    name: str, default: int, low: int, high: int, meaning: str, *, stored: str | None = None, read: bool = True
-) -> Variable:
-    return Variable(name, str(default), Kind.INTEGER, meaning, low, high, stored=stored, read=read)
+def _integer(name: str, default: int, low: int, high: int, meaning: str, *, stored: str | None = None) -> Variable:
+    return Variable(name, str(default), Kind.INTEGER, meaning, low, high, stored=stored)
 
 
-def _text(
-    name: str, default: str, meaning: str, *, secret: bool = False, stored: str | None = None, read: bool = True
-) -> Variable:
-    return Variable(name, default, Kind.TEXT, meaning, secret=secret, stored=stored, read=read)
+def _text(name: str, default: str, meaning: str, *, secret: bool = False, stored: str | None = None) -> Variable:
+    return Variable(name, default, Kind.TEXT, meaning, secret=secret, stored=stored)
 
 
 VARIABLES: tuple[Variable, ...] = (

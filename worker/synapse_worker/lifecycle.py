@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 
 from synapse_worker import __version__, contract
 from synapse_worker.connections import open_blobs, open_database, open_redis, ping_redis, redis_errors_as_ours
-from synapse_worker.contract import BY_NAME, TENANT_POOL
+from synapse_worker.contract import TENANT_POOL
 from synapse_worker.egress import Egress
 from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
 from synapse_worker.gate import StoreGate
@@ -114,9 +114,6 @@ class Worker:
     async def _start_up(self, gate: StoreGate, database: Database, client: Redis) -> bool:
         """Wait for the stores, bring the schema up, read stored settings; False when told to stop meanwhile."""
         settings = self._settings
-        unread = sorted(name for name in settings.from_environment if not BY_NAME[name].read)
-        if unread:
-            log.warning("set, but not read by this release: %s", ", ".join(unread))
         said = ""
         while not self._stop.is_set():
             if not await gate.wait(1.0):

@@ -161,7 +161,7 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
             raise ConfigurationError(f"{name} is {value!r}; accepted: {BY_NAME[name].accepts}.")
         return value
 
-    for variable in contract.VARIABLES:  # also what is not read yet must be well-formed
+    for variable in contract.VARIABLES:  # also what this process does not use must be well-formed
         if variable.kind is Kind.INTEGER:
             integer(variable.name)
         elif variable.kind is Kind.SWITCH:

@@ -41,6 +41,7 @@ class ConditionType(_Documented):
     CHILDREN_APPLIED = "ChildrenApplied", "True: every object that belongs to the scale is as it should be"
     DEFINITIONS_SYNCED = "DefinitionsSynced", "True: PostgreSQL holds the definitions as the sources of spec.sync say"
     STORAGE_SHARED = "StorageShared", "True: every worker sees the same vault files and run logs"
+    API_READY = "ApiReady", "True: the V2 API answers, and has the keys that spec.api.keysSecretRef names; or it is off"
     PAUSED = "Paused", "True: the annotation scale.synapseorch.com/paused is there, and the operator changes nothing"
 
 
@@ -133,6 +134,11 @@ class Reason(_Documented):
         "LocalDisk",
         "there is no bucket and more than one worker: each sees only what it wrote itself, until its pod goes",
     )
+    # the V2 API
+    API_SERVES = "ApiServes", "every wanted pod of the V2 API is ready"
+    API_OFF = "ApiOff", "spec.api.enabled is false"
+    API_NOT_READY = "ApiNotReady", "fewer pods of the V2 API than wanted answer their readiness probe"
+    API_KEYS_REFUSED = "ApiKeysRefused", "some entries of the Secret of API keys are no keys; all others are in force"
     # Ready of a SynapseTenant
     TENANT_STORED = "TenantStored", "the tenant's row in PostgreSQL says what its spec says"
     SCALE_NOT_FOUND = "ScaleNotFound", "the SynapseScale that spec.scaleRef names does not exist, or is being deleted"

@@ -32,6 +32,7 @@ from synapse_operator.api.observability import ObservabilitySpec
 from synapse_operator.api.overlay import PodOverlay
 from synapse_operator.api.reasons import ConditionType
 from synapse_operator.api.storage import StorageSpec
+from synapse_operator.api.tier import ApiTierSpec, ApiTierStatus
 from synapse_operator.api.workers import PoolSpec, WorkersOverride, WorkersSpec, accepted
 from synapse_operator.naming import SCALE_KIND, SCALE_PLURAL, SYNC_LABEL, SYNC_NOW_ANNOTATION
 from synapse_worker.contract import BY_NAME, MAX_SHARDS, TENANT_ID_MAX_LENGTH
@@ -41,6 +42,8 @@ URL_MAX_LENGTH = 2048
 
 EVENT_TTL = BY_NAME["PUBSUB_EVENT_TTL"]
 RUN_DAYS = BY_NAME["RUNS_RETENTION_DAYS"]
+MAX_DEPTH = BY_NAME["MAX_GLOBAL_QUEUE_DEPTH"]
+RATE_LIMIT = BY_NAME["RATE_LIMIT_PER_TENANT_RPS"]
 
 MAX_SHARD_ENTRIES = 512
 MAX_SOURCES = 32
@@ -227,6 +230,16 @@ class QueueSpec(ApiModel):
             f"above are emptied before their workers go. Range: 1 to {MAX_SHARDS}. Default: 1."
         ),
     )
+    max_depth: int | None = Field(
+        default=None,
+        ge=MAX_DEPTH.minimum,
+        le=MAX_DEPTH.maximum,
+        description=(
+            "Jobs, waiting and running, over all queues; the V2 API answers 503 to more. "
+            f"Range: {MAX_DEPTH.minimum} to {MAX_DEPTH.maximum}. Unset: the setting stored in Postgres, else "
+            f"{MAX_DEPTH.default}."
+        ),
+    )
     routes: tuple[RouteSpec, ...] = Field(
         default=(),
         max_length=MAX_SHARDS,
@@ -263,6 +276,17 @@ class TenancySpec(ApiModel):
         description=(
             f"Tenant of a run that names none; 1 to {TENANT_ID_MAX_LENGTH} characters. "
             f"Unset: `{BY_NAME['DEFAULT_TENANT_ID'].default}`."
+        ),
+    )
+
+    rate_limit_rps: int | None = Field(
+        default=None,
+        ge=RATE_LIMIT.minimum,
+        le=RATE_LIMIT.maximum,
+        description=(
+            "Requests a second to the V2 API for each tenant; more are refused with 429. "
+            f"Range: {RATE_LIMIT.minimum} to {RATE_LIMIT.maximum}. Unset: the setting stored in Postgres, else "
+            f"{RATE_LIMIT.default}."
         ),
     )
 
@@ -473,6 +497,13 @@ class SynapseScaleSpec(ApiModel):
         description="Where vault files and run logs are. Default: on each worker's own disk.",
         json_schema_extra={"default": {}},
     )
+    api: ApiTierSpec = Field(
+        default_factory=ApiTierSpec,
+        description=(
+            "The V2 API, served by pods of the workers' image, with workers.template laid over them. Default: off."
+        ),
+        json_schema_extra={"default": {}},
+    )
     network_policy: NetworkPolicySpec = Field(
         default_factory=NetworkPolicySpec,
         description="Who may talk to the workers, and to whom they may talk. Default: no NetworkPolicy.",
@@ -640,7 +671,7 @@ class SynapseScaleStatus(ApiModel):
         max_length=32,
         description=(
             "Ready, Reconciling, Stalled (as kstatus reads them), RedisReachable, RedisSafe, PostgresReachable, "
-            "BackendExclusive, ChildrenApplied, DefinitionsSynced, StorageShared and Paused; reasons: "
+            "BackendExclusive, ChildrenApplied, DefinitionsSynced, StorageShared, ApiReady and Paused; reasons: "
             "docs/crd-reference.md."
         ),
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
@@ -678,6 +709,7 @@ class SynapseScaleStatus(ApiModel):
         default=None,
         description="Settings that the spec, the stored ones or the image decide, for workers of no pool.",
     )
+    api: ApiTierStatus | None = Field(default=None, description="The V2 API as it is. Absent: spec.api is off.")
     image: str | None = Field(default=None, max_length=1024, description="Image that the workers are given.")
 
 

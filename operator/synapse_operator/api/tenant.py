@@ -23,6 +23,7 @@ from synapse_operator.api.common import (
     rule,
 )
 from synapse_operator.api.reasons import ConditionType
+from synapse_operator.api.scale import RATE_LIMIT
 from synapse_operator.api.workers import WorkersOverride
 from synapse_operator.naming import SCALE_KIND, SKIP_DRAIN_ANNOTATION, TENANT_KIND, TENANT_PLURAL
 from synapse_worker.contract import BY_NAME
@@ -39,7 +40,6 @@ MAX_PRIORITY = 1000
 
 MAX_DRAIN_SECONDS = 604_800
 
-RATE_LIMIT = BY_NAME["RATE_LIMIT_PER_TENANT_RPS"]
 
 _OTHER_SCALE = rule(
     "self == oldSelf",

@@ -24,7 +24,14 @@ CONTRADICTABLE = (Kind.DEPLOYMENT, Kind.POD_DISRUPTION_BUDGET, Kind.SERVICE)
 """Kinds in which an addition of somebody else can make our apply invalid: a second port of the same name, a
 `value` beside our `valueFrom`, a `minAvailable` beside our `maxUnavailable`."""
 
-DELETABLE = (Kind.CONFIG_MAP, Kind.DEPLOYMENT, Kind.POD_DISRUPTION_BUDGET, Kind.NETWORK_POLICY, Kind.POD_MONITOR)
+DELETABLE = (
+    Kind.CONFIG_MAP,
+    Kind.DEPLOYMENT,
+    Kind.POD_DISRUPTION_BUDGET,
+    Kind.SERVICE,
+    Kind.NETWORK_POLICY,
+    Kind.POD_MONITOR,
+)
 """Kinds that a plan may delete; all else goes with its scale."""
 
 _UNKNOWN_KIND = "the server could not find the requested resource"

@@ -17,6 +17,7 @@ from synapse_operator import naming
 from synapse_operator.api.common import JsonObject, SecretKeySelector
 from synapse_operator.api.overlay import PodOverlay, SecretPart
 from synapse_operator.api.scale import PostgresSpec, RedisSpec, SynapseScale
+from synapse_operator.api_keys import KeyEntries, read_keys
 from synapse_operator.cluster.client import Client, path
 from synapse_operator.desired.environment import s3_keys
 from synapse_operator.desired.shards import expected_shards
@@ -29,6 +30,7 @@ from synapse_operator.observed import (
     Pod,
     Rollout,
     SecretLookup,
+    SecretMissing,
     SourceKind,
     SourceRef,
     Unknown,
@@ -135,6 +137,7 @@ async def read_children(client: Client, scale: SynapseScale, dedicated: Iterable
         budgets=scale.spec.pod_disruption_budget.enabled,
         network_policy=scale.spec.network_policy.enabled,
         pod_monitor=scale.spec.observability.pod_monitor.enabled,
+        api=scale.spec.api.enabled,
     )
     others = await asyncio.gather(*(_read(client, ref) for ref in expected if ref not in present))
     return (*children, *(child for child in others if child is not None))
@@ -146,8 +149,8 @@ def pods_matter(children: Iterable[Child]) -> bool:
 
 
 async def read_pods(client: Client, scale: SynapseScale) -> tuple[Pod, ...]:
-    """Return the worker pods of a scale."""
-    selector = naming.selector_text(naming.worker_selector(scale.metadata.name))
+    """Return the pods of a scale."""
+    selector = naming.selector_text({naming.SCALE_LABEL: naming.scale_label(scale.metadata.name)})
     answer = await client.request(
         "GET", path("v1", scale.metadata.namespace, "pods"), query={"labelSelector": selector}
     )
@@ -191,6 +194,19 @@ async def read_selected(client: Client, namespace: str, selector: SecretKeySelec
     """Return the value of one key of a Secret; `content` is what should be there, for the sentence."""
     secret = await _named(client, namespace, "secrets", selector.name)
     return secret if isinstance(secret, Unknown) else read_secret_key(secret, selector, content)
+
+
+async def read_api_keys(client: Client, scale: SynapseScale) -> KeyEntries | SecretMissing | Unknown | None:
+    """Return the API keys that the spec names a Secret for; None = it names none, or the API is off."""
+    reference = scale.spec.api.keys_secret_ref
+    if reference is None or not scale.spec.api.enabled:
+        return None
+    secret = await _named(client, scale.metadata.namespace, "secrets", reference.name)
+    if secret is None:
+        return SecretMissing(
+            f"Secret {reference.name} does not exist in this namespace; create it, an entry for each key"
+        )
+    return secret if isinstance(secret, Unknown) else read_keys(secret)
 
 
 async def read_template_secrets(

@@ -9,6 +9,7 @@ from pydantic import SecretStr
 
 from synapse_operator.api.reasons import Reason
 from synapse_operator.api.scale import SynapseScale
+from synapse_operator.desired.api import api_manifests
 from synapse_operator.desired.configmap import environment_config_map
 from synapse_operator.desired.deployment import worker_deployment
 from synapse_operator.desired.environment import (
@@ -87,6 +88,7 @@ def desired_for_scale(
         manifests += [config_map, deployment]
         if scale.spec.pod_disruption_budget.enabled:
             manifests.append(worker_disruption_budget(scale, shard.name))
+    manifests += api_manifests(scale, observed, image=image, secrets=secrets, hash_key=hash_key)
     if scale.spec.observability.pod_monitor.enabled:
         # The last one: where the kind is absent, all else is as it should be.
         manifests.append(pod_monitor(scale))

@@ -76,16 +76,11 @@ def worker_deployment(
     pod: JsonObject = {
         "metadata": {
             "labels": {**workers.template.labels, **labels},
-            "annotations": {**workers.template.annotations, naming.STORED_ANNOTATION: stored},
+            "annotations": dict(workers.template.annotations),
         },
-        "spec": _pod_spec(scale, workers, selector, image, config_map.ref.name),
+        "spec": worker_pod_spec(scale, workers, selector, image, config_map.ref.name),
     }
-    if template_secrets:
-        pod["metadata"]["annotations"][naming.TEMPLATE_SECRETS_ANNOTATION] = template_secrets
-    # The pod names the ConfigMap, whose name is a hash of what is in it.
-    fingerprint = naming.secret_fingerprint(secrets, scale_uid=scale.metadata.uid, key=hash_key)
-    config_hash = naming.content_hash({"pod": pod, "secrets": fingerprint})
-    pod["metadata"]["annotations"][naming.CONFIG_HASH_ANNOTATION] = config_hash
+    with_hashes(pod, scale, stored=stored, template_secrets=template_secrets, secrets=secrets, hash_key=hash_key)
     spec = {
         **({} if shard.handed_over else {"replicas": shard.replicas}),
         "revisionHistoryLimit": OLD_REPLICA_SETS,
@@ -106,9 +101,35 @@ def worker_deployment(
     )
 
 
-def _pod_spec(
+def with_hashes(
+    pod: JsonObject,
+    scale: SynapseScale,
+    *,
+    stored: str,
+    template_secrets: str,
+    secrets: Mapping[str, SecretStr],
+    hash_key: SecretStr,
+) -> None:
+    """Note on a pod template what its pods read at their start, so that a change rolls them.
+
+    Args:
+        pod: the template, complete but for that.
+        scale: the owner.
+        stored, template_secrets, secrets, hash_key: as for `worker_deployment`.
+    """
+    annotations = pod["metadata"]["annotations"]
+    annotations[naming.STORED_ANNOTATION] = stored
+    if template_secrets:
+        annotations[naming.TEMPLATE_SECRETS_ANNOTATION] = template_secrets
+    # The pod names the ConfigMap, whose name is a hash of what is in it.
+    fingerprint = naming.secret_fingerprint(secrets, scale_uid=scale.metadata.uid, key=hash_key)
+    annotations[naming.CONFIG_HASH_ANNOTATION] = naming.content_hash({"pod": pod, "secrets": fingerprint})
+
+
+def worker_pod_spec(
     scale: SynapseScale, workers: WorkersSpec, selector: Mapping[str, str], image: str, config_map: str
 ) -> JsonObject:
+    """Return the pods of workers, whose labels `selector` holds."""
     spec, overlay = scale.spec, workers.template
     volumes = _volumes(scale)
     container: JsonObject = {
@@ -125,9 +146,9 @@ def _pod_spec(
             *map(rendered, overlay.env),
         ],
         "ports": [{"name": METRICS_PORT_NAME, "containerPort": workers.health_port, "protocol": "TCP"}],
-        "startupProbe": _probe("/startupz", contract.STARTUP_PROBE),
-        "readinessProbe": _probe("/readyz", contract.READINESS_PROBE),
-        "livenessProbe": _probe("/livez", contract.LIVENESS_PROBE),
+        "startupProbe": probe("/startupz", METRICS_PORT_NAME, contract.STARTUP_PROBE),
+        "readinessProbe": probe("/readyz", METRICS_PORT_NAME, contract.READINESS_PROBE),
+        "livenessProbe": probe("/livez", METRICS_PORT_NAME, contract.LIVENESS_PROBE),
         "resources": _resources(overlay.resources),
         # The last lines of a worker that ended are what the condition CrashLoop shows.
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -197,9 +218,10 @@ def _resources(given: Resources) -> JsonObject:
     return {part: values for part, values in merged.items() if values}
 
 
-def _probe(path: str, timing: ProbeTiming) -> JsonObject:
+def probe(path: str, port: str, timing: ProbeTiming) -> JsonObject:
+    """Return a probe of a pod's port by its name."""
     return {
-        "httpGet": {"path": path, "port": METRICS_PORT_NAME},
+        "httpGet": {"path": path, "port": port},
         "periodSeconds": timing.period,
         "timeoutSeconds": timing.timeout,
         "failureThreshold": timing.failures,

@@ -44,6 +44,11 @@ _S3_ENDPOINT_URL = BY_NAME["S3_ENDPOINT_URL"].name
 _S3_ACCESS_KEY_ID = BY_NAME["S3_ACCESS_KEY_ID"].name
 _S3_SECRET_ACCESS_KEY = BY_NAME["S3_SECRET_ACCESS_KEY"].name
 _DEFAULT_TENANT = BY_NAME["DEFAULT_TENANT_ID"].name
+_MAX_DEPTH = BY_NAME["MAX_GLOBAL_QUEUE_DEPTH"].name
+_RATE_LIMIT = BY_NAME["RATE_LIMIT_PER_TENANT_RPS"].name
+
+_OF_THE_API = {_MAX_DEPTH, _RATE_LIMIT}
+_OF_WORKERS = {_CONCURRENCY}
 
 
 def worker_environment(scale: SynapseScale, workers: WorkersSpec, serves: Sequence[str]) -> dict[str, str]:
@@ -92,6 +97,18 @@ def s3_keys(scale: SynapseScale) -> dict[str, SecretKeySelector]:
     }
 
 
+def api_environment(scale: SynapseScale) -> dict[str, str]:
+    """Return the variables that hold no secret, of pods that serve the V2 API."""
+    environment = worker_environment(scale, scale.spec.workers, ())
+    for name in (SHARDS_TO_SERVE, _DRAIN_SECONDS, _CONCURRENCY, _HEALTH_PORT):
+        environment.pop(name, None)
+    if scale.spec.queue.max_depth is not None:
+        environment[_MAX_DEPTH] = str(scale.spec.queue.max_depth)
+    if scale.spec.tenancy.rate_limit_rps is not None:
+        environment[_RATE_LIMIT] = str(scale.spec.tenancy.rate_limit_rps)
+    return environment
+
+
 def stored_settings(
     scale: SynapseScale,
     observed: Observed,
@@ -99,6 +116,8 @@ def stored_settings(
     environment: Mapping[str, str],
     live: Child | None,
     hash_key: SecretStr,
+    *,
+    api: bool = False,
 ) -> str:
     """Return a hash of the stored settings that workers read at their start, since no variable says otherwise.
 
@@ -109,12 +128,14 @@ def stored_settings(
         environment: the variables of the workers.
         live: their present Deployment, whose hash is kept while the settings cannot be read; None = there is none.
         hash_key: key of the fingerprint of those that are secrets.
+        api: whether they serve the V2 API, whose limits no worker reads.
     """
     if isinstance(observed.stored, Unknown):
         template = live.raw["spec"]["template"]["metadata"] if live else {}
         kept = (template.get("annotations") or {}).get(naming.STORED_ANNOTATION)
         return str(kept) if kept else naming.content_hash({})
     given = {*environment, *s3_keys(scale), *(variable.name for variable in workers.template.env)}
+    given |= _OF_WORKERS if api else _OF_THE_API
     open_ = {variable.stored for variable in VARIABLES if variable.stored and variable.name not in given}
     found = {key: value for key, value in observed.stored.items() if key in open_}
     plain = {key: value for key, value in found.items() if not isinstance(value, SecretStr)}

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from synapse_operator import naming
 from synapse_operator.api.common import JsonObject
 from synapse_operator.api.scale import SynapseScale
+from synapse_operator.api.tier import API_PORT
 from synapse_operator.desired.environment import POSTGRES_URL, REDIS_URL
 from synapse_operator.desired.manifest import Manifest, manifest
 from synapse_operator.naming import Kind
@@ -31,7 +32,7 @@ CREDENTIAL_ADDRESSES = ("169.254.169.254/32", "169.254.170.2/32", "169.254.170.2
 
 
 def worker_network_policy(scale: SynapseScale, secrets: Mapping[str, SecretStr]) -> Manifest:
-    """Return the NetworkPolicy of all workers.
+    """Return the NetworkPolicy of all workers, and of the V2 API where it is served.
 
     Args:
         scale: the owner.
@@ -42,10 +43,14 @@ def worker_network_policy(scale: SynapseScale, secrets: Mapping[str, SecretStr])
     endpoint = scale.spec.storage.s3 and scale.spec.storage.s3.endpoint_url
     if endpoint:
         ports |= store_ports(SecretStr(endpoint), HTTP_PORT if endpoint.startswith("http://") else HTTPS_PORT)
+    selector, ingress = naming.worker_selector(scale.metadata.name), [_port(scale.spec.workers.health_port)]
+    if scale.spec.api.enabled:
+        del selector[naming.ROLE_LABEL]
+        ingress.append(_port(API_PORT))
     spec = {
-        "podSelector": {"matchLabels": naming.worker_selector(scale.metadata.name)},
+        "podSelector": {"matchLabels": selector},
         "policyTypes": ["Ingress", "Egress"],
-        "ingress": [{"ports": [_port(scale.spec.workers.health_port)]}],
+        "ingress": [{"ports": ingress}],
         "egress": [
             {"ports": [_port(DNS_PORT, "UDP"), _port(DNS_PORT)]},
             {"ports": [_port(port) for port in sorted({*ports, HTTPS_PORT})]},

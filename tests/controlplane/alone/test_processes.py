@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import random
-import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 
 import pytest
 
 from tests.controlplane import harness
 from tests.controlplane.harness import ControlPlane, Operator, eventually
+from tests.controlplane.proxy import Proxy
 
 SEED = random.randrange(1 << 30)
 
@@ -86,48 +85,6 @@ def test_a_leader_whose_lease_is_taken_ends_with_an_error(plane: ControlPlane) -
         assert lease(plane)["holderIdentity"] == "somebody-else"
         assert "Another process holds the Lease" in operator.log
     drop_lease(plane)
-
-
-class Proxy:
-    """A way to the API server that can be made to swallow everything, as a broken network does."""
-
-    def __init__(self, server: str) -> None:
-        host, port = server.removeprefix("https://").rsplit(":", 1)
-        self._target = (host, int(port))
-        self.swallow = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"https://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._run(self._accept)
-
-    def close(self) -> None:
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            upstream = socket.create_connection(self._target)
-            self._run(partial(self._pump, client, upstream))
-            self._run(partial(self._pump, upstream, client))
-
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
-        with source:
-            while True:
-                try:
-                    data = source.recv(65536)
-                    if not data:
-                        sink.shutdown(socket.SHUT_WR)
-                        return
-                    if not self.swallow.is_set():
-                        sink.sendall(data)
-                except OSError:
-                    return
-
-    @staticmethod
-    def _run(target: Callable[[], None]) -> None:
-        threading.Thread(target=target, daemon=True).start()
 
 
 @pytest.fixture

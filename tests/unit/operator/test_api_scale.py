@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from synapse_operator.api.crd import structural_schema
 from synapse_operator.api.overlay import OPERATOR_ENVIRONMENT
 from synapse_operator.api.reasons import ConditionType, EventReason, Reason
-from synapse_operator.api.scale import InvalidScale, SynapseScale, SynapseScaleSpec, read_scale
+from synapse_operator.api.scale import InvalidScale, SynapseScale, read_scale
 from synapse_operator.desired.environment import worker_environment
 from synapse_operator.naming import PAUSED_ANNOTATION
 from tests.builders import a_scale, a_scale_body
@@ -70,15 +69,6 @@ def test_every_word_has_a_meaning(words: type[ConditionType] | type[Reason] | ty
         assert word.meaning
         assert str(word) == word.value
         assert f"{word}".isalpha()
-
-
-@pytest.mark.parametrize("path", ["queue.maxDepth", "tenancy.rateLimitRps"])
-def test_what_is_not_built_is_not_in_the_schema(path: str) -> None:
-    *parents, name = path.split(".")
-    node = structural_schema(SynapseScaleSpec)
-    for parent in parents:
-        node = node["properties"][parent]
-    assert name not in node["properties"]
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_every_object_is_owned_labelled_and_hashed() -> None:
 def test_the_expected_refs_are_those_with_stable_names() -> None:
     stable = {manifest.ref for manifest in DEFAULT.manifests if manifest.ref.kind is not Kind.CONFIG_MAP}
     expected = naming.expected_refs(
-        "team-a", "demo", shards=["0"], budgets=True, network_policy=False, pod_monitor=False
+        "team-a", "demo", shards=["0"], budgets=True, network_policy=False, api=False, pod_monitor=False
     )
     assert set(expected) == stable
 

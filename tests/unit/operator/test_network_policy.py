@@ -42,6 +42,12 @@ def test_only_the_port_of_probes_and_metrics_can_be_reached(workers: JsonObject,
     assert _policy(workers=workers)["ingress"] == [{"ports": _ports(port)}]
 
 
+def test_with_the_api_it_is_about_its_pods_and_its_port_too() -> None:
+    policy = _policy(api={"enabled": True})
+    assert policy["podSelector"] == {"matchLabels": {naming.SCALE_LABEL: "demo"}}
+    assert policy["ingress"] == [{"ports": _ports(9000, 8765)}]
+
+
 EGRESS = {
     "dns": {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]},
     "stores and https": {"ports": _ports(443, 5432, 6379)},

@@ -17,6 +17,7 @@ from synapse_operator.api.common import JsonObject
 from synapse_operator.api.crd import crd
 from synapse_operator.api.reasons import ConditionType, EventReason, Reason
 from synapse_operator.api.scale import MAX_SYNC_MESSAGE, SCALE_RESOURCE, InvalidScale, SynapseScale, read_scale
+from synapse_operator.api_keys import KeyEntries
 from synapse_operator.desired import Blocked, Desired, desired_for_scale
 from synapse_operator.naming import PAUSED_ANNOTATION, Kind
 from synapse_operator.observed import (
@@ -822,9 +823,18 @@ def test_every_field_that_is_written_is_in_the_schema() -> None:
     """The API server would drop another one in silence, and the status would be written again and again."""
     version = crd(SCALE_RESOURCE)["spec"]["versions"][0]
     schema = _properties(_properties(version["schema"]["openAPIV3Schema"])["status"])
-    scale = a_scale(spec={"workers": {"replicas": 0}, "sync": {"sources": [{"configMapRef": {"name": "defs"}}]}})
-    status = _told(scale=scale, sync=_outcome(problems=(BAD,), asked="1"), **WORK).status
+    scale = a_scale(
+        spec={
+            "workers": {"replicas": 0},
+            "sync": {"sources": [{"configMapRef": {"name": "defs"}}]},
+            "api": {"enabled": True, "keysSecretRef": {"name": "keys"}},
+        }
+    )
+    status = _told(
+        scale=scale, sync=_outcome(problems=(BAD,), asked="1"), api_keys=KeyEntries((), ("entry a",)), **WORK
+    ).status
     assert status.keys() == schema.keys()
+    assert status["api"].keys() == _properties(schema["api"]).keys()
     assert status["sync"].keys() == _properties(schema["sync"]).keys()
     errors = _properties(_properties(schema["sync"])["errors"]["items"])
     assert status["sync"]["errors"][0].keys() == errors.keys()
