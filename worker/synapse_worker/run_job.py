@@ -261,7 +261,8 @@ class RunJob:
         started_at, began = datetime.now(UTC), time.monotonic()
         try:
             async with asyncio.timeout(step.timeout_seconds) as timer:
-                outcome = await EXECUTORS[step.type](step, self._state, StepContext(self._with.sandbox, prefix))
+                context = StepContext(definition=definition, sandbox=self._with.sandbox, idempotency_key=prefix)
+                outcome = await EXECUTORS[step.type](step, self._state, context)
         except TimeoutError:
             if not timer.expired():
                 raise

@@ -20,6 +20,8 @@ from synapse_worker.engine.json_values import JsonObject, JsonValue
 DEFAULT_MAX_TOTAL_TURNS = 100
 DEFAULT_MAX_ITERATIONS = 3
 DEFAULT_TIMEOUT_SECONDS = 300.0
+DEFAULT_LOOP_COUNT = 3
+MERGE_STRATEGIES = ("list", "concat", "dict")
 
 
 class StepType(StrEnum):
@@ -42,7 +44,15 @@ class StepType(StrEnum):
 
 
 RUNNABLE: frozenset[StepType] = frozenset(
-    {StepType.PRINT, StepType.IF_ELSE, StepType.SWITCH, StepType.TRANSFORM, StepType.END}
+    {
+        StepType.PRINT,
+        StepType.IF_ELSE,
+        StepType.SWITCH,
+        StepType.TRANSFORM,
+        StepType.END,
+        StepType.MERGE,
+        StepType.EXTRACT_JSON,
+    }
 )
 """The step types that this release runs; each has a module in `steps`."""
 
@@ -51,6 +61,10 @@ _REQUIRED: Mapping[StepType, str] = {
     StepType.IF_ELSE: "if_condition",
     StepType.SWITCH: "switch_expression",
     StepType.TRANSFORM: "transform_code",
+}
+_REQUIRED_LISTS: Mapping[StepType, str] = {
+    StepType.MERGE: "input_keys",
+    StepType.EXTRACT_JSON: "input_keys",
 }
 
 
@@ -62,6 +76,7 @@ class Step:
         max_iterations: finished visits after which a transition to the step is refused; 0 = never entered.
         timeout_seconds: seconds that one visit may take.
         switch_cases: text of the value -> target; a target of None ends the run.
+        merge_strategy: one of MERGE_STRATEGIES.
     """
 
     id: str
@@ -80,6 +95,7 @@ class Step:
     switch_cases: Mapping[str, str | None] = field(default_factory=dict)
     switch_default_step_id: str | None = None
     transform_code: str = ""
+    merge_strategy: str = MERGE_STRATEGIES[0]
 
     @property
     def title(self) -> str:
@@ -111,6 +127,13 @@ class Definition:
     def title(self) -> str:
         """The orchestration as a sentence names it."""
         return f"orchestration {self.name!r} ({self.id})"
+
+    def source_of(self, key: str) -> str:
+        """Return how the producer of a state key is named, `<step name> (<step id>)`; the key where no step is."""
+        for step in self.steps.values():
+            if step.output_key == key:
+                return f"{step.name} ({step.id})"
+        return key
 
     @classmethod
     def parse(cls, document: Mapping[str, object], *, source: str = "") -> Definition:
@@ -183,6 +206,8 @@ def _step(item: object, number: int, parent: _Fields) -> Step:
         and not (kind is StepType.PRINT and item.get(required) == "")
     ):
         raise fields.error(f"is of type {kind} and needs {required}")
+    if (listed := _REQUIRED_LISTS.get(kind)) is not None and not fields.sequence(listed):
+        raise fields.error(f"is of type {kind} and needs {listed}")
     return Step(
         id=identity,
         name=name,
@@ -200,6 +225,7 @@ def _step(item: object, number: int, parent: _Fields) -> Step:
         switch_cases=MappingProxyType(_cases(fields)),
         switch_default_step_id=fields.text("switch_default_step_id"),
         transform_code=fields.code("transform_code"),
+        merge_strategy=_merge_strategy(fields),
     )
 
 
@@ -215,6 +241,13 @@ def _step_type(fields: _Fields) -> StepType:
     if kind not in RUNNABLE:
         raise fields.error(f"is of type {kind}; {accepted}")
     return kind
+
+
+def _merge_strategy(fields: _Fields) -> str:
+    written = (fields.text("merge_strategy") or MERGE_STRATEGIES[0]).strip().lower()
+    if written not in MERGE_STRATEGIES:
+        raise fields.error(f"has the merge_strategy {written!r}; it is one of {', '.join(MERGE_STRATEGIES)}")
+    return written
 
 
 def _cases(fields: _Fields) -> dict[str, str | None]:

@@ -124,7 +124,7 @@ def test_types_of_later_releases_are_refused(kind: str) -> None:
     sentence = refused(an_orchestration(a_print("a", next_step_id="b"), {"id": "b", "name": "Ask", "type": kind}))
     assert sentence == (
         f"Orchestration 'Triage' (orch_1), step 'Ask' (b) is of type {kind}; "
-        "this release runs end, if_else, print, switch, transform."
+        f"this release runs {', '.join(sorted(RUNNABLE))}."
     )
 
 
@@ -138,7 +138,7 @@ def test_types_of_later_releases_are_refused(kind: str) -> None:
         ({"id": "o", "steps": {"a": 1}}, "steps that are no list"),
         ({"id": "o", "steps": ["a"]}, "(number 1) that is no object"),
         ({"id": "o", "steps": [{"type": "end"}]}, "(number 1) without an id"),
-        ({"id": "o", "steps": [{"id": "a"}]}, "step 'a' (a) has no type; this release runs end"),
+        ({"id": "o", "steps": [{"id": "a"}]}, "step 'a' (a) has no type; this release runs "),
         ({"id": "o", "steps": [{"id": "a", "type": "webhook"}]}, "'webhook', which is no step type"),
         ({"id": "o", "steps": [{"id": "a", "type": ["end"]}]}, "a type that is no text"),
         (an_orchestration(a_print("a"), a_print("a")), "two steps with the id 'a'"),
@@ -170,6 +170,12 @@ def test_types_of_later_releases_are_refused(kind: str) -> None:
         ),
         (an_orchestration({"id": "a", "type": "switch", "switch_expression": "1", "switch_cases": []}), "no object"),
         (an_orchestration({"id": "a", "type": "transform"}), "is of type transform and needs transform_code"),
+        (an_orchestration({"id": "a", "type": "merge"}), "is of type merge and needs input_keys"),
+        (an_orchestration({"id": "a", "type": "extract_json"}), "is of type extract_json and needs input_keys"),
+        (
+            an_orchestration({"id": "a", "type": "merge", "input_keys": ["k"], "merge_strategy": "zip"}),
+            "has the merge_strategy 'zip'; it is one of list, concat, dict",
+        ),
         (an_orchestration(a_print("a", print_content={})), "print_content that is no text"),
         (an_orchestration(a_print("a", max_iterations="many")), "max_iterations 'many', which is no number"),
         (an_orchestration(a_print("a", max_iterations=1.5)), "max_iterations 1.5; it is a whole number of at least 0"),

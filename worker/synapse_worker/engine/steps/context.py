@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from synapse_worker.engine.json_values import JsonObject, JsonValue
-from synapse_worker.engine.model import Step
+from synapse_worker.engine.model import Definition, Step
 from synapse_worker.engine.outcome import StepOutcome
 from synapse_worker.engine.sandbox import Sandbox
 
@@ -18,15 +18,17 @@ TRANSFORM_SECONDS = 10.0
 """Running time of one transform; a step's shorter timeout_seconds wins."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepContext:
     """The means of one visit of a step.
 
     Attributes:
+        definition: the orchestration that the step belongs to.
         sandbox: runs user code.
         idempotency_key: `<run_id>:<step_id>:<visit>`, the same when the visit has to be done again.
     """
 
+    definition: Definition
     sandbox: Sandbox
     idempotency_key: str
 
