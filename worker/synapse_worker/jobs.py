@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
+from synapse_worker import run_events
 from synapse_worker.connections import read_each
 from synapse_worker.errors import PayloadError, StoreRefused, StoreUnavailable
 from synapse_worker.job_payloads import MAX_ID, claim_request, named, result, storable
@@ -20,7 +21,6 @@ from synapse_worker.queueing.lease import HandBack, Lease, Release
 from synapse_worker.queueing.loop import Control, Job, StopReason
 from synapse_worker.queueing.payload import EXPIRED, JobPayload, decode
 from synapse_worker.queueing.stops import RunningJob
-from synapse_worker.run_events import done
 from synapse_worker.run_job import CRASH_LIMIT, RunJob
 from synapse_worker.store import claims, definitions, runs
 from synapse_worker.store.claims import ClaimRequest, OwnedRun, State, Verdict
@@ -188,9 +188,8 @@ class Jobs:
         )
         self._with.metrics.runs_completed("unknown", "failed")
         if ended:
-            error: State = {"type": "orchestration_error", "error": sentence, "event_id": f"{run_id}:error:1:0"}
             claim = await claims.claim_of(self._with.database, run_id)
-            self._with.events.hand(run_id, claim, [error, done(run_id)])
+            self._with.events.hand(run_id, claim, [run_events.failed(run_id, sentence), run_events.done(run_id)])
         return Release(lease, result(lease, payload, success=False, text=sentence))
 
     async def _already_ended(
@@ -199,6 +198,6 @@ class Jobs:
         """Release a job whose end was committed by an owner that died before it could say so."""
         if verdict is Verdict.ENDED:
             claim = await claims.claim_of(self._with.database, request.run_id)
-            self._with.events.hand(request.run_id, claim, [done(request.run_id)])
+            self._with.events.hand(request.run_id, claim, [run_events.done(request.run_id)])
         log.info("job %s is released without running: %s", lease.job_id, verdict.value)
         return Release(lease, result(lease, payload, success=True, text=verdict.value))

@@ -9,7 +9,7 @@ release does not run. Whether expressions and transforms can run is judged by `s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import cast
@@ -52,9 +52,17 @@ RUNNABLE: frozenset[StepType] = frozenset(
         StepType.END,
         StepType.MERGE,
         StepType.EXTRACT_JSON,
+        StepType.LOOP,
+        StepType.PARALLEL,
     }
 )
-"""The step types that this release runs; each has a module in `steps`."""
+"""The step types that this release runs."""
+
+CONTAINERS: frozenset[StepType] = frozenset({StepType.LOOP, StepType.PARALLEL})
+"""The step types that consist of other steps; `runner` enters and leaves them, the others have a module in `steps`."""
+
+MAX_NESTING = 10
+"""Deepest nesting of loops and parallel steps in each other."""
 
 _REQUIRED: Mapping[StepType, str] = {
     StepType.PRINT: "print_content",
@@ -65,6 +73,8 @@ _REQUIRED: Mapping[StepType, str] = {
 _REQUIRED_LISTS: Mapping[StepType, str] = {
     StepType.MERGE: "input_keys",
     StepType.EXTRACT_JSON: "input_keys",
+    StepType.LOOP: "loop_step_ids",
+    StepType.PARALLEL: "parallel_branches",
 }
 
 
@@ -77,6 +87,8 @@ class Step:
         timeout_seconds: seconds that one visit may take.
         switch_cases: text of the value -> target; a target of None ends the run.
         merge_strategy: one of MERGE_STRATEGIES.
+        loop_count: how many times a loop does its body, `loop_step_ids` one after another.
+        parallel_branches: for each branch the steps that it does, one after another.
     """
 
     id: str
@@ -96,6 +108,9 @@ class Step:
     switch_default_step_id: str | None = None
     transform_code: str = ""
     merge_strategy: str = MERGE_STRATEGIES[0]
+    loop_count: int = DEFAULT_LOOP_COUNT
+    loop_step_ids: tuple[str, ...] = ()
+    parallel_branches: tuple[tuple[str, ...], ...] = ()
 
     @property
     def title(self) -> str:
@@ -176,7 +191,14 @@ def _definition(document: Mapping[str, object]) -> Definition:
     for step in steps.values():
         for way, target in _targets(step):
             if target not in steps:
-                raise fields.error(f"has {step.title} whose {way} is {target!r}, which is no step; {_ids(steps)}")
+                names = "names" if way in ("loop_step_ids", "parallel_branches") else "is"
+                raise fields.error(f"has {step.title} whose {way} {names} {target!r}, which is no step; {_ids(steps)}")
+    for step in list(steps.values()):
+        if step.type is StepType.PARALLEL:
+            chains = tuple(_chain(steps, step, branch) for branch in step.parallel_branches)
+            steps[step.id] = replace(step, parallel_branches=chains)
+    for step in steps.values():
+        _contained(steps, step, (), fields)
     return Definition(
         id=identity,
         name=name,
@@ -226,6 +248,9 @@ def _step(item: object, number: int, parent: _Fields) -> Step:
         switch_default_step_id=fields.text("switch_default_step_id"),
         transform_code=fields.code("transform_code"),
         merge_strategy=_merge_strategy(fields),
+        loop_count=fields.whole("loop_count", DEFAULT_LOOP_COUNT, minimum=1),
+        loop_step_ids=fields.texts("loop_step_ids"),
+        parallel_branches=_branches(fields),
     )
 
 
@@ -250,6 +275,17 @@ def _merge_strategy(fields: _Fields) -> str:
     return written
 
 
+def _branches(fields: _Fields) -> tuple[tuple[str, ...], ...]:
+    branches: list[tuple[str, ...]] = []
+    for item in fields.sequence("parallel_branches"):
+        ids = [_text(part) for part in item] if isinstance(item, list) else [None]
+        if None in ids:
+            raise fields.error("has parallel_branches that are no lists of step ids")
+        if ids:
+            branches.append(tuple(cast(list[str], ids)))
+    return tuple(branches)
+
+
 def _cases(fields: _Fields) -> dict[str, str | None]:
     cases: dict[str, str | None] = {}
     for value, target in fields.mapping("switch_cases").items():
@@ -267,10 +303,54 @@ def _targets(step: Step) -> Iterator[tuple[str, str]]:
         ("if_false_step_id", step.if_false_step_id),
         ("switch_default_step_id", step.switch_default_step_id),
         *((f"switch case {value!r}", target) for value, target in step.switch_cases.items()),
+        *(("loop_step_ids", target) for target in step.loop_step_ids),
+        *(("parallel_branches", target) for branch in step.parallel_branches for target in branch),
     ]
     for way, target in named:
         if target is not None:
             yield way, target
+
+
+def _chain(steps: Mapping[str, Step], parallel: Step, branch: tuple[str, ...]) -> tuple[str, ...]:
+    """The steps of a branch: as listed; where only its first is, on along next_step_id to where the branches meet."""
+    if len(branch) > 1:
+        return branch
+    chain = [branch[0]]
+    ends = {None, parallel.next_step_id, parallel.id}
+    while (following := steps[chain[-1]].next_step_id) not in ends and following not in chain:
+        chain.append(cast(str, following))
+    return tuple(chain)
+
+
+def _contained(steps: Mapping[str, Step], step: Step, above: tuple[str, ...], fields: _Fields) -> frozenset[str]:
+    """All step ids inside a loop or parallel step, whatever the depth.
+
+    Raises:
+        DefinitionError: it contains itself, nests too deeply, or two branches share a step.
+    """
+    if step.id in above:
+        raise fields.error(f"has {step.title} that contains itself")
+    if len(above) > MAX_NESTING:
+        raise fields.error(f"nests loops and parallel steps deeper than {MAX_NESTING} levels at {step.title}")
+    above = (*above, step.id)
+    inside = [
+        frozenset(part).union(*(_contained(steps, steps[each], above, fields) for each in part))
+        for part in ([step.loop_step_ids] if step.type is StepType.LOOP else _own_branches(step))
+    ]
+    owner: dict[str, int] = {}
+    for number, part in enumerate(inside, 1):
+        for each in sorted(part):
+            if each in owner:
+                raise fields.error(
+                    f"has {step.title} whose branches {owner[each]} and {number} both do {steps[each].title};"
+                    " a step belongs to one branch, and where branches meet is the next_step_id of the parallel step"
+                )
+            owner[each] = number
+    return frozenset().union(*inside)
+
+
+def _own_branches(step: Step) -> tuple[tuple[str, ...], ...]:
+    return step.parallel_branches if step.type is StepType.PARALLEL else ()
 
 
 def _ids(steps: Mapping[str, Step]) -> str:
