@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from synapse_worker.engine.model import StepType
 from synapse_worker.engine.steps import end, extract_json, if_else, merge, print_text, switch, transform
-from synapse_worker.engine.steps.context import Executor, StepContext
+from synapse_worker.engine.steps.context import Executor, NestedResult, StepContext
 
 EXECUTORS: Mapping[StepType, Executor] = MappingProxyType(
     {
@@ -22,4 +22,4 @@ EXECUTORS: Mapping[StepType, Executor] = MappingProxyType(
 )
 """Step type -> its executor; the same types as `model.RUNNABLE`."""
 
-__all__ = ["EXECUTORS", "Executor", "StepContext"]
+__all__ = ["EXECUTORS", "Executor", "NestedResult", "StepContext"]
