@@ -77,7 +77,7 @@ class Graph:
         fields: Document = {
             "print": {"print_content": "text is {state.text}"},
             # Reads its own key only: what other branches have stored by now is a matter of time.
-            "transform": {"transform_code": f"old = state.get('{own}')\nresult = old + 1 if type(old) is int else 1"},
+            "transform": {"transform_code": f"old = state.get('{own}')\nresult = old + 1 if isinstance(old, int) else 1"},
             "if_else": {"if_condition": "'a' in state.text"},
             "switch": {"switch_expression": "len(state.text)"},
             "extract_json": {"input_keys": ["text"]},
