@@ -27,6 +27,8 @@ SEED = 20_261_126
 KILLS = 6
 KILL_EVERY = 1.5
 STEP_SECONDS = "0.12"
+# Reads its own key only: what other branches have stored by now is a matter of time.
+COUNT = "old = state.get('{key}')\nresult = old + 1 if isinstance(old, int) else 1"
 ENDED = ("completed", "failed", "cancelled")
 
 Document = dict[str, object]
@@ -77,7 +79,9 @@ class Graph:
         fields: Document = {
             "print": {"print_content": "text is {state.text}"},
             # Reads its own key only: what other branches have stored by now is a matter of time.
-            "transform": {"transform_code": f"old = state.get('{own}')\nresult = old + 1 if isinstance(old, int) else 1"},
+            "transform": {
+                "transform_code": f"old = state.get('{own}')\nresult = old + 1 if isinstance(old, int) else 1"
+            },
             "if_else": {"if_condition": "'a' in state.text"},
             "switch": {"switch_expression": "len(state.text)"},
             "extract_json": {"input_keys": ["text"]},

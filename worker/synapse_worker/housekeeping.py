@@ -21,6 +21,7 @@ from synapse_worker.connections import read_each, redis_errors_as_ours
 from synapse_worker.contract import BY_NAME
 from synapse_worker.errors import PayloadError, StoreRefused, StoreUnavailable, WrongKeyType
 from synapse_worker.gate import StoreGate
+from synapse_worker.job_payloads import retried_as
 from synapse_worker.queueing import keys, stops
 from synapse_worker.queueing.client import RUN_FUNCTION, keep_payloads, nowhere, put, waiting_sets
 from synapse_worker.queueing.payload import EXPIRED, decode
@@ -129,8 +130,8 @@ class Housekeeper:
             function, arguments = RUN_FUNCTION, dict[str, object]({"run_id": run.run_id})
             if run.envelope is not None:
                 try:
-                    payload = decode(run.envelope)
-                    function, arguments = payload.function, dict[str, object](payload.arguments)
+                    function, given = retried_as(decode(run.envelope))
+                    arguments = dict(given)
                 except PayloadError:  # the letter then says less
                     pass
             sentence = f"the run took longer than the timeout_minutes of orchestration {run.orchestration_id!r}"

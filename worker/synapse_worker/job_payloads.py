@@ -6,6 +6,7 @@ Reading bytes is `queueing.payload`'s; here the arguments of our functions get t
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 
 from synapse_worker.errors import PayloadError
@@ -39,6 +40,16 @@ def named(payload: JobPayload) -> JobPayload:
     names = PARAMETERS.get(payload.function, ())
     given = dict(zip(names, payload.positional, strict=False))
     return replace(payload, arguments={**given, **payload.arguments}, positional=payload.positional[len(names) :])
+
+
+def retried_as(payload: JobPayload) -> tuple[str, Mapping[str, object]]:
+    """Return the function and its arguments by which a failed job's run goes on.
+
+    A job that brought an answer finds no paused run any more; its run goes on as every failed one does.
+    """
+    if payload.function == ANSWER_FUNCTION:
+        return RESUME_FUNCTION, {"run_id": payload.arguments.get("run_id")}
+    return payload.function, payload.arguments
 
 
 def storable(text: str, most: int = MAX_ID) -> bool:

@@ -22,7 +22,7 @@ from synapse_worker.engine.frames import Cursor
 from synapse_worker.engine.json_values import JsonValue
 from synapse_worker.engine.model import Definition
 from synapse_worker.errors import JobFailed, JobRetry, OwnershipLost, PayloadError, StoreRefused, StoreUnavailable
-from synapse_worker.job_payloads import named, result
+from synapse_worker.job_payloads import named, result, retried_as
 from synapse_worker.nested_runs import run_nested
 from synapse_worker.queueing import keys, stops
 from synapse_worker.queueing.client import ANSWER_FUNCTION, RUN_FUNCTION
@@ -241,7 +241,7 @@ class RunJob:
 
     async def _fail(self, sentence: str) -> Ending:
         log.warning("run %s failed: %s", self._run.run_id, sentence)
-        letter = DeadLetter(self._payload.function, self._payload.arguments, sentence, self._run.failures + 1)
+        letter = DeadLetter(*retried_as(self._payload), sentence, self._run.failures + 1)
         if not await self._end(RunStatus.FAILED, sentence, letter):
             return None
         await self._say_last([run_events.failed(self._run.run_id, sentence)])

@@ -102,12 +102,18 @@ class Taken:
     run: OwnedRun | None
 
 
+# Whether a step was finished under the job's last claim, in its run or in one nested in it.
+_GOT_ON = """(
+           EXISTS (SELECT 1 FROM run_steps s WHERE s.run_id = l.run_id AND s.claim = l.claim)
+           OR EXISTS (SELECT 1 FROM orchestration_runs x JOIN run_steps s USING (run_id)
+                       WHERE x.root_run_id = l.run_id AND s.claim = l.claim))"""
+
 # One statement, so that the ledger and the runs change together in one round trip.
 # A run is taken when it is queued, when this very job was running it (recovery), or when it had failed or was
 # cancelled under another job (upstream's dead-letter retry enqueues the run under a new job id). A job that names no
 # orchestration only goes on with a run that is there and is its own or has failed or was cancelled; one that brings an
 # answer, with a paused one.
-_TAKE = """
+_TAKE = f"""
 WITH asked AS (
   SELECT * FROM unnest($2::text[], $3::text[], $4::text[], $5::bytea[], $6::bigint[], $7::text[], $8::text[],
                        $9::text[], $10::text[], $11::text[], $12::bool[], $13::bool[])
@@ -120,12 +126,11 @@ ledger AS (
   ON CONFLICT (job_id) DO UPDATE
      SET claim = EXCLUDED.claim, owner = EXCLUDED.owner, claimed_at = now(), queue = EXCLUDED.queue,
          run_id = EXCLUDED.run_id,
-         suspect = (l.suspect OR l.owner IS NOT NULL) AND NOT EXISTS (
-           SELECT 1 FROM run_steps s WHERE s.run_id = l.run_id AND s.claim = l.claim),
+         suspect = (l.suspect OR l.owner IS NOT NULL) AND NOT {_GOT_ON},
          -- EXCLUDED.suspect is the request's `alone`: such a try counts until it ends in order (`give_back`).
          crashes = CASE
            WHEN l.crashes = 0 AND NOT EXCLUDED.suspect THEN 0
-           WHEN EXISTS (SELECT 1 FROM run_steps s WHERE s.run_id = l.run_id AND s.claim = l.claim) THEN 0
+           WHEN {_GOT_ON} THEN 0
            ELSE l.crashes + EXCLUDED.suspect::int END
    WHERE l.outcome IS NULL
   RETURNING l.job_id, l.claim, l.failures, l.active_seconds, l.suspect, l.crashes),
@@ -133,13 +138,13 @@ owned AS (
   INSERT INTO orchestration_runs AS r (run_id, orchestration_id, session_id, tenant_id, status, shared_state,
       step_history, waiting_for_human, total_tokens_used, total_cost_usd, created_at, started_at, job_id, webhook_url,
       webhook_secret, claim, worker_id)
-  SELECT DISTINCT ON (a.run_id) a.run_id, a.orchestration_id, a.session_id, a.tenant_id, 'running', '{}'::jsonb,
+  SELECT DISTINCT ON (a.run_id) a.run_id, a.orchestration_id, a.session_id, a.tenant_id, 'running', '{{}}'::jsonb,
          '[]'::jsonb, false, 0, 0, now(), now(), a.job_id, a.url, a.secret, l.claim, $1
     FROM asked a JOIN ledger l USING (job_id)
    WHERE a.orchestration_id <> '' OR EXISTS (
      SELECT 1 FROM orchestration_runs x
       WHERE x.run_id = a.run_id AND (x.job_id = a.job_id
-        OR x.status = ANY(CASE WHEN a.answers THEN '{paused}' ELSE '{failed,cancelled}' END::text[])))
+        OR x.status = ANY(CASE WHEN a.answers THEN '{{paused}}' ELSE '{{failed,cancelled}}' END::text[])))
    ORDER BY a.run_id, a.job_id
   ON CONFLICT (run_id) DO UPDATE
      SET status = 'running', claim = EXCLUDED.claim, worker_id = EXCLUDED.worker_id, job_id = EXCLUDED.job_id,
@@ -156,13 +161,13 @@ owned AS (
       OR (r.status = 'paused' AND EXCLUDED.orchestration_id = '')
   RETURNING r.run_id, r.job_id, r.orchestration_id, r.tenant_id, r.session_id, r.current_step_id,
             r.cursor::text,
-            r.definition_snapshot::text AS definition, nullif(r.shared_state::text, '{}') AS shared_state,
+            r.definition_snapshot::text AS definition, nullif(r.shared_state::text, '{{}}') AS shared_state,
             nullif(r.step_history::text, '[]') AS step_history,
             coalesce(r.folded_steps, 0) AS folded_steps)
 SELECT l.job_id, l.claim, l.failures, l.active_seconds, l.suspect, l.crashes, o.run_id, o.orchestration_id, o.tenant_id,
        o.session_id, o.current_step_id, o.cursor, o.definition, o.shared_state, o.step_history, o.folded_steps
   FROM ledger l LEFT JOIN owned o USING (job_id)
-"""
+"""  # noqa: S608 - no value in it
 
 _STEPS = """
 SELECT run_id, ordinal, delta::text, entry::text, events::text
