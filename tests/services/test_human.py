@@ -12,7 +12,8 @@ from redis.asyncio import Redis
 from synapse_worker.gate import StoreGate
 from synapse_worker.housekeeping import Housekeeper
 from synapse_worker.queueing import keys
-from synapse_worker.queueing.client import ANSWER_FUNCTION, RESUME_FUNCTION, answer_run, cancel_run
+from synapse_worker.queueing.client import ANSWER_FUNCTION, RESUME_FUNCTION, answer_run, cancel_run, retry_letter
+from synapse_worker.store import dead_letters
 from synapse_worker.store.database import Database
 from tests.support.runs import (
     enqueue,
@@ -161,6 +162,25 @@ async def test_a_worker_that_is_killed_with_an_answer_does_not_lose_it(
 
 async def one_step(database: Database, run_id: str) -> bool:
     return len(await database.fetch("SELECT 1 FROM run_steps WHERE run_id = $1", run_id)) == 1
+
+
+async def test_a_run_that_fails_behind_an_answer_is_retried_without_it(
+    database: Database, redis_client: Redis, start_worker: StartWorker
+) -> None:
+    broken = {"id": "broken", "type": "transform", "transform_code": "result = state['nope']"}
+    run_id = await paused(database, redis_client, start_worker, chain("asks", [ASK, broken]))
+    await answer(database, redis_client, run_id, "secret plans")
+    await until(database, run_id, "failed")
+    (letter,) = await dead_letters.unresolved(database, limit=9)
+    # A job that brings an answer finds no paused run any more.
+    assert (letter.function, letter.payload) == (RESUME_FUNCTION, {"run_id": run_id})
+    await database.execute(
+        "UPDATE orchestration_runs SET definition_snapshot = replace(definition_snapshot::text,"
+        " 'nope', 'approval')::jsonb"
+    )
+    assert await retry_letter(database, redis_client, letter, now_ms=int(time.time() * 1000)) is not None
+    done = await until(database, run_id, "completed")
+    assert [entry["step_id"] for entry in done.history] == ["ask", "broken"]
 
 
 async def test_a_human_in_a_branch_waits_until_the_other_branches_are_done(
