@@ -408,7 +408,7 @@ async def _stop(tasks: Collection[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     if tasks:
-        await asyncio.wait(tasks)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _entry(task: Task, status: str, started_at: datetime, duration: float, error: str | None) -> State:
