@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 from functools import lru_cache, partial
+from typing import cast
 
 from synapse_worker import run_events
 from synapse_worker.engine import runner
 from synapse_worker.engine.errors import EngineError
 from synapse_worker.engine.frames import ENGINE_VERSION, Asked, Cursor, Path
-from synapse_worker.engine.json_values import JsonObject, JsonValue
+from synapse_worker.engine.json_values import JsonObject, JsonValue, as_stored
 from synapse_worker.engine.model import Definition, Step, StepType
 from synapse_worker.engine.outcome import StepOutcome
 from synapse_worker.engine.runner import Ask, Enter, Execute, Fail, Finish, Leave, LimitReached, Task
@@ -333,6 +334,7 @@ class Walk:
         entry = _entry(task, "completed" if error is None else "failed", started_at, duration, error)
         if error is not None:
             entry["went_on"] = True
+        output = cast(State, as_stored(outcome.output))
         async with self._writing:
             if task.path and self._is_over:  # an end step of another branch came first
                 return
@@ -346,7 +348,7 @@ class Walk:
                 task.step.id,
                 task.visit,
                 ordinal,
-                dict(outcome.output),
+                output,
                 entry,
                 [*self._entered, *events],
                 started_at,
@@ -355,7 +357,7 @@ class Walk:
             # The first checkpoint also keeps what the run started with: its state and its definition.
             first = self.run.definition is None and ordinal == 1
             fold = first or time.monotonic() - self._folded_at > _FOLD_SECONDS
-            folded = Folded({**self.state, **outcome.output}, [*self.history, entry], ordinal) if fold else None
+            folded = Folded({**self.state, **output}, [*self.history, entry], ordinal) if fold else None
             written = await self.surroundings.persist(
                 lambda: self.writer.checkpoint(
                     self.run,
@@ -370,12 +372,12 @@ class Walk:
             if not written:
                 raise OwnershipLost(self.run.run_id)
             self._cursor = after
-            self.state.update(outcome.output)
+            self.state.update(output)
             self.history.append(entry)
             self.steps_done = ordinal
             self._entered = []
             if task.loop is not None:
-                self._results.add(task.loop, task.step, outcome.output)
+                self._results.add(task.loop, task.step, output)
             if fold:
                 self._folded_at = time.monotonic()
             self.surroundings.metrics.step_duration(task.step.type, duration)

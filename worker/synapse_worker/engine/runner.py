@@ -25,7 +25,7 @@ from synapse_worker.engine.frames import (
     Path,
     Stack,
 )
-from synapse_worker.engine.json_values import JsonObject, JsonValue
+from synapse_worker.engine.json_values import JsonObject, JsonValue, as_stored
 from synapse_worker.engine.model import CONTAINERS, Definition, Step, StepType
 
 
@@ -128,7 +128,7 @@ def initial_state(definition: Definition, user_input: object, initial: Mapping[s
     }
     state["user_input"] = cast(JsonValue, user_input)
     state.update(cast(JsonObject, initial or {}))
-    return state
+    return cast(JsonObject, as_stored(state))
 
 
 def decide(definition: Definition, cursor: Cursor) -> Sequence[Decision]:
