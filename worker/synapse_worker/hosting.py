@@ -18,12 +18,13 @@ from synapse_worker.engine.locked_python import LockedPython
 from synapse_worker.engine.sandbox import Sandbox
 from synapse_worker.events import EventWriter
 from synapse_worker.gate import StoreGate
-from synapse_worker.jobs import Jobs, Surroundings
+from synapse_worker.jobs import Jobs
 from synapse_worker.queueing.reservations import Reservations
 from synapse_worker.queueing.served import Served
 from synapse_worker.settings import Settings
 from synapse_worker.store import tenants
 from synapse_worker.store.database import Database
+from synapse_worker.surroundings import Surroundings
 from synapse_worker.telemetry import Metrics
 
 _SANDBOX_PROCESSES = 4

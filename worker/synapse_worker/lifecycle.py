@@ -180,7 +180,9 @@ class Worker:
             self._metrics.slots.set(settings.concurrency)
             background.append(asyncio.create_task(self._beat(loop, gate, database, client)))
             retention = Retention(database, client, days=settings.retention_days)
-            keeper = Housekeeper(database, client, gate, lambda: served.keys, retention)
+            keeper = Housekeeper(
+                database, client, gate, lambda: served.keys, retention=retention, event_ttl=settings.event_ttl
+            )
             background.append(asyncio.create_task(keeper.keep()))
             webhooks = asyncio.create_task(Webhooks(database, gate, egress, self._metrics).send())
             background.append(webhooks)

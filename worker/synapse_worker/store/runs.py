@@ -429,9 +429,12 @@ async def reject(
 _CANCEL_WAITING = f"""
 WITH was AS (SELECT run_id, status, job_id FROM orchestration_runs WHERE run_id = $1),
 run AS (
-  UPDATE orchestration_runs SET status = 'cancelled', error = 'cancelled', ended_at = now()
+  UPDATE orchestration_runs SET status = 'cancelled', error = 'cancelled', ended_at = now(), waiting_for_human = false
    WHERE run_id = $1 AND status IN ('queued', 'paused') RETURNING job_id, {ENDED}),
 {outbox("run")},
+inside AS (
+  UPDATE orchestration_runs SET status = 'cancelled', error = 'cancelled', ended_at = now(), waiting_for_human = false
+   WHERE root_run_id = (SELECT run_id FROM run) AND status IN ('running', 'paused')),
 ledger AS (
   UPDATE job_ledger SET outcome = 'cancelled', owner = NULL, ended_at = now()
    WHERE job_id = (SELECT job_id FROM run) AND outcome IS NULL)
@@ -474,7 +477,7 @@ async def requeue(
           UPDATE orchestration_runs r
              SET status = 'queued', job_id = $2::text, ended_at = NULL, error = NULL,
                  deadline = CASE WHEN was.status = 'paused' THEN r.deadline END,
-                 waiting_for_human = false
+                 waiting_for_human = false, human_deadline = NULL
             FROM was
            WHERE r.run_id = was.run_id AND was.status = ANY($6::text[]) AND {EPOCH_NOW} = $5
           RETURNING r.run_id),
@@ -519,11 +522,16 @@ async def start_clock(database: Database, run: OwnedRun, seconds: float) -> floa
 
 @dataclass(frozen=True, slots=True)
 class OverdueRun:
-    """A run that waits and whose time is over; `envelope` is its job's payload, if the ledger has it."""
+    """A run that waits and whose time is over.
+
+    Attributes:
+        unanswered: the human step whose human_timeout_seconds are over; None = it is the run's timeout_minutes.
+        envelope: its job's payload, if the ledger has it.
+    """
 
     run_id: str
-    job_id: str | None
     orchestration_id: str
+    unanswered: str | None
     envelope: bytes | None
 
 
@@ -531,20 +539,30 @@ async def past_deadline(database: Database, *, limit: int) -> list[OverdueRun]:
     """Return waiting runs that should have ended by now; a running one is ended by its owner."""
     rows = await database.fetch(
         """
-        SELECT r.run_id, r.job_id, r.orchestration_id, l.envelope
-          FROM orchestration_runs r LEFT JOIN job_ledger l ON l.job_id = r.job_id
-         WHERE r.deadline < now() AND r.status IN ('queued', 'paused') ORDER BY r.deadline LIMIT $1
+        WITH late AS (
+          (SELECT run_id, NULL AS unanswered FROM orchestration_runs
+            WHERE deadline < now() AND status IN ('queued', 'paused') AND root_run_id IS NULL
+            ORDER BY deadline LIMIT $1)
+          UNION ALL
+          (SELECT run_id, coalesce(current_step_id, '') FROM orchestration_runs
+            WHERE human_deadline < now() AND status = 'paused' ORDER BY human_deadline LIMIT $1))
+        SELECT r.run_id, r.orchestration_id, late.unanswered, l.envelope
+          FROM late JOIN orchestration_runs r USING (run_id) LEFT JOIN job_ledger l ON l.job_id = r.job_id
         """,
         limit,
     )
-    return [OverdueRun(row["run_id"], row["job_id"], row["orchestration_id"], row["envelope"]) for row in rows]
+    return [OverdueRun(row["run_id"], row["orchestration_id"], row["unanswered"], row["envelope"]) for row in rows]
 
 
 _TIME_OUT = f"""
 WITH run AS (
   UPDATE orchestration_runs SET status = 'failed', error = $2, ended_at = now(), waiting_for_human = false
-   WHERE run_id = $1 AND status IN ('queued', 'paused') AND deadline < now() RETURNING job_id, {ENDED}),
+   WHERE run_id = $1 AND (status IN ('queued', 'paused') AND deadline < now()
+         OR status = 'paused' AND human_deadline < now()) RETURNING job_id, {ENDED}),
 {outbox("run")},
+inside AS (
+  UPDATE orchestration_runs SET status = 'failed', error = $2, ended_at = now(), waiting_for_human = false
+   WHERE root_run_id = (SELECT run_id FROM run) AND status IN ('running', 'paused')),
 ledger AS (
   UPDATE job_ledger SET outcome = 'failed', owner = NULL, ended_at = now()
    WHERE job_id = (SELECT job_id FROM run) AND outcome IS NULL),
