@@ -26,7 +26,7 @@ from synapse_worker.events import EventWriter
 from synapse_worker.gate import StoreGate
 from synapse_worker.health import Probes, Status, application, listen, server
 from synapse_worker.housekeeping import Housekeeper
-from synapse_worker.jobs import Jobs, Surroundings
+from synapse_worker.jobs import Jobs
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import readable_figures
 from synapse_worker.queueing.lease import LeaseQueue
@@ -37,6 +37,7 @@ from synapse_worker.queueing.served import Served
 from synapse_worker.settings import Settings
 from synapse_worker.store import definitions, migrate, tenants, workers
 from synapse_worker.store.database import Database
+from synapse_worker.surroundings import Surroundings
 from synapse_worker.telemetry import Metrics
 
 log = logging.getLogger(__name__)

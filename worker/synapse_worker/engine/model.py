@@ -9,7 +9,7 @@ release does not run. Whether expressions and transforms can run is judged by `s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import cast
@@ -20,6 +20,8 @@ from synapse_worker.engine.json_values import JsonObject, JsonValue
 DEFAULT_MAX_TOTAL_TURNS = 100
 DEFAULT_MAX_ITERATIONS = 3
 DEFAULT_TIMEOUT_SECONDS = 300.0
+DEFAULT_LOOP_COUNT = 3
+MERGE_STRATEGIES = ("list", "concat", "dict")
 
 
 class StepType(StrEnum):
@@ -44,14 +46,27 @@ class StepType(StrEnum):
 ASKS_MODELS: frozenset[StepType] = frozenset({StepType.AGENT, StepType.LLM, StepType.TOOL, StepType.EVALUATOR})
 """The step types that talk to models."""
 
-RUNNABLE: frozenset[StepType] = ASKS_MODELS | {
-    StepType.PRINT,
-    StepType.IF_ELSE,
-    StepType.SWITCH,
-    StepType.TRANSFORM,
-    StepType.END,
-}
-"""The step types that this release runs; each has a module in `steps`."""
+RUNNABLE: frozenset[StepType] = frozenset(
+    {
+        *ASKS_MODELS,
+        StepType.PRINT,
+        StepType.IF_ELSE,
+        StepType.SWITCH,
+        StepType.TRANSFORM,
+        StepType.END,
+        StepType.MERGE,
+        StepType.EXTRACT_JSON,
+        StepType.LOOP,
+        StepType.PARALLEL,
+    }
+)
+"""The step types that this release runs."""
+
+CONTAINERS: frozenset[StepType] = frozenset({StepType.LOOP, StepType.PARALLEL})
+"""The step types that consist of other steps; `runner` enters and leaves them, the others have a module in `steps`."""
+
+MAX_NESTING = 10
+"""Deepest nesting of loops and parallel steps in each other."""
 
 _REQUIRED: Mapping[StepType, str] = {
     StepType.PRINT: "print_content",
@@ -60,6 +75,12 @@ _REQUIRED: Mapping[StepType, str] = {
     StepType.TRANSFORM: "transform_code",
     StepType.AGENT: "agent_id",
     StepType.TOOL: "forced_tool",
+}
+_REQUIRED_LISTS: Mapping[StepType, str] = {
+    StepType.MERGE: "input_keys",
+    StepType.EXTRACT_JSON: "input_keys",
+    StepType.LOOP: "loop_step_ids",
+    StepType.PARALLEL: "parallel_branches",
 }
 
 
@@ -74,6 +95,9 @@ class Step:
         max_turns: answers of a model that one visit may take; None = as its agent says.
         allowed_tools: of its agent's tools those that it may use; empty = all of them.
         route_map: label -> target; a target of None ends the run.
+        merge_strategy: one of MERGE_STRATEGIES.
+        loop_count: how many times a loop does its body, `loop_step_ids` one after another.
+        parallel_branches: for each branch the steps that it does, one after another.
     """
 
     id: str
@@ -101,6 +125,10 @@ class Step:
     evaluator_prompt: str = ""
     route_map: Mapping[str, str | None] = field(default_factory=dict)
     route_descriptions: Mapping[str, str] = field(default_factory=dict)
+    merge_strategy: str = MERGE_STRATEGIES[0]
+    loop_count: int = DEFAULT_LOOP_COUNT
+    loop_step_ids: tuple[str, ...] = ()
+    parallel_branches: tuple[tuple[str, ...], ...] = ()
 
     @property
     def title(self) -> str:
@@ -139,6 +167,13 @@ class Definition:
     def title(self) -> str:
         """The orchestration as a sentence names it."""
         return f"orchestration {self.name!r} ({self.id})"
+
+    def source_of(self, key: str) -> str:
+        """Return how the producer of a state key is named, `<step name> (<step id>)`; the key where no step is."""
+        for step in self.steps.values():
+            if step.output_key == key:
+                return f"{step.name} ({step.id})"
+        return key
 
     @classmethod
     def parse(cls, document: Mapping[str, object], *, source: str = "") -> Definition:
@@ -181,7 +216,14 @@ def _definition(document: Mapping[str, object]) -> Definition:
     for step in steps.values():
         for way, target in _targets(step):
             if target not in steps:
-                raise fields.error(f"has {step.title} whose {way} is {target!r}, which is no step; {_ids(steps)}")
+                names = "names" if way in ("loop_step_ids", "parallel_branches") else "is"
+                raise fields.error(f"has {step.title} whose {way} {names} {target!r}, which is no step; {_ids(steps)}")
+    for step in list(steps.values()):
+        if step.type is StepType.PARALLEL:
+            chains = tuple(_chain(steps, step, branch) for branch in step.parallel_branches)
+            steps[step.id] = replace(step, parallel_branches=chains)
+    for step in steps.values():
+        _contained(steps, step, (), fields)
     return Definition(
         id=identity,
         name=name,
@@ -212,6 +254,8 @@ def _step(item: object, number: int, parent: _Fields) -> Step:
         and not (kind is StepType.PRINT and item.get(required) == "")
     ):
         raise fields.error(f"is of type {kind} and needs {required}")
+    if (listed := _REQUIRED_LISTS.get(kind)) is not None and not fields.sequence(listed):
+        raise fields.error(f"is of type {kind} and needs {listed}")
     return Step(
         id=identity,
         name=name,
@@ -240,6 +284,10 @@ def _step(item: object, number: int, parent: _Fields) -> Step:
         route_descriptions=MappingProxyType(
             {str(label): str(text) for label, text in fields.mapping("route_descriptions").items() if text}
         ),
+        merge_strategy=_merge_strategy(fields),
+        loop_count=fields.whole("loop_count", DEFAULT_LOOP_COUNT, minimum=1),
+        loop_step_ids=fields.texts("loop_step_ids"),
+        parallel_branches=_branches(fields),
     )
 
 
@@ -255,6 +303,24 @@ def _step_type(fields: _Fields) -> StepType:
     if kind not in RUNNABLE:
         raise fields.error(f"is of type {kind}; {accepted}")
     return kind
+
+
+def _merge_strategy(fields: _Fields) -> str:
+    written = (fields.text("merge_strategy") or MERGE_STRATEGIES[0]).strip().lower()
+    if written not in MERGE_STRATEGIES:
+        raise fields.error(f"has the merge_strategy {written!r}; it is one of {', '.join(MERGE_STRATEGIES)}")
+    return written
+
+
+def _branches(fields: _Fields) -> tuple[tuple[str, ...], ...]:
+    branches: list[tuple[str, ...]] = []
+    for item in fields.sequence("parallel_branches"):
+        ids = [_text(part) for part in item] if isinstance(item, list) else [None]
+        if None in ids:
+            raise fields.error("has parallel_branches that are no lists of step ids")
+        if ids:
+            branches.append(tuple(cast(list[str], ids)))
+    return tuple(branches)
 
 
 def _cases(fields: _Fields) -> dict[str, str | None]:
@@ -286,10 +352,54 @@ def _targets(step: Step) -> Iterator[tuple[str, str]]:
         ("switch_default_step_id", step.switch_default_step_id),
         *((f"switch case {value!r}", target) for value, target in step.switch_cases.items()),
         *((f"route {label!r}", target) for label, target in step.route_map.items()),
+        *(("loop_step_ids", target) for target in step.loop_step_ids),
+        *(("parallel_branches", target) for branch in step.parallel_branches for target in branch),
     ]
     for way, target in named:
         if target is not None:
             yield way, target
+
+
+def _chain(steps: Mapping[str, Step], parallel: Step, branch: tuple[str, ...]) -> tuple[str, ...]:
+    """The steps of a branch: as listed; where only its first is, on along next_step_id to where the branches meet."""
+    if len(branch) > 1:
+        return branch
+    chain = [branch[0]]
+    ends = {None, parallel.next_step_id, parallel.id}
+    while (following := steps[chain[-1]].next_step_id) not in ends and following not in chain:
+        chain.append(cast(str, following))
+    return tuple(chain)
+
+
+def _contained(steps: Mapping[str, Step], step: Step, above: tuple[str, ...], fields: _Fields) -> frozenset[str]:
+    """All step ids inside a loop or parallel step, whatever the depth.
+
+    Raises:
+        DefinitionError: it contains itself, nests too deeply, or two branches share a step.
+    """
+    if step.id in above:
+        raise fields.error(f"has {step.title} that contains itself")
+    if len(above) > MAX_NESTING:
+        raise fields.error(f"nests loops and parallel steps deeper than {MAX_NESTING} levels at {step.title}")
+    above = (*above, step.id)
+    inside = [
+        frozenset(part).union(*(_contained(steps, steps[each], above, fields) for each in part))
+        for part in ([step.loop_step_ids] if step.type is StepType.LOOP else _own_branches(step))
+    ]
+    owner: dict[str, int] = {}
+    for number, part in enumerate(inside, 1):
+        for each in sorted(part):
+            if each in owner:
+                raise fields.error(
+                    f"has {step.title} whose branches {owner[each]} and {number} both do {steps[each].title};"
+                    " a step belongs to one branch, and where branches meet is the next_step_id of the parallel step"
+                )
+            owner[each] = number
+    return frozenset().union(*inside)
+
+
+def _own_branches(step: Step) -> tuple[tuple[str, ...], ...]:
+    return step.parallel_branches if step.type is StepType.PARALLEL else ()
 
 
 def _ids(steps: Mapping[str, Step]) -> str:

@@ -59,13 +59,8 @@ def _inputs(step: Step, template: str, state: Mapping[str, object], definition: 
         # Without a template the user input is the prompt itself.
         if value is None or (key == USER_INPUT and not template.strip()):
             continue
-        found.append(f"[{_label(key, definition)}]:\n{_text(value)}")
+        found.append(f"[{definition.source_of(key)}]:\n{_text(value)}")
     return ["Context:", *found] if found else []
-
-
-def _label(key: str, definition: Definition) -> str:
-    makers = [each.name for each in definition.steps.values() if each.output_key == key]
-    return f"{key}, from {' and '.join(makers)}" if makers else key
 
 
 def _again(

@@ -31,7 +31,6 @@ class ModelMeans:
         models: asks them.
         providers: where a model's name is asked, by the settings of this job's start.
         snapshot: the definitions that the run keeps, and `secrets` what those do without.
-        definition: the step's orchestration.
         past: the run's step_history before this visit, oldest first.
         turns: does each turn of this visit once.
     """
@@ -40,21 +39,22 @@ class ModelMeans:
     providers: Providers
     snapshot: Snapshot
     secrets: ToolSecrets
-    definition: Definition
     past: Sequence[Mapping[str, object]]
     turns: Turns
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepContext:
     """The means of one visit of a step.
 
     Attributes:
+        definition: the orchestration that the step belongs to.
         sandbox: runs user code.
         idempotency_key: `<run_id>:<step_id>:<visit>`, the same when the visit has to be done again.
         means: given to steps that talk to a model.
     """
 
+    definition: Definition
     sandbox: Sandbox
     idempotency_key: str
     means: ModelMeans | None = None
