@@ -20,6 +20,7 @@ from redis.asyncio import Redis
 from synapse_worker import __version__, contract
 from synapse_worker.connections import open_database, open_redis, ping_redis, redis_errors_as_ours
 from synapse_worker.contract import BY_NAME, TENANT_POOL
+from synapse_worker.engine.models import Models
 from synapse_worker.engine.sandbox import Sandbox
 from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
 from synapse_worker.events import EventWriter
@@ -164,7 +165,7 @@ class Worker:
             background.append(asyncio.create_task(pool.keep()))
         served = self._served = Served([open_queue(keys.queue(shard)) for shard in self._named_shards], pool)
         events = EventWriter(client, ttl_seconds=settings.event_ttl)
-        async with Sandbox(processes=min(settings.concurrency, _SANDBOX_PROCESSES)) as sandbox:
+        async with Sandbox(processes=min(settings.concurrency, _SANDBOX_PROCESSES)) as sandbox, Models() as models:
             reservations = Reservations(
                 client,
                 gate,
@@ -175,7 +176,9 @@ class Worker:
                 lease_seconds=settings.lease_seconds,
                 default_tenant=settings.default_tenant_id,
             )
-            jobs = Jobs(Surroundings(database, client, gate, events, sandbox, reservations, self._metrics, settings))
+            jobs = Jobs(
+                Surroundings(database, client, gate, events, sandbox, models, reservations, self._metrics, settings)
+            )
             loop = ClaimLoop(
                 served,
                 jobs,

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 
-from synapse_worker import run_events
+from synapse_worker import model_work, run_events
 from synapse_worker.engine import runner
 from synapse_worker.engine.checks import check_code
 from synapse_worker.engine.errors import EngineError, NewerCursor
@@ -158,18 +158,22 @@ class RunJob:
             raise JobFailed(
                 f"orchestration {self._run.orchestration_id!r} does not exist; sync it, then enqueue the run again"
             )
+        document, work = self._document, None
         try:
-            definition = _parsed(to_jsonb(self._document))
+            definition = _parsed(to_jsonb(document))
             if self._run.cursor is None:
                 await check_code(definition, self._with.sandbox)
                 cursor, state = await self._first_cursor(definition)
             else:
                 cursor, state = Cursor.from_json(self._run.cursor), dict(self._run.state)
+            if definition.asks_models:
+                work = await model_work.prepare(self._with, self._run, definition, document)
+                document = work.document
         except NewerCursor:
             return definition, None
         except EngineError as error:
             raise (JobFailed if error.final else JobRetry)(str(error)) from None
-        return definition, Walk(self._run, definition, self._document, cursor, state, self._with, self._writer)
+        return definition, Walk(self._run, definition, document, cursor, state, self._with, self._writer, work)
 
     async def _first_cursor(self, definition: Definition) -> tuple[Cursor, State]:
         """Return where a run without a checkpoint starts, and the state that it starts with."""

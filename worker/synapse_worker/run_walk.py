@@ -14,7 +14,7 @@ from enum import Enum, auto
 
 from synapse_worker import run_events
 from synapse_worker.engine import runner
-from synapse_worker.engine.errors import EngineError
+from synapse_worker.engine.errors import EngineError, HandOver
 from synapse_worker.engine.frames import ENGINE_VERSION, Cursor, Path
 from synapse_worker.engine.json_values import JsonObject
 from synapse_worker.engine.model import Definition, Step, StepType
@@ -23,6 +23,7 @@ from synapse_worker.engine.runner import Enter, Execute, Fail, Finish, Leave, Li
 from synapse_worker.engine.steps import EXECUTORS, StepContext
 from synapse_worker.errors import JobFailed, JobRetry, OwnershipLost, StoreRefused, StoreUnavailable
 from synapse_worker.loop_results import LoopResults
+from synapse_worker.model_work import ModelWork
 from synapse_worker.store.claims import OwnedRun, State
 from synapse_worker.store.runs import Folded, RunWriter, StepRow
 from synapse_worker.surroundings import Surroundings
@@ -53,12 +54,14 @@ class Walk:
         state: State,
         surroundings: Surroundings,
         writer: RunWriter,
+        model_work: ModelWork | None = None,
     ) -> None:
         """Stand where the run stands.
 
         Args:
             document: what `definition` was read from; it is kept with the run's first checkpoint.
             state: of the run as far as `cursor`.
+            model_work: what steps that talk to models need; None where no step does.
         """
         self.state = state
         # A run that had failed does its failed step again; only the new try stays in its history.
@@ -70,6 +73,8 @@ class Walk:
         self._cursor = cursor
         self._with = surroundings
         self._writer = writer
+        self._model_work = model_work
+        self._halts: Callable[[], bool] = lambda: False
         self._writing = asyncio.Lock()
         self._folded_at = time.monotonic()
         self._results = LoopResults(cursor.loops(), run.steps)
@@ -104,12 +109,13 @@ class Walk:
         """Walk on.
 
         Args:
-            halts: asked before a step begins; once it says so, none begins any more.
+            halts: asked before a step, or a turn of one, begins; once it says so, none begins any more.
 
         Raises:
             JobFailed, JobRetry: a step has failed; the others that were under way have been stopped.
             OwnershipLost: another claim owns the run.
         """
+        self._halts = halts
         under_way: dict[Path, asyncio.Task[None]] = {}
         try:
             while True:
@@ -154,18 +160,27 @@ class Walk:
         run_id, step, visit = self._run.run_id, task.step, task.visit
         self._hand([run_events.step_start(run_id, step, visit)])
         started_at, began = datetime.now(UTC), time.monotonic()
+        given = None
+        if self._model_work is not None:
+            given = await self._model_work.means(step, visit, tuple(self.history), self._halts)
+        means, turns = (None, None) if given is None else given
         context = StepContext(
             definition=self._definition,
             sandbox=self._with.sandbox,
             idempotency_key=f"{run_id}:{step.id}:{visit}",
+            means=means,
         )
         try:
             async with asyncio.timeout(step.timeout_seconds) as timer:
                 outcome = await EXECUTORS[step.type](step, self.state, context)
+        except HandOver:  # the run halts; its next owner goes on with the turns that are kept
+            return
         except TimeoutError:
             if not timer.expired():
                 raise
             sentence = f"{step.title} took longer than its timeout_seconds ({step.timeout_seconds:g})"
+            if turns is not None:
+                await turns.forget()
             if not task.in_loop:
                 raise self._failed(task, started_at, sentence) from None
             await self._go_on_without(task, started_at, sentence)
@@ -174,11 +189,15 @@ class Walk:
             sentence = f"{step.title}: {error}"
             if not error.final:
                 raise JobRetry(sentence) from None
+            if turns is not None:
+                await turns.forget()
             raise self._failed(task, started_at, sentence) from None
         duration = time.monotonic() - began
         said: list[Mapping[str, object]] = [*outcome.events, run_events.step_complete(step, duration)]
         events = run_events.numbered(run_id, step, visit, said, first=1)
         await self._checkpoint(task, outcome, started_at, duration, events)
+        if turns is not None:
+            await turns.forget()
 
     def _failed(self, task: Execute, started_at: datetime, sentence: str) -> JobFailed:
         duration = (datetime.now(UTC) - started_at).total_seconds()
@@ -226,6 +245,7 @@ class Walk:
             OwnershipLost: another claim owns the run.
         """
         entry = _entry(task, "completed" if error is None else "failed", started_at, duration, error)
+        entry |= outcome.history
         if error is not None:
             entry["went_on"] = True
         async with self._writing:
@@ -246,9 +266,11 @@ class Walk:
                 [*self._entered, *events],
                 started_at,
                 datetime.now(UTC),
+                outcome.tokens or None,
+                float(outcome.cost_usd) if outcome.tokens else None,
             )
             # The first checkpoint also keeps what the run started with: its state and its definition.
-            first = self._run.definition is None and ordinal == 1
+            first = self._run.cursor is None and ordinal == 1
             fold = first or time.monotonic() - self._folded_at > _FOLD_SECONDS
             folded = Folded({**self.state, **outcome.output}, [*self.history, entry], ordinal) if fold else None
             written = await self._with.persist(

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import Protocol, TypeAlias, cast
 
 from synapse_worker.engine.errors import DefinitionError
-from synapse_worker.engine.json_values import JsonObject
 from synapse_worker.engine.model import Definition, Step, StepType
+
+Document: TypeAlias = dict[str, object]
 
 KEY = "synapse_scale_reached"
 """Where the snapshot is in the stored document of its orchestration."""
@@ -63,10 +64,10 @@ class Agent:
 class Snapshot:
     """Documents by their ids or names, without secrets."""
 
-    agents: Mapping[str, JsonObject] = field(default_factory=dict)
-    tools: Mapping[str, JsonObject] = field(default_factory=dict)
-    mcp_servers: Mapping[str, JsonObject] = field(default_factory=dict)
-    orchestrations: Mapping[str, JsonObject] = field(default_factory=dict)
+    agents: Mapping[str, Document] = field(default_factory=dict)
+    tools: Mapping[str, Document] = field(default_factory=dict)
+    mcp_servers: Mapping[str, Document] = field(default_factory=dict)
+    orchestrations: Mapping[str, Document] = field(default_factory=dict)
 
     def agent_of(self, step: Step) -> Agent:
         """Return the agent that a step names.
@@ -97,22 +98,22 @@ class Snapshot:
         stored = document.get(KEY)
         if not isinstance(stored, Mapping):
             return None
-        return cls(**{kind: cast(Mapping[str, JsonObject], stored.get(kind) or {}) for kind in cls.__slots__})
+        return cls(**{kind: cast(Mapping[str, Document], stored.get(kind) or {}) for kind in cls.__slots__})
 
 
 class Definitions(Protocol):
     """Where definitions are read; each call answers with what exists, by id or name."""
 
-    async def orchestrations(self, ids: Collection[str]) -> Mapping[str, JsonObject]:
+    async def orchestrations(self, ids: Collection[str]) -> Mapping[str, Document]:
         """The active orchestrations among `ids`."""
 
-    async def agents(self, ids: Collection[str]) -> Mapping[str, JsonObject]:
+    async def agents(self, ids: Collection[str]) -> Mapping[str, Document]:
         """The agents among `ids`."""
 
-    async def tools(self, names: Collection[str] | None, near: Collection[str]) -> Mapping[str, JsonObject]:
+    async def tools(self, names: Collection[str] | None, near: Collection[str]) -> Mapping[str, Document]:
         """The custom tools of these names; None = all of the tenants of the agents and orchestrations `near`."""
 
-    async def mcp_servers(self, names: Collection[str] | None, near: Collection[str]) -> Mapping[str, JsonObject]:
+    async def mcp_servers(self, names: Collection[str] | None, near: Collection[str]) -> Mapping[str, Document]:
         """The same for MCP servers."""
 
 
@@ -122,8 +123,8 @@ async def collect(definition: Definition, read: Definitions) -> Snapshot:
     Raises:
         DefinitionError: a step names an agent that does not exist, or an agent an orchestration that cannot be run.
     """
-    agents: dict[str, JsonObject] = {}
-    nested: dict[str, JsonObject] = {}
+    agents: dict[str, Document] = {}
+    nested: dict[str, Document] = {}
     wanted: set[str] = set()
     pending = [definition]
     while pending:
@@ -151,7 +152,7 @@ async def collect(definition: Definition, read: Definitions) -> Snapshot:
     return Snapshot(agents, tools, servers, nested)
 
 
-async def _tools(wanted: set[str], near: Collection[str], read: Definitions) -> dict[str, JsonObject]:
+async def _tools(wanted: set[str], near: Collection[str], read: Definitions) -> dict[str, Document]:
     if not wanted:
         return {}
     found = await read.tools(None if ALL_TOOLS in wanted else sorted(wanted), near)
@@ -159,8 +160,8 @@ async def _tools(wanted: set[str], near: Collection[str], read: Definitions) -> 
 
 
 async def _servers(
-    wanted: set[str], tools: Mapping[str, JsonObject], near: Collection[str], read: Definitions
-) -> dict[str, JsonObject]:
+    wanted: set[str], tools: Mapping[str, Document], near: Collection[str], read: Definitions
+) -> dict[str, Document]:
     """The servers that MCP tools are of; a bare name may be any server's."""
     others = wanted - tools.keys()
     if not others:
@@ -171,5 +172,5 @@ async def _servers(
     return {name: _without_secrets(document) for name, document in found.items()}
 
 
-def _without_secrets(document: JsonObject) -> JsonObject:
+def _without_secrets(document: Document) -> Document:
     return {key: value for key, value in document.items() if key not in _SECRET}

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pydantic import SecretStr
 
 from synapse_worker.engine.checks import PYTHON_TOOL
-from synapse_worker.engine.json_values import JsonObject
 from synapse_worker.engine.sandbox import Sandbox
 from synapse_worker.engine.snapshot import ALL_TOOLS, Snapshot
 from synapse_worker.engine.tools.http_tool import http_tool
@@ -103,7 +102,7 @@ def _allows(allowed: Collection[str], name: str) -> bool:
     )
 
 
-def _custom(key: str, document: JsonObject, secrets: ToolSecrets, sandbox: Sandbox) -> Tool:
+def _custom(key: str, document: Mapping[str, object], secrets: ToolSecrets, sandbox: Sandbox) -> Tool:
     name = document.get("name")
     title = name if isinstance(name, str) and name else key
     if document.get("tool_type") == PYTHON_TOOL:
