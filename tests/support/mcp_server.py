@@ -11,6 +11,7 @@ from typing import Any
 
 import uvicorn
 from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tests.support.servers import free_port, wait_until
@@ -42,7 +43,7 @@ def mcp_server(*, sse: bool = False) -> Iterator[Tools]:
     def fail(reason: str) -> str:
         """Fail for a reason."""
         seen.calls.append(("fail", {"reason": reason}))
-        raise ValueError(reason)
+        raise ToolError(reason)
 
     inner: ASGIApp = mcp.sse_app() if sse else mcp.streamable_http_app()
 
