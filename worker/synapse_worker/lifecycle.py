@@ -193,7 +193,7 @@ class Worker:
             background.append(asyncio.create_task(self._beat(loop, gate, database, client)))
             background.append(asyncio.create_task(jobs.watch_cancels()))
             background.append(asyncio.create_task(reservations.keep()))
-            keeper = Housekeeper(database, client, gate, lambda: served.keys)
+            keeper = Housekeeper(database, client, gate, lambda: served.keys, event_ttl=settings.event_ttl)
             background.append(asyncio.create_task(keeper.keep()))
             background.append(asyncio.create_task(self._watch_figures(loop, served, client, gate)))
             await self._register(database, "online", loop)
