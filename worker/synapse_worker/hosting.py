@@ -15,6 +15,7 @@ from functools import partial
 from redis.asyncio import Redis
 
 from synapse_worker.engine.locked_python import LockedPython
+from synapse_worker.engine.models import Models
 from synapse_worker.engine.sandbox import Sandbox
 from synapse_worker.events import EventWriter
 from synapse_worker.gate import StoreGate
@@ -53,6 +54,7 @@ async def hosting(
     async with (
         LockedPython() as whole,
         Sandbox(processes=min(settings.concurrency, _SANDBOX_PROCESSES), whole=whole) as sandbox,
+        Models() as models,
     ):
         reservations = Reservations(
             client,
@@ -64,7 +66,7 @@ async def hosting(
             lease_seconds=settings.lease_seconds,
             default_tenant=settings.default_tenant_id,
         )
-        jobs = Jobs(Surroundings(database, client, gate, events, sandbox, reservations, metrics, settings))
+        jobs = Jobs(Surroundings(database, client, gate, events, sandbox, models, reservations, metrics, settings))
         beside = [asyncio.create_task(work) for work in (events.write(), jobs.watch_cancels(), reservations.keep())]
         try:
             yield Host(jobs, reservations)

@@ -116,6 +116,7 @@ async def _stand(
         run_nested,
         answer=around.answer,
         around=around,
+        model_work=around.model_work,
     )
 
 

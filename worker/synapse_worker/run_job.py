@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import cast
 
-from synapse_worker import run_events, tracing
+from synapse_worker import model_work, run_events, tracing
 from synapse_worker.connections import redis_errors_as_ours
 from synapse_worker.engine import runner
 from synapse_worker.engine.checks import check_code
@@ -161,13 +161,17 @@ class RunJob:
             raise JobFailed(
                 f"orchestration {self._run.orchestration_id!r} does not exist; sync it, then enqueue the run again"
             )
+        document, work = self._document, None
         try:
-            definition = parsed(self._document)
+            definition = parsed(document)
             if self._run.cursor is None:
                 await check_code(definition, self._with.sandbox)
                 cursor, state = await self._first_cursor(definition)
             else:
                 cursor, state = Cursor.from_json(self._run.cursor), dict(self._run.state)
+            if definition.asks_models:
+                work = await model_work.prepare(self._with, definition, document)
+                document = work.document
             answer = None
             if self._payload.function == ANSWER_FUNCTION and cursor.asked is not None:
                 answer = Answer(cast(JsonValue, self._payload.arguments["human_response"]), cursor.asked)
@@ -179,13 +183,14 @@ class RunJob:
         walk = Walk(
             self._run,
             definition,
-            self._document,
+            document,
             cursor,
             state,
             self._with,
             self._writer,
             run_nested,
             answer=answer,
+            model_work=work,
         )
         return definition, walk
 

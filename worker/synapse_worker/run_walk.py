@@ -28,6 +28,7 @@ from synapse_worker.engine.steps import EXECUTORS, NestedResult, StepContext, hu
 from synapse_worker.engine.steps.suspension import AsksHuman, Suspended
 from synapse_worker.errors import JobFailed, JobRetry, OwnershipLost, StoreRefused, StoreUnavailable
 from synapse_worker.loop_results import LoopResults
+from synapse_worker.model_work import ModelWork
 from synapse_worker.store.claims import OwnedRun, State
 from synapse_worker.store.database import to_jsonb
 from synapse_worker.store.pauses import Pause, Question
@@ -78,6 +79,7 @@ class Walk:
         *,
         answer: Answer | None,
         around: Walk | None = None,
+        model_work: ModelWork | None = None,
     ) -> None:
         """Stand where the run stands.
 
@@ -87,6 +89,7 @@ class Walk:
             nest: runs an orchestration inside a step.
             answer: what the job brought to what it was paused for.
             around: the run that this one is nested in.
+            model_work: what steps that talk to models need; None where no step of the job does.
         """
         self.state = state
         # A run that had failed does its failed step again; only the new try stays in its history.
@@ -108,6 +111,7 @@ class Walk:
         """Steps that stopped on their way; they are not begun again by this walk."""
         self.surroundings = surroundings
         self.writer = writer
+        self.model_work = model_work
         self._writing = asyncio.Lock()
         self._folded_at = time.monotonic()
         self._results = LoopResults(cursor.loops(), run.steps)
@@ -160,7 +164,7 @@ class Walk:
         """Walk on.
 
         Args:
-            halts: asked before a step begins; once it says so, none begins any more.
+            halts: asked before a step, or a turn of one, begins; once it says so, none begins any more.
 
         Raises:
             JobFailed, JobRetry: a step has failed; the others that were under way have been stopped.
@@ -229,11 +233,18 @@ class Walk:
         run_id, step, visit = self.run.run_id, task.step, task.visit
         self._hand([run_events.step_start(run_id, step, visit)])
         started_at, began = datetime.now(UTC), time.monotonic()
+        given = None
+        if self.model_work is not None:
+            given = await self.model_work.means(
+                self.run, self.definition, self._document, task, self.history, self.halts
+            )
+        means, turns = (None, None) if given is None else given
         context = StepContext(
             definition=self.definition,
             sandbox=self.surroundings.sandbox,
             idempotency_key=f"{run_id}:{step.id}:{visit}",
             nested=partial(self._nest, self, task),
+            means=means,
         )
         try:
             async with asyncio.timeout(step.timeout_seconds) as timer:
@@ -242,6 +253,8 @@ class Walk:
             if not timer.expired():
                 raise
             sentence = f"{step.title} took longer than its timeout_seconds ({step.timeout_seconds:g})"
+            if turns is not None:
+                await turns.forget()
             if not task.in_loop:
                 raise self._failed(task, started_at, sentence) from None
             await self._go_on_without(task, started_at, sentence)
@@ -253,11 +266,15 @@ class Walk:
             sentence = f"{step.title}: {error}"
             if not error.final:
                 raise JobRetry(sentence) from None
+            if turns is not None:
+                await turns.forget()
             raise self._failed(task, started_at, sentence) from None
         duration = time.monotonic() - began
         said: list[Mapping[str, object]] = [*outcome.events, run_events.step_complete(step, duration)]
         events = run_events.numbered(run_id, step, visit, said, first=1)
         await self._checkpoint(task, outcome, started_at, duration, events)
+        if turns is not None:
+            await turns.forget()
 
     def _failed(self, task: Execute, started_at: datetime, sentence: str) -> JobFailed:
         duration = (datetime.now(UTC) - started_at).total_seconds()
@@ -336,6 +353,7 @@ class Walk:
             OwnershipLost: another claim owns the run.
         """
         entry = _entry(task, "completed" if error is None else "failed", started_at, duration, error)
+        entry |= outcome.history
         if error is not None:
             entry["went_on"] = True
         output = cast(State, as_stored(outcome.output))
@@ -357,9 +375,11 @@ class Walk:
                 [*self._entered, *events],
                 started_at,
                 datetime.now(UTC),
+                outcome.tokens or None,
+                float(outcome.cost_usd) if outcome.tokens else None,
             )
             # The first checkpoint also keeps what the run started with: its state and its definition.
-            first = self.run.definition is None and ordinal == 1
+            first = self.run.cursor is None and ordinal == 1
             fold = first or time.monotonic() - self._folded_at > _FOLD_SECONDS
             folded = Folded({**self.state, **output}, [*self.history, entry], ordinal) if fold else None
             written = await self.surroundings.persist(

@@ -9,6 +9,7 @@ from typing import TypeVar
 import tenacity
 from redis.asyncio import Redis
 
+from synapse_worker.engine.models import Models
 from synapse_worker.engine.sandbox import Sandbox
 from synapse_worker.errors import StoreRefused, StoreUnavailable
 from synapse_worker.events import EventWriter
@@ -30,6 +31,7 @@ class Surroundings:
     gate: StoreGate
     events: EventWriter
     sandbox: Sandbox
+    models: Models
     reservations: Reservations
     metrics: Metrics
     settings: Settings

@@ -44,8 +44,12 @@ class StepType(StrEnum):
     END = "end"
 
 
+ASKS_MODELS: frozenset[StepType] = frozenset({StepType.AGENT, StepType.LLM, StepType.TOOL, StepType.EVALUATOR})
+"""The step types that talk to models."""
+
 RUNNABLE: frozenset[StepType] = frozenset(
     {
+        *ASKS_MODELS,
         StepType.PRINT,
         StepType.IF_ELSE,
         StepType.SWITCH,
@@ -71,6 +75,8 @@ _REQUIRED: Mapping[StepType, str] = {
     StepType.IF_ELSE: "if_condition",
     StepType.SWITCH: "switch_expression",
     StepType.TRANSFORM: "transform_code",
+    StepType.AGENT: "agent_id",
+    StepType.TOOL: "forced_tool",
 }
 _REQUIRED_LISTS: Mapping[StepType, str] = {
     StepType.MERGE: "input_keys",
@@ -88,6 +94,9 @@ class Step:
         max_iterations: finished visits after which a transition to the step is refused; 0 = never entered.
         timeout_seconds: seconds that one visit may take.
         switch_cases: text of the value -> target; a target of None ends the run.
+        max_turns: answers of a model that one visit may take; None = as its agent says.
+        allowed_tools: of its agent's tools those that it may use; empty = all of them.
+        route_map: label -> target; a target of None ends the run.
         merge_strategy: one of MERGE_STRATEGIES.
         loop_count: how many times a loop does its body, `loop_step_ids` one after another.
         parallel_branches: for each branch the steps that it does, one after another.
@@ -111,6 +120,15 @@ class Step:
     switch_cases: Mapping[str, str | None] = field(default_factory=dict)
     switch_default_step_id: str | None = None
     transform_code: str = ""
+    agent_id: str = ""
+    prompt_template: str = ""
+    model: str | None = None
+    max_turns: int | None = None
+    allowed_tools: tuple[str, ...] = ()
+    forced_tool: str = ""
+    evaluator_prompt: str = ""
+    route_map: Mapping[str, str | None] = field(default_factory=dict)
+    route_descriptions: Mapping[str, str] = field(default_factory=dict)
     merge_strategy: str = MERGE_STRATEGIES[0]
     loop_count: int = DEFAULT_LOOP_COUNT
     loop_step_ids: tuple[str, ...] = ()
@@ -134,6 +152,7 @@ class Definition:
         state_schema: state key -> {type, default, description}, as written.
         max_total_turns: steps that one run may do.
         timeout_minutes: minutes that a run may take; None = no limit of its own.
+        max_total_cost_usd: what its model requests may cost; None = no limit.
     """
 
     id: str
@@ -144,6 +163,12 @@ class Definition:
     state_schema: Mapping[str, JsonValue]
     max_total_turns: int
     timeout_minutes: float | None
+    max_total_cost_usd: float | None = None
+
+    @property
+    def asks_models(self) -> bool:
+        """Whether a step of it talks to a model."""
+        return any(step.type in ASKS_MODELS for step in self.steps.values())
 
     @property
     def title(self) -> str:
@@ -220,6 +245,7 @@ def _definition(document: Mapping[str, object]) -> Definition:
         state_schema=MappingProxyType(cast(JsonObject, fields.mapping("state_schema"))),
         max_total_turns=fields.whole("max_total_turns", DEFAULT_MAX_TOTAL_TURNS, minimum=1),
         timeout_minutes=fields.positive("timeout_minutes"),
+        max_total_cost_usd=fields.positive("max_total_cost_usd"),
     )
 
 
@@ -259,6 +285,17 @@ def _step(item: object, number: int, parent: _Fields) -> Step:
         switch_cases=MappingProxyType(_cases(fields)),
         switch_default_step_id=fields.text("switch_default_step_id"),
         transform_code=fields.code("transform_code"),
+        agent_id=fields.text("agent_id") or "",
+        prompt_template=fields.code("prompt_template"),
+        model=fields.text("model"),
+        max_turns=fields.whole("max_turns", 0, minimum=0) or None,
+        allowed_tools=fields.texts("allowed_tools"),
+        forced_tool=fields.text("forced_tool") or "",
+        evaluator_prompt=fields.code("evaluator_prompt"),
+        route_map=MappingProxyType(_routes(fields, kind)),
+        route_descriptions=MappingProxyType(
+            {str(label): str(text) for label, text in fields.mapping("route_descriptions").items() if text}
+        ),
         merge_strategy=_merge_strategy(fields),
         loop_count=fields.whole("loop_count", DEFAULT_LOOP_COUNT, minimum=1),
         loop_step_ids=fields.texts("loop_step_ids"),
@@ -311,12 +348,23 @@ def _human_fields(fields: _Fields) -> tuple[Mapping[str, JsonValue], ...]:
 
 
 def _cases(fields: _Fields) -> dict[str, str | None]:
-    cases: dict[str, str | None] = {}
-    for value, target in fields.mapping("switch_cases").items():
+    return _ways(fields, "switch_cases", "switch case")
+
+
+def _routes(fields: _Fields, kind: StepType) -> dict[str, str | None]:
+    routes = _ways(fields, "route_map", "route")
+    if kind is StepType.EVALUATOR and not routes:
+        raise fields.error(f"is of type {kind} and needs a route_map with at least one label")
+    return routes
+
+
+def _ways(fields: _Fields, field: str, title: str) -> dict[str, str | None]:
+    ways: dict[str, str | None] = {}
+    for label, target in fields.mapping(field).items():
         if target is not None and _text(target) is None and target != "":
-            raise fields.error(f"has a switch case {value!r} whose target is no step id")
-        cases[str(value)] = _text(target)
-    return cases
+            raise fields.error(f"has a {title} {label!r} whose target is no step id")
+        ways[str(label)] = _text(target)
+    return ways
 
 
 def _targets(step: Step) -> Iterator[tuple[str, str]]:
@@ -327,6 +375,7 @@ def _targets(step: Step) -> Iterator[tuple[str, str]]:
         ("if_false_step_id", step.if_false_step_id),
         ("switch_default_step_id", step.switch_default_step_id),
         *((f"switch case {value!r}", target) for value, target in step.switch_cases.items()),
+        *((f"route {label!r}", target) for label, target in step.route_map.items()),
         *(("loop_step_ids", target) for target in step.loop_step_ids),
         *(("parallel_branches", target) for branch in step.parallel_branches for target in branch),
     ]

@@ -295,3 +295,43 @@ def test_any_document_is_read_or_refused(document: Document) -> None:
     except DefinitionError:
         return
     assert definition.entry_step_id in definition.steps
+
+
+def test_fields_of_steps_that_ask_models() -> None:
+    definition = Definition.parse(
+        an_orchestration(
+            {
+                "id": "a",
+                "type": "agent",
+                "agent_id": 7,
+                "prompt_template": None,
+                "max_turns": "4",
+                "allowed_tools": None,
+                "model": "",
+            },
+            {"id": "e", "type": "evaluator", "route_map": {"a": "a", "x": None}, "route_descriptions": {"a": None}},
+            max_total_cost_usd="0.5",
+        )
+    )
+    agent = definition.steps["a"]
+    assert (agent.agent_id, agent.prompt_template, agent.max_turns) == ("7", "", 4)
+    assert (agent.allowed_tools, agent.model) == ((), None)
+    assert dict(definition.steps["e"].route_map) == {"a": "a", "x": None}
+    assert dict(definition.steps["e"].route_descriptions) == {}
+    assert (definition.max_total_cost_usd, definition.asks_models) == (0.5, True)
+    assert not Definition.parse(an_orchestration(a_print("a"))).asks_models
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        ({"type": "agent"}, "is of type agent and needs agent_id"),
+        ({"type": "tool", "forced_tool": ""}, "is of type tool and needs forced_tool"),
+        ({"type": "evaluator"}, "is of type evaluator and needs a route_map with at least one label"),
+        ({"type": "evaluator", "route_map": {"a": "z"}}, "whose route 'a' is 'z', which is no step"),
+        ({"type": "evaluator", "route_map": {"a": ["z"]}}, "has a route 'a' whose target is no step id"),
+        ({"type": "llm", "max_turns": "many"}, "has max_turns 'many', which is no number"),
+    ],
+)
+def test_steps_that_ask_models_need_what_they_need(step: Document, words: str) -> None:
+    assert words in refused(an_orchestration({"id": "s", **step}))
