@@ -205,7 +205,7 @@ async def test_what_cannot_be_run_ends_in_one_sentence_and_disturbs_nothing(
     await store(
         database,
         PRINT_IF_PRINT,
-        {"id": "agentic", "name": "Agentic", "steps": [{"id": "a", "type": "agent", "agent_id": "x"}]},
+        {"id": "agentic", "name": "Agentic", "steps": [{"id": "a", "type": "webhook"}]},
         chain("broken", [{"id": "t", "type": "transform", "transform_code": "result = state['nope']"}]),
     )
 

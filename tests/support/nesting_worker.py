@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import cast
 
 from synapse_worker import eventloop, lifecycle, run_walk, settings
-from synapse_worker.engine import model
 from synapse_worker.engine.json_values import JsonValue
 from synapse_worker.engine.model import Step, StepType
 from synapse_worker.engine.outcome import StepOutcome
@@ -31,7 +30,6 @@ async def execute(step: Step, state: Mapping[str, object], context: StepContext)
 
 def main() -> None:
     """Serve like `synapse-worker run`."""
-    vars(model)["RUNNABLE"] = model.RUNNABLE | {StepType.AGENT}
     vars(run_walk)["EXECUTORS"] = {**EXECUTORS, StepType.AGENT: execute}
     loaded = settings.load()
     set_up_logging(level=loaded.log_level, form=loaded.log_format)
