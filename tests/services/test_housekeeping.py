@@ -15,7 +15,7 @@ from synapse_worker.queueing.lease import HandBack, LeaseQueue
 from synapse_worker.queueing.payload import JobPayload, encode
 from synapse_worker.store import runs, workers
 from synapse_worker.store.database import Database
-from tests.support.runs import assert_each_step_once, enqueue, said_done, steps_reach, store, until, view
+from tests.support.runs import assert_each_step_once, enqueue, eventually, said_done, steps_reach, store, until, view
 from tests.support.servers import RedisServer
 from tests.support.workers import PRINT_IF_PRINT, StartWorker, chain, command, slow_steps
 
@@ -175,10 +175,14 @@ async def test_a_waiting_run_fails_when_its_time_is_over(
     rows = await database.fetch("SELECT job_function, job_payload->>'run_id', error_message FROM dead_letter_queue")
     assert [tuple(row) for row in rows] == [("run_orchestration_job", run_id, sentence)]
     assert await keeper.time_out() == 0
-    # Its queue entry is still there: who takes it finds the end, and says `done`.
+    assert [event["type"] for event in await said_done(redis_client, run_id)][-2:] == ["orchestration_error", "done"]
+    # Its queue entry is still there: who takes it finds the end, and lets it go.
     start_worker()
-    await said_done(redis_client, run_id)
-    assert await redis_client.zcard(keys.again(Q)) == 0
+
+    async def is_gone() -> bool:
+        return not await redis_client.zcard(keys.again(Q))
+
+    await eventually("the queue entry is gone", is_gone)
 
 
 async def test_a_running_run_fails_when_its_time_is_over_and_has_it_anew_when_resumed(

@@ -358,12 +358,12 @@ async def test_a_run_that_costs_too_much_fails(
     await write_settings(database, server.settings())
     step: dict[str, object] = {"type": "llm", "model": "claude-haiku-5-5", "output_key": "o"}
     steps = [{"id": "one", "name": "One", **step}, {"id": "two", "name": "Two", **step}]
-    await store(database, {**chain("o", steps), "max_total_cost_usd": 0.00001})
+    await store(database, {**chain("o", steps), "max_total_cost_usd": 0.000003})
     start_worker(ANTHROPIC_BASE_URL=server.url).wait_ready()
     failed = await until(database, await enqueue(database, redis_client, "o"), "failed")
     assert failed.error is not None
-    assert failed.error.startswith("step 'One' (one): the run has cost 0.0000")
-    assert failed.error.endswith("max_total_cost_usd of orchestration 'o' (o) is 1e-05")
+    assert failed.error.startswith("step 'One' (one): the run has cost 0.000004 USD")
+    assert failed.error.endswith("max_total_cost_usd of orchestration 'o' (o) is 0.000003")
     assert len(server.asked) == 1
 
 

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from synapse_worker.nested_runs import nested_run_id
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import NewRun, answer_run, enqueue_run, new_run_id
+from synapse_worker.store import definitions
 from synapse_worker.store.database import Database
 from tests.support import nesting_worker
 from tests.support.runs import events_of, eventually, said_done, steps_reach, store, until, view
@@ -57,6 +58,8 @@ def start_nesting(redis_server: RedisServer, postgres_url: str) -> Iterator[Star
 
 async def enqueue(database: Database, client: Redis, inner: dict[str, object], *, children: int = 1) -> str:
     await store(database, AROUND)
+    agents = [definitions.Document("agents", name, name, "", {"id": name}) for name in ("inner", "x")]
+    await definitions.upsert(database, agents, tenant_id="default")
     now_ms = int(time.time() * 1000)
     new = NewRun("around", "hi", "default", initial_state={"inner": inner, "children": children})
     return await enqueue_run(database, client, new, run_id=new_run_id(now_ms), now_ms=now_ms)

@@ -132,7 +132,7 @@ async def test_other_runs_are_refused_with_a_sentence(
     database: Database, redis_client: Redis, synapse: CommandLine
 ) -> None:
     run_id = await enqueue(database, redis_client, "three")
-    for status in ("queued", "running", "paused", "completed"):
+    for status in ("queued", "running", "completed"):
         await database.execute("UPDATE orchestration_runs SET status = $1", status)
         answer = await synapse("runs", "resume", run_id)
         assert (answer.returncode, answer.stderr) == (

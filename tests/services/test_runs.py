@@ -205,7 +205,7 @@ async def test_what_cannot_be_run_ends_in_one_sentence_and_disturbs_nothing(
     await store(
         database,
         PRINT_IF_PRINT,
-        {"id": "agentic", "name": "Agentic", "steps": [{"id": "a", "type": "magic"}]},
+        {"id": "agentic", "name": "Agentic", "steps": [{"id": "a", "type": "webhook"}]},
         chain("broken", [{"id": "t", "type": "transform", "transform_code": "result = state['nope']"}]),
     )
 
@@ -229,7 +229,7 @@ async def test_what_cannot_be_run_ends_in_one_sentence_and_disturbs_nothing(
     missing = await enqueue(database, redis_client, "no-such-thing")
     broken = await enqueue(database, redis_client, "broken")
     await until(database, good, "completed")
-    assert "is no step type" in str((await until(database, agentic, "failed")).error)
+    assert "this release runs" in str((await until(database, agentic, "failed")).error)
     assert "does not exist; sync it" in str((await until(database, missing, "failed")).error)
     assert "KeyError" in str((await until(database, broken, "failed")).error)
     wait_until_letters = time.monotonic() + 20

@@ -206,11 +206,13 @@ class StepTurns:
         await self._with.persist(lambda: turns.forget(self._with.database, self._run, self._step.id, self._visit))
 
     def _check_cost(self) -> None:
-        most = self._definition.max_total_cost_usd
-        if most is not None and self._run_cost > Decimal(str(most)):
+        if self._definition.max_total_cost_usd is None:
+            return
+        most = Decimal(str(self._definition.max_total_cost_usd))
+        if self._run_cost > most:
             raise CostLimit(
                 f"the run has cost {self._run_cost:.6f} USD, and max_total_cost_usd of {self._definition.title}"
-                f" is {most:g}"
+                f" is {most:f}"
             )
 
     def _tell(self, turn: int, events: Sequence[JsonObject]) -> None:

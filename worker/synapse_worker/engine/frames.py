@@ -123,7 +123,11 @@ class Cursor:
 
     def with_stack(self, path: Path, stack: Stack) -> Cursor:
         """The same run with another stack at a path."""
-        return replace(self, frames=_put(self.frames, path, stack), engine_version=ENGINE_VERSION)
+        return Cursor(self.changed(path, stack), self.visits, self.steps_done, self.asked)
+
+    def changed(self, path: Path, stack: Stack) -> Stack:
+        """The frames with another stack at a path."""
+        return _put(self.frames, path, stack)
 
     def loops(self) -> Iterator[LoopFrame]:
         """Every loop that is under way."""

@@ -291,7 +291,7 @@ def _step(item: object, number: int, parent: _Fields) -> Step:
 
 def _step_type(fields: _Fields) -> StepType:
     written = fields.text("type")
-    accepted = "accepted: " + ", ".join(sorted(StepType))
+    accepted = "this release runs " + ", ".join(sorted(StepType))
     if written is None:
         raise fields.error(f"has no type; {accepted}")
     try:

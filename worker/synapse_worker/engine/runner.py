@@ -91,6 +91,7 @@ class Fail:
     sentence: str
 
 
+_BEGIN = (Execute, Enter, Ask)
 Decision: TypeAlias = Execute | Enter | Leave | Ask | LimitReached | Finish | Fail
 
 
@@ -138,11 +139,13 @@ def decide(definition: Definition, cursor: Cursor) -> Sequence[Decision]:
     beside another decision.
     """
     found = list(_at(definition, cursor, cursor.frames, (), (), False))
+    if len(found) == 1 and not isinstance(found[0], _BEGIN):
+        return found
     for decision in found:
         if isinstance(decision, Fail):
             return [decision]
     begun = cursor.steps_done + _open(cursor.frames)
-    for place, task in enumerate([task for task in found if isinstance(task, Execute | Enter | Ask)]):
+    for place, task in enumerate([task for task in found if isinstance(task, _BEGIN)]):
         if begun + place >= definition.max_total_turns:
             return [
                 Fail(
@@ -171,17 +174,14 @@ def advance(definition: Definition, cursor: Cursor, task: Execute | Leave | Ask,
         next_step_id: where the main flow goes on; inside loops and branches the order of the lists counts.
     """
     step = task.step
-    after = replace(
-        cursor,
-        visits={**cursor.visits, step.id: cursor.visits_of(step.id) + 1},
-        steps_done=cursor.steps_done + 1,
-    )
-    if step.type is StepType.END:  # wherever it stands
-        return after.with_stack((), (MainFrame(None),))
-    stack = cursor.stack(task.path)
-    if isinstance(task, Leave):
-        stack = stack[:-1]
-    return after.with_stack(task.path, (*stack[:-1], _moved(definition, stack[-1], next_step_id)))
+    frames: Stack = (MainFrame(None),)
+    if step.type is not StepType.END:  # which ends the run wherever it stands
+        stack = cursor.stack(task.path)
+        if isinstance(task, Leave):
+            stack = stack[:-1]
+        frames = cursor.changed(task.path, (*stack[:-1], _moved(definition, stack[-1], next_step_id)))
+    visits = {**cursor.visits, step.id: cursor.visits_of(step.id) + 1}
+    return Cursor(frames, visits, cursor.steps_done + 1, cursor.asked)
 
 
 def iteration_begun(definition: Definition, cursor: Cursor, path: Path) -> LoopFrame | None:
@@ -278,7 +278,7 @@ def _moved(definition: Definition, frame: Frame, next_step_id: str | None) -> Fr
 def _open(stack: Stack) -> int:
     """How many loops and parallel steps are under way: each has its own place in max_total_turns."""
     inner = sum(_open(branch) for branch in stack[-1].branches) if isinstance(stack[-1], ParallelFrame) else 0
-    return inner + sum(isinstance(frame, LoopFrame | ParallelFrame) for frame in stack)
+    return inner + sum(isinstance(frame, (LoopFrame, ParallelFrame)) for frame in stack)
 
 
 def _exhausted(step: Step, visits: Mapping[str, int]) -> bool:

@@ -36,6 +36,6 @@ EXECUTORS: Mapping[StepType, Executor] = MappingProxyType(
         StepType.EXTRACT_JSON: extract_json.execute,
     }
 )
-"""Step type -> its executor; for all but `model.CONTAINERS` and the human step."""
+"""Step type -> its executor; loops, parallel and human steps have none, they are the run's own."""
 
 __all__ = ["EXECUTORS", "Executor", "NestedResult", "StepContext"]
