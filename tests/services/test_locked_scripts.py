@@ -72,12 +72,15 @@ async def outcomes(sandbox: Sandbox, codes: Mapping[str, str], seconds: float = 
 # ---- what users write
 
 
-@pytest.mark.parametrize(
-    ("code", "expected"), [(c, e) for _, c, e in WHOLE_TRANSFORMS], ids=[n for n, _, _ in WHOLE_TRANSFORMS]
-)
-async def test_what_the_interpreter_lacks_runs(sandbox: Sandbox, code: str, expected: JsonValue) -> None:
-    await sandbox.check_transform(code)
-    assert await sandbox.transform(code, STATE, SECONDS) == expected
+async def test_what_the_interpreter_lacks_runs(sandbox: Sandbox) -> None:
+    async def accepted_and_run(code: str) -> JsonValue:
+        await sandbox.check_transform(code)
+        return await sandbox.transform(code, STATE, SECONDS)
+
+    found = await asyncio.gather(*(accepted_and_run(code) for _, code, _ in WHOLE_TRANSFORMS))
+    assert {name: value for (name, _, _), value in zip(WHOLE_TRANSFORMS, found, strict=True)} == {
+        name: expected for name, _, expected in WHOLE_TRANSFORMS
+    }
 
 
 async def test_without_whole_python_each_of_them_is_refused_or_fails() -> None:
@@ -121,7 +124,7 @@ async def test_what_python_lacks_too_is_refused_with_the_line(sandbox: Sandbox, 
         ("result = 'r' * (2 << 20)", CodeLimit, "The result is longer than 1 MiB of JSON."),
         ("print('r' * (2 << 20))", CodeLimit, "The code prints more than fits (line 3)."),
         ("x = 'r' * (200 << 20)", CodeLimit, "The code needs more than 96 MiB of memory (line 3)."),
-        ("while True: pass", CodeLimit, "The code ran longer than 0.3 s."),
+        ("while True: pass", CodeLimit, "The code ran longer than 2 s."),
         ("def f(): f()\nf()", CodeLimit, "The code nests its calls or its data too deeply (line 3)."),
         ("import os\nos._exit(0)", CodeFailed, "The code ended without a result."),
         ("import ctypes\nctypes.string_at(0)", CodeFailed, "The code ended its process (Segmentation fault)."),
@@ -130,7 +133,7 @@ async def test_what_python_lacks_too_is_refused_with_the_line(sandbox: Sandbox, 
 async def test_ends_are_told_as_the_interpreter_tells_them(
     sandbox: Sandbox, code: str, error: type[Exception], sentence: str
 ) -> None:
-    said = await outcome(sandbox, code, SHORT)
+    said = await outcome(sandbox, code, 2.0)
     assert isinstance(said, error), said
     assert str(said).startswith(sentence)
 
@@ -170,7 +173,7 @@ async def test_code_that_reaches_outside_gets_nothing(sandbox: Sandbox, monkeypa
 
 
 async def test_odd_code_ends_in_time(sandbox: Sandbox) -> None:
-    for name, said in (await outcomes(sandbox, ODD, 1.0)).items():
+    for name, said in (await outcomes(sandbox, ODD, SHORT)).items():
         assert not isinstance(said, SandboxCrashed), (name, said)
 
 
@@ -220,7 +223,7 @@ NATIVE = {
 
 
 async def test_native_harm_stays_inside(sandbox: Sandbox) -> None:
-    found = await outcomes(sandbox, NATIVE, 1.0)
+    found = await outcomes(sandbox, NATIVE, 2.0)
     for name, said in found.items():
         assert not isinstance(said, SandboxCrashed), (name, said)
         assert "root:" not in str(said), (name, said)
