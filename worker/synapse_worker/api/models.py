@@ -7,7 +7,7 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 from fastapi import Header, Path, Query
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, SecretStr
 
 from synapse_worker.api.sse import STREAM_ID
 from synapse_worker.contract import TENANT_ID_MAX_LENGTH
@@ -63,6 +63,11 @@ def _stream_place(text: str) -> str:
     if text not in ("-", "+") and not STREAM_ID.fullmatch(text):
         raise ValueError("it must be the id of an event, - or +")
     return text
+
+
+def _whole(value: object) -> object:
+    """JSON knows numbers only: 2.0 is the integer 2."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _described(pattern: str) -> dict[str, JsonValue]:
@@ -123,7 +128,9 @@ class RunRequest(_Job):
 
     message: Text = Field("", description="The run's input, in its state as user_input.")
     session_id: Id | None = None
-    priority: int = Field(0, ge=0, le=HIGHEST_PRIORITY, description="For routes of the SynapseScale.")
+    priority: Annotated[int, BeforeValidator(_whole)] = Field(
+        0, ge=0, le=HIGHEST_PRIORITY, description="For routes of the SynapseScale."
+    )
     initial_state: Annotated[dict[str, JsonValue], AfterValidator(_plain)] | None = Field(
         None, description="Merged over the defaults of the orchestration's state_schema."
     )
