@@ -83,7 +83,7 @@ async def test_what_is_not_json_or_not_there(api: ApiProcess) -> None:
             await client.get("/orchestrations/runs/run_0/stream"),
             await client.get("/nothing"),
         ]
-    assert [answer.status_code for answer in answers] == [422, 422, 400, 413, 404, 404, 404, 404]
+    assert [answer.status_code for answer in answers] == [422, 422, 422, 413, 404, 404, 404, 404]
     assert all(isinstance(answer.json()["detail"], str) for answer in answers)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 from fastapi import Header, Path, Query
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, SecretStr
 
 from synapse_worker.api.sse import STREAM_ID
 from synapse_worker.contract import TENANT_ID_MAX_LENGTH
@@ -65,17 +65,43 @@ def _stream_place(text: str) -> str:
     return text
 
 
+def _whole(value: object) -> object:
+    """JSON knows numbers only: 2.0 is the integer 2."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _described(pattern: str) -> dict[str, JsonValue]:
+    """Say in the document, as far as a pattern can, what a validator refuses with a better sentence."""
+    return {"pattern": pattern}
+
+
+_NO_NUL = r"^[^\u0000]*$"
+_WEB_ADDRESS = r"^https?://[A-Za-z0-9.-]*[A-Za-z0-9](:[0-9]{1,4})?(/[!-~]*)?$"
 _Storable = AfterValidator(_storable)
-Text = Annotated[str, _Storable]
-Id = Annotated[str, Field(min_length=1, max_length=255), _Storable]
-SessionId = Annotated[Id, AfterValidator(_nameable)]
-TenantId = Annotated[str, Field(min_length=1, max_length=TENANT_ID_MAX_LENGTH), _Storable]
-WebhookUrl = Annotated[str, Field(min_length=1, max_length=8192), _Storable, AfterValidator(_web_address)]
+Text = Annotated[str, Field(json_schema_extra=_described(_NO_NUL)), _Storable]
+Id = Annotated[str, Field(min_length=1, max_length=255, json_schema_extra=_described(_NO_NUL)), _Storable]
+SessionId = Annotated[
+    str,
+    Field(min_length=1, max_length=255, json_schema_extra=_described(r"^[^\u0000{}/]*$")),
+    _Storable,
+    AfterValidator(_nameable),
+]
+TenantId = Annotated[
+    str, Field(min_length=1, max_length=TENANT_ID_MAX_LENGTH, json_schema_extra=_described(_NO_NUL)), _Storable
+]
+WebhookUrl = Annotated[
+    str,
+    Field(min_length=1, max_length=8192, json_schema_extra=_described(_WEB_ADDRESS)),
+    _Storable,
+    AfterValidator(_web_address),
+]
 
 PathId = Annotated[Id, Path()]
 Limit = Annotated[int, Query(ge=1, le=MOST_LISTED, description="Most rows of the answer")]
-Start = Annotated[Text, Query(description="Id of the first event, - = the oldest"), AfterValidator(_stream_place)]
-End = Annotated[Text, Query(description="Id of the last event, + = the newest"), AfterValidator(_stream_place)]
+_PLACE = _described(r"^(-|\+|[0-9]{1,19}(-[0-9]{1,19})?)$")
+_Place = AfterValidator(_stream_place)
+Start = Annotated[str, Query(description="Id of the first event, - = the oldest", json_schema_extra=_PLACE), _Place]
+End = Annotated[str, Query(description="Id of the last event, + = the newest", json_schema_extra=_PLACE), _Place]
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -102,7 +128,9 @@ class RunRequest(_Job):
 
     message: Text = Field("", description="The run's input, in its state as user_input.")
     session_id: Id | None = None
-    priority: int = Field(0, ge=0, le=HIGHEST_PRIORITY, description="For routes of the SynapseScale.")
+    priority: Annotated[int, BeforeValidator(_whole)] = Field(
+        0, ge=0, le=HIGHEST_PRIORITY, description="For routes of the SynapseScale."
+    )
     initial_state: Annotated[dict[str, JsonValue], AfterValidator(_plain)] | None = Field(
         None, description="Merged over the defaults of the orchestration's state_schema."
     )
@@ -119,7 +147,7 @@ class ResumeRequest(_Request):
 class ChatRequest(_Job):
     """One turn of a chat with an agent."""
 
-    message: Annotated[str, Field(min_length=1), _Storable]
+    message: Annotated[str, Field(min_length=1, json_schema_extra=_described(_NO_NUL)), _Storable]
     agent_id: Id
     session_id: SessionId | None = Field(None, description="Default: a new session.")
     images: list[Text] | None = None

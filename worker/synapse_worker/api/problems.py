@@ -19,6 +19,7 @@ from synapse_worker.errors import StoreRefused, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
+_NO_JSON = "the body cannot be read as JSON"
 AWAY_SECONDS = 5
 """Retry-After of what a store's outage stands in the way of."""
 
@@ -80,6 +81,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 400:  # what FastAPI says of a body that is no text, or nests too deeply
+            return Problem(422, _NO_JSON).response()
         return Problem(error.status_code, str(error.detail), error.headers).response()
 
     @app.exception_handler(Exception)
@@ -95,5 +98,5 @@ def _sentence(errors: Sequence[Mapping[str, object]]) -> str:
     where = ".".join(names[1:]) or (names[0] if names else "the request")
     said = str(first.get("msg", "it is not accepted")).removeprefix("Value error, ")
     if first.get("type") == "json_invalid":
-        return "the body is not JSON"
+        return _NO_JSON
     return f"{where}: {said[0].lower()}{said[1:]}"

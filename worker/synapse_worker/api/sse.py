@@ -23,7 +23,7 @@ from synapse_worker.errors import StoreRefused, StoreUnavailable
 KEEPALIVE_SECONDS = 15.0
 RETRY_MS = 1_000
 """How long a client waits before it comes back after a stream was cut by us."""
-STREAM_ID = re.compile(r"\d{1,20}(-\d{1,20})?")
+STREAM_ID = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?")
 _POLL_SECONDS = 0.1
 _PAGE = 200
 _GRACE_SECONDS = 1.0
