@@ -236,13 +236,21 @@ async def test_isolation_on_and_off_and_a_tenant_that_goes(
         await completed_in_each(cluster_database, await completed_in(cluster_database), ["default", *tenants])
         run_ids += await asyncio.to_thread(many_runs, settled, "cyd")
         waiting = await open_runs(cluster_database, "cyd")
-        await asyncio.to_thread(kubectl, "delete", "stenant", "cyd", "-n", settled.namespace, "--timeout=30s")
+        await asyncio.to_thread(gone, settled, "cyd")
         left = await open_runs(cluster_database, "cyd")
         print(f"\nruns of the tenant before and after its deletion: {waiting}, {left}", flush=True)
         assert left > 1
         await asyncio.to_thread(changed, settled, shards={"0"})
         await more_completed(cluster_database, await completed(cluster_database))
     await nothing_lost(cluster_database, cluster_redis, run_ids, "isolation on and off, a tenant deleted")
+
+
+def gone(place: Place, tenant: str) -> None:
+    """Delete a tenant while its jobs wait and come: it is held until its deletion is told not to wait."""
+    kubectl("delete", "stenant", tenant, "-n", place.namespace, "--wait=false")
+    kubectl("wait", "--for=condition=Ready=false", f"stenant/{tenant}", "-n", place.namespace, "--timeout=30s")
+    kubectl("annotate", "stenant", tenant, "-n", place.namespace, f"{naming.SKIP_DRAIN_ANNOTATION}=true")
+    kubectl("wait", "--for=delete", f"stenant/{tenant}", "-n", place.namespace, "--timeout=30s")
 
 
 def many_runs(place: Place, tenant: str) -> list[str]:

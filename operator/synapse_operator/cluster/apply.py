@@ -41,24 +41,32 @@ _NO_QUOTA = "exceeded quota"
 async def carry_out(client: Client, plan: Plan) -> ApplyReport:
     """Do what the plan says, in its order, up to the first failure.
 
+    A Deployment of a single tenant that is refused concerns that tenant alone: the rest goes on.
+
     Args:
         client: the API server.
         plan: what to delete, resize and apply; its own failures are part of the report.
     """
     applied: list[Ref] = []
+    failures = list(plan.failures)
     for deletion in plan.delete:
         if failure := await _attempt(deletion.ref, _delete(client, deletion)):
-            return ApplyReport((), (*plan.failures, failure))
+            return ApplyReport((), (*failures, failure))
     for resize in plan.resize:
         if failure := await _attempt(resize.child.ref, _resize(client, resize)):
-            return ApplyReport(tuple(applied), (*plan.failures, failure))
+            return ApplyReport(tuple(applied), (*failures, failure))
         applied.append(resize.child.ref)
     for step in plan.apply:
         ref = step.manifest.ref
-        if failure := await _attempt(ref, _apply(client, step)):
-            return ApplyReport(tuple(applied), (*plan.failures, failure))
-        applied.append(ref)
-    return ApplyReport(tuple(applied), plan.failures)
+        failure = await _attempt(ref, _apply(client, step))
+        if failure is None:
+            applied.append(ref)
+            continue
+        failures.append(failure)
+        labels = step.manifest.body["metadata"].get("labels") or {}
+        if failure.reason is not Reason.REFUSED or naming.TENANT_LABEL not in labels:
+            break
+    return ApplyReport(tuple(applied), tuple(failures))
 
 
 def raise_if_unavailable(report: ApplyReport) -> None:

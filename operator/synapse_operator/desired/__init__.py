@@ -21,6 +21,7 @@ from synapse_operator.desired.environment import (
     template_secrets,
     worker_environment,
 )
+from synapse_operator.desired.manifest import Manifest
 from synapse_operator.desired.model import Blocked, Desired
 from synapse_operator.desired.networkpolicy import worker_network_policy
 from synapse_operator.desired.observability import METRICS_TOKEN, pod_monitor
@@ -71,6 +72,7 @@ def desired_for_scale(
     manifests = [worker_service_account(scale), metrics_service(scale)]
     if scale.spec.network_policy.enabled:
         manifests.append(worker_network_policy(scale, secrets))
+    of_tenants: list[Manifest] = []
     for shard in shards:
         environment = worker_environment(scale, shard.workers, shard.serves)
         config_map = environment_config_map(scale, environment)
@@ -85,14 +87,15 @@ def desired_for_scale(
             secrets=secrets,
             hash_key=hash_key,
         )
-        manifests += [config_map, deployment]
+        # What one tenant asks for comes behind what all need.
+        mine = of_tenants if shard.tenant else manifests
+        mine += [config_map, deployment]
         if scale.spec.pod_disruption_budget.enabled:
-            manifests.append(worker_disruption_budget(scale, shard.name))
+            mine.append(worker_disruption_budget(scale, shard.name))
     manifests += api_manifests(scale, observed, image=image, secrets=secrets, hash_key=hash_key)
-    if scale.spec.observability.pod_monitor.enabled:
-        # The last one: where the kind is absent, all else is as it should be.
-        manifests.append(pod_monitor(scale))
-    return Desired(tuple(manifests), shards, flip_of(scale, observed), image)
+    monitors = [pod_monitor(scale)] if scale.spec.observability.pod_monitor.enabled else []
+    # The monitor is the last one: where the kind is absent, all else is as it should be.
+    return Desired((*manifests, *of_tenants, *monitors), shards, flip_of(scale, observed), image)
 
 
 def _token_field(scale: SynapseScale) -> str:

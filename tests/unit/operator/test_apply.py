@@ -21,7 +21,7 @@ from synapse_operator.cluster.report import (
 )
 from synapse_operator.desired.manifest import Manifest
 from synapse_operator.errors import ApiNotFound, ApiRefused, ApiUnavailable
-from synapse_operator.naming import Kind, Ref
+from synapse_operator.naming import TENANT_LABEL, Kind, Ref
 from synapse_operator.observed import Child
 from synapse_operator.plan import Apply, ApplyReport, Cause, Delete, Event, Failure, Plan, Resize
 from tests.builders import a_child, a_scale, manifest_of, what_is_desired
@@ -91,6 +91,20 @@ def test_deletions_come_first_and_everything_stops_at_the_first_failure() -> Non
     assert server.bodies[0]["preconditions"] == {"uid": "uid"}
     assert [ref.name for ref in report.applied] == ["a"]
     assert [(failure.ref.name, failure.reason) for failure in report.failures] == [("b", Reason.REFUSED)]
+
+
+def test_a_refused_deployment_of_one_tenant_holds_up_nobody_else() -> None:
+    def of_a_tenant(name: str) -> Apply:
+        made = step(name, Kind.DEPLOYMENT, exists=False)
+        made.manifest.body["metadata"] = {"name": name, "labels": {TENANT_LABEL: name}}
+        return made
+
+    plan = Plan(apply=(step("a"), of_a_tenant("b"), of_a_tenant("c")))
+    report = carry_out(Server(refuse("b", error=ApiRefused(422, "Invalid", "no such volume"))), plan)
+    assert [ref.name for ref in report.applied] == ["a", "c"]
+    assert [failure.ref.name for failure in report.failures] == ["b"]
+    away = Server(refuse("b", error=ApiUnavailable("The API server did not answer within 5 s.")))
+    assert [ref.name for ref in carry_out(away, plan).applied] == ["a"]
 
 
 def test_a_resize_changes_the_number_alone_and_only_of_the_version_that_was_seen() -> None:
