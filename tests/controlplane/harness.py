@@ -59,7 +59,7 @@ def eventually(what: str, check: Callable[[], T], *, seconds: float = 20.0) -> T
             return answer
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds:g} s: {what}; last answer: {answer!r}")
-        time.sleep(0.05)  # the poll's period; the deadline above bounds it
+        time.sleep(0.1)  # the poll's period; the deadline above bounds it
 
 
 @dataclass(frozen=True, slots=True)

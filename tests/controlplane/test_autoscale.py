@@ -16,7 +16,7 @@ from tests.controlplane.stores import Stores
 pytestmark = pytest.mark.usefixtures("operator")
 
 JOBS = [f"job-{number}" for number in range(7)]
-WINDOW_SECONDS = 4
+WINDOW_SECONDS = 3
 """Fewer workers must have been enough for so long."""
 LOOKS_SECONDS = 3 * harness.RESYNC_SECONDS
 """The operator looks at least twice within."""
