@@ -101,7 +101,7 @@ class OtlpTracer:
         trace.get_current_span().set_attributes(_named(attributes))
 
     def failed(self, sentence: str) -> None:
-        """See `tracing.Tracer.failed`."""
+        """See `tracing.failed`."""
         trace.get_current_span().set_status(Status(StatusCode.ERROR, sentence))
 
     def traceparent(self) -> str:
