@@ -340,7 +340,8 @@ _POD_PROBLEMS = {
 _ADVICE = {
     Reason.QUOTA_EXCEEDED: "raise the ResourceQuota, or lower workers.replicas",
     Reason.REFUSED: "change what the message names, or the policy that refuses it",
-    Reason.KIND_ABSENT: "the cluster is too old for this release",
+    Reason.KIND_ABSENT: "the cluster does not know the kind: PodMonitors come with the Prometheus Operator (or leave "
+    "observability.podMonitor out), all other kinds with a newer cluster",
 }
 
 

@@ -14,6 +14,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from synapse_operator.telemetry import Metrics as OperatorMetrics
+from synapse_worker.telemetry import ApiMetrics
 from synapse_worker.telemetry import Metrics as WorkerMetrics
 
 FOLDER = Path(__file__).parents[2] / "manifests" / "observability"
@@ -38,7 +39,11 @@ def labels_of(registry: CollectorRegistry) -> dict[str, set[str]]:
     }
 
 
-EXPOSED = labels_of(WorkerMetrics().registry) | labels_of(OperatorMetrics().registry)
+EXPOSED = {
+    name: labels
+    for metrics in (WorkerMetrics(), ApiMetrics(), OperatorMetrics())
+    for name, labels in labels_of(metrics.registry).items()
+}
 
 
 def expressions() -> Iterator[tuple[str, str]]:

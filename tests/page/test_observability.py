@@ -145,10 +145,11 @@ def test_docker_compose_starts_a_local_jaeger() -> None:
     assert "127.0.0.1:16686:16686" in services["jaeger"]["ports"]
     assert [name for name, service in services.items() if "profiles" in service] == ["jaeger"]
     variables = services["worker"]["environment"]
+    assert services["api"]["environment"] == variables
     assert set(variables) <= set(contract.BY_NAME)
     assert variables["OTLP_ENDPOINT"] == "${OTLP_ENDPOINT:-}"
     loaded = settings.load({**variables, "OTLP_ENDPOINT": "http://jaeger:4317", "METRICS_TOKEN": ""})
     assert loaded.otlp_endpoint == "http://jaeger:4317"
     assert loaded.postgres_url.get_secret_value().split("@")[1] == "postgres:5432/synapse"
-    for name in services["worker"]["depends_on"]:
+    for name in (*services["worker"]["depends_on"], *services["api"]["depends_on"]):
         assert "healthcheck" in services[name]

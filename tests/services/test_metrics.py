@@ -7,7 +7,8 @@ from redis.asyncio import Redis
 
 from synapse_worker.queueing import keys
 from synapse_worker.store.database import Database
-from tests.support.runs import enqueue, eventually, steps_reach, store, until
+from tests.page.support import enqueue
+from tests.support.runs import eventually, steps_reach, store, until
 from tests.support.workers import PRINT_IF_PRINT, StartWorker, WorkerProcess, chain, slow_steps
 
 Q = keys.queue("default")
@@ -29,6 +30,7 @@ async def test_runs_steps_and_queues_of_a_healthy_worker(
 ) -> None:
     failing = chain("broken", [{"id": "s", "type": "transform", "transform_code": "result = 1 / 0"}])
     await store(database, PRINT_IF_PRINT, failing, chain("slow", slow_steps(3, 2.0)))
+    await database.execute("INSERT INTO tenants (tenant_id, max_concurrent_runs) VALUES ('acme', 0)")
     worker = start_worker(WORKER_CONCURRENCY="1").wait_ready()
     await until(database, await enqueue(database, redis_client, "three"), "completed")
     await until(database, await enqueue(database, redis_client, "broken"), "failed")
@@ -49,14 +51,11 @@ async def test_runs_steps_and_queues_of_a_healthy_worker(
     assert sample(worker, "synapse_step_duration_seconds_count", step_type="print") == 2
     assert sample(worker, "synapse_step_duration_seconds_count", step_type="if_else") == 1
 
-    await database.execute("INSERT INTO tenants (tenant_id, max_concurrent_runs) VALUES ('default', 0)")
-    await until(database, running, "completed")
-    assert sample(worker, "synapse_run_duration_seconds_sum", tenant_id="default") > 2
-    parked = await enqueue(database, redis_client, "three")
-    await eventually("jobs are parked", lambda: sample(worker, "synapse_parked_jobs", queue_name=Q) >= 1, seconds=40)
-    await database.execute("UPDATE tenants SET max_concurrent_runs = 10")
-    for run_id in (waiting, parked):
+    for run_id in (running, waiting):
         await until(database, run_id, "completed")
+    assert sample(worker, "synapse_run_duration_seconds_sum", tenant_id="default") > 2
+    await enqueue(database, redis_client, "three", tenant="acme")
+    await eventually("it is parked", lambda: sample(worker, "synapse_parked_jobs", queue_name=Q) == 1)
 
 
 async def test_leases_of_a_dead_worker_and_of_a_robbed_one(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from redis.asyncio import Redis
 
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import RUN_FUNCTION
+from synapse_worker.queueing.payload import decode
 from synapse_worker.store.database import Database
+from tests.support.api import StartApi
 from tests.support.collector import Collector, SeenSpan, tree
 from tests.support.runs import enqueue, enqueue_as_upstream, eventually, steps_reach, store, until
 from tests.support.servers import RedisServer, free_port
@@ -167,3 +170,73 @@ def test_off_imports_nothing() -> None:
     )
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
     assert said.stdout.strip() == "[]"
+
+
+async def test_the_trace_starts_at_the_api_or_before(
+    database: Database,
+    redis_client: Redis,
+    start_api: StartApi,
+    start_worker: StartWorker,
+    collector: Collector,
+) -> None:
+    """A client's traceparent, the request, enqueue, run and steps are one trace; probes and scrapes are in none."""
+    await store(database, PRINT_IF_PRINT)
+    api = await asyncio.to_thread(start_api, **traced(collector))
+    client_span, client_trace = "00f067aa0ba902b7", "4bf92f3577b34da6a3ce929d0e0e4736"
+    headers = {"traceparent": f"00-{client_trace}-{client_span}-01"}
+    async with api.client() as client:
+        answer = await client.post("/orchestrations/three/run", json={"message": "hi"}, headers=headers)
+        assert answer.status_code == 202, answer.text
+        run_id = answer.json()["run_id"]
+        assert (await client.get("/metrics")).status_code == 200
+    await asyncio.to_thread(start_worker(**traced(collector)).wait_ready)
+    await until(database, run_id, "completed")
+    collector.wait_for(has_ended(run_id))
+    spans = collector.wait_for(lambda found: any(span.parent == client_span for span in found))
+
+    assert {span.trace for span in spans} == {client_trace}
+    (request,) = [span for span in spans if span.parent == client_span]
+    assert request.resource["service.name"] == "synapse-api"
+    assert request.attributes["http.route"] == "/api/v2/orchestrations/{orchestration_id}/run"
+    parents = tree(spans)
+    assert parents["enqueue"] == request.name
+    assert parents["run three"] == "enqueue"
+
+
+async def test_without_tracing_the_api_hands_a_clients_trace_on(
+    database: Database, redis_client: Redis, start_api: StartApi
+) -> None:
+    await store(database, PRINT_IF_PRINT)
+    api = await asyncio.to_thread(start_api)
+    given = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    async with api.client() as client:
+        found = []
+        for traceparent in (given, "nonsense"):
+            answer = await client.post("/orchestrations/three/run", json={}, headers={"traceparent": traceparent})
+            raw = await redis_client.get(keys.job(answer.json()["run_id"]))
+            assert raw is not None
+            found.append(decode(raw).extras.get("traceparent"))
+    assert found == [given, None]
+
+
+async def test_a_webhook_is_in_the_trace_of_its_run(
+    database: Database,
+    redis_client: Redis,
+    start_api: StartApi,
+    start_worker: StartWorker,
+    collector: Collector,
+) -> None:
+    """Sent beside the jobs, and below where the run was enqueued; one that fails says why."""
+    await store(database, PRINT_IF_PRINT)
+    api = await asyncio.to_thread(start_api, **traced(collector))
+    hook = f"http://127.0.0.1:{free_port()}/hook"
+    async with api.client() as client:
+        answer = await client.post("/orchestrations/three/run", json={"message": "hi", "webhook_url": hook})
+        run_id = answer.json()["run_id"]
+    start_worker(WEBHOOK_ALLOW="127.0.0.0/8", **traced(collector))
+    await until(database, run_id, "completed")
+    spans = collector.wait_for(lambda found: any(span.name == "webhook" for span in found))
+    webhook = next(span for span in spans if span.name == "webhook")
+    (enqueued,) = [span for span in spans if span.name == "enqueue"]
+    assert (webhook.trace, webhook.parent) == (enqueued.trace, enqueued.id)
+    assert webhook.failed

@@ -89,7 +89,8 @@ def api() -> None:
     set_up_logging(level=settings.log_level, form=settings.log_format)
 
     async def serve() -> None:
-        await ApiProcess(settings).run()
+        async with tracing.exporting(settings.otlp_endpoint, service="synapse-api", instance=settings.worker_id):
+            await ApiProcess(settings).run()
 
     eventloop.run(serve())
 

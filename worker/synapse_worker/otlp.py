@@ -55,8 +55,8 @@ class OtlpTracer:
         Raises:
             ConfigurationError: one of the OTEL_* variables cannot be used.
         """
-        # One line of ours a minute says what theirs say at each try.
-        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+        theirs = logging.getLogger("opentelemetry")
+        theirs.setLevel(logging.WARNING)  # what is wrong with a variable they say here
         ours = {"service.name": service, "service.instance.id": instance, "service.version": __version__}
         try:
             self._exporter = _Exporter(endpoint=endpoint)
@@ -68,6 +68,8 @@ class OtlpTracer:
             self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         except (ValueError, OSError) as error:
             raise ConfigurationError(f"the OTEL_* variables cannot be used: {str(error).splitlines()[0]}.") from None
+        # One line of ours a minute says what theirs say at each try.
+        theirs.setLevel(logging.CRITICAL)
         self._tracer = self._provider.get_tracer("synapse_worker", __version__)
 
     @property
@@ -101,7 +103,7 @@ class OtlpTracer:
         trace.get_current_span().set_attributes(_named(attributes))
 
     def failed(self, sentence: str) -> None:
-        """See `tracing.Tracer.failed`."""
+        """See `tracing.failed`."""
         trace.get_current_span().set_status(Status(StatusCode.ERROR, sentence))
 
     def traceparent(self) -> str:

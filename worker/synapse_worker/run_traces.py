@@ -11,16 +11,32 @@ import asyncio
 import time
 
 from synapse_worker import tracing
+from synapse_worker.errors import PayloadError
 from synapse_worker.queueing.lease import HandBack, Lease, Release
 from synapse_worker.queueing.loop import Control, Ending, Job
-from synapse_worker.queueing.payload import JobPayload
+from synapse_worker.queueing.payload import JobPayload, decode
+from synapse_worker.store import claims
 from synapse_worker.store.claims import OwnedRun
+from synapse_worker.store.database import Database
 from synapse_worker.tracing import Kind
 
 
 def traced(job: Job, payload: JobPayload, run: OwnedRun, *, lease_seconds: int) -> Job:
     """Return the job with a span around its run, where tracing is on; else the job itself."""
     return _TracedJob(job, payload, run, lease_seconds) if tracing.is_on() else job
+
+
+async def traceparent_of(database: Database, run_id: str) -> str:
+    """Return where a run's trace began, for what a run is owed outside of its jobs; "" = off, or unknown.
+
+    Raises:
+        StoreUnavailable, StoreRefused: PostgreSQL does not say.
+    """
+    envelope = await claims.envelope_of(database, run_id) if tracing.is_on() else None
+    try:
+        return "" if envelope is None else tracing.well_formed(decode(envelope).extras.get("traceparent"))
+    except PayloadError:
+        return ""
 
 
 class _TracedJob:

@@ -62,7 +62,7 @@ class Tracer(Protocol):
         """See the function `note`."""
 
     def failed(self, sentence: str) -> None:
-        """Mark the span that the caller is in as failed, for what no exception tells it."""
+        """See the function `failed`."""
 
     def traceparent(self) -> str:
         """See the function `traceparent`."""
@@ -208,12 +208,17 @@ def note(**attributes: Value) -> None:
         _tracer.note(attributes)
 
 
+def failed(sentence: str) -> None:
+    """Mark the span that the caller is in as failed, for what no exception tells it."""
+    if _tracer is not None:
+        _tracer.failed(sentence)
+
+
 def ended(status: str, error: str | None) -> None:
     """Say in the run's span, which the caller is in, how the run ended."""
-    if _tracer is not None:
-        _tracer.note({"run_status": status})
-        if error is not None:
-            _tracer.failed(error)
+    note(run_status=status)
+    if error is not None:
+        failed(error)
 
 
 def traceparent() -> str:

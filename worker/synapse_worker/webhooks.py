@@ -16,10 +16,11 @@ import random
 import time
 from contextlib import suppress
 
-from synapse_worker import __version__
+from synapse_worker import __version__, tracing
 from synapse_worker.egress import Egress
 from synapse_worker.errors import EgressFailed, EgressRefused, StoreRefused, StoreUnavailable
 from synapse_worker.gate import StoreGate
+from synapse_worker.run_traces import traceparent_of
 from synapse_worker.store import outbox
 from synapse_worker.store.database import Database
 from synapse_worker.store.outbox import Attempt
@@ -95,18 +96,26 @@ class Webhooks:
             await asyncio.sleep(seconds)
 
     async def _attempt(self, attempt: Attempt) -> None:
+        what: dict[str, tracing.Value] = {"run_id": attempt.run_id, "attempt": attempt.number}
         with suppress(StoreUnavailable, StoreRefused):  # the lease runs out and the row is sent again
-            try:
-                problem = await self._post(attempt)
-                final = False
-            except EgressRefused as error:
-                problem, final = str(error), True
-            except EgressFailed as error:
-                problem, final = str(error), False
-            except Exception:
-                log.exception("the webhook of run %s met an unexpected error", attempt.run_id)
-                problem, final = "an unexpected error, see the worker's log", False
-            await self._note(attempt, problem, final=final)
+            parent = await traceparent_of(self._database, attempt.run_id)
+            with tracing.begin("webhook", tracing.Kind.CLIENT, what, parent=parent, key=attempt.run_id):
+                await self._try(attempt)
+
+    async def _try(self, attempt: Attempt) -> None:
+        try:
+            problem = await self._post(attempt)
+            final = False
+        except EgressRefused as error:
+            problem, final = str(error), True
+        except EgressFailed as error:
+            problem, final = str(error), False
+        except Exception:
+            log.exception("the webhook of run %s met an unexpected error", attempt.run_id)
+            problem, final = "an unexpected error, see the worker's log", False
+        if problem:
+            tracing.failed(problem)
+        await self._note(attempt, problem, final=final)
 
     async def _post(self, attempt: Attempt) -> str:
         """Send it; returns what is wrong with the answer, "" for nothing.

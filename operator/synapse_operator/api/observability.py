@@ -39,7 +39,8 @@ class ObservabilitySpec(ApiModel):
         json_schema_extra={
             "x-kubernetes-validations": [
                 rule(
-                    "(self.metricsAuth == 'SecretRef') == has(self.metricsTokenSecretRef)",
+                    # The default of the whole is judged without the defaults in it.
+                    "(has(self.metricsAuth) && self.metricsAuth == 'SecretRef') == has(self.metricsTokenSecretRef)",
                     "observability: metricsTokenSecretRef is given with metricsAuth SecretRef, and only with that",
                 ),
                 rule(

@@ -34,7 +34,9 @@ DELETABLE = (
 )
 """Kinds that a plan may delete; all else goes with its scale."""
 
-_UNKNOWN_KIND = "the server could not find the requested resource"
+_UNKNOWN_KIND = ("the server could not find the requested resource", "404 page not found")
+"""What is said of a kind that a known API group does not have, and of a whole group that the cluster does not have."""
+
 _NO_QUOTA = "exceeded quota"
 
 
@@ -153,7 +155,7 @@ async def _delete(client: Client, step: Delete) -> None:
 def _reason(error: ApiRefused | ApiUnavailable) -> Reason:
     if isinstance(error, ApiUnavailable) or error.status == 409:
         return Reason.CLUSTER_UNAVAILABLE  # also a conflict passes by itself
-    if isinstance(error, ApiNotFound) and _UNKNOWN_KIND in error.message:
+    if isinstance(error, ApiNotFound) and any(words in error.message for words in _UNKNOWN_KIND):
         return Reason.KIND_ABSENT
     if error.status == 403 and _NO_QUOTA in error.message:
         return Reason.QUOTA_EXCEEDED

@@ -129,6 +129,7 @@ def test_the_failures_of_the_plan_are_part_of_the_report() -> None:
         (ApiRefused(403, "Forbidden", "violates PodSecurity"), Reason.REFUSED),
         (ApiRefused(422, "Invalid", "spec.x: Invalid value"), Reason.REFUSED),
         (ApiNotFound(404, "NotFound", "the server could not find the requested resource"), Reason.KIND_ABSENT),
+        (ApiNotFound(404, "", "404 page not found"), Reason.KIND_ABSENT),
         (ApiNotFound(404, "NotFound", 'namespaces "ns" not found'), Reason.REFUSED),
         (ApiRefused(409, "Conflict", "the object has been modified"), Reason.CLUSTER_UNAVAILABLE),
         (ApiUnavailable("The API server did not answer within 5 s."), Reason.CLUSTER_UNAVAILABLE),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from fastapi import Depends, FastAPI
 from fastapi.responses import HTMLResponse
 from fastapi.security import HTTPBearer
+from fastapi.telemetry import TelemetryConfig
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
-from synapse_worker import __version__
+from synapse_worker import __version__, tracing
 from synapse_worker.api import problems
 from synapse_worker.api.auth import MAX_BODY_BYTES, PREFIX, Doorkeeper
 from synapse_worker.api.context import Context
@@ -30,6 +31,7 @@ def application(context: Context) -> FastAPI:
         summary="Runs of orchestrations and chats with agents, on the workers of Synapse Scale.",
         docs_url=None,  # FastAPI's own page loads its scripts from elsewhere
         redoc_url=None,
+        telemetry=_telemetry(),
     )
     app.state.context = context
     problems.install(app)
@@ -47,3 +49,22 @@ def application(context: Context) -> FastAPI:
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=MAX_BODY_BYTES)
     app.add_middleware(Doorkeeper, context=context)
     return app
+
+
+def _telemetry() -> TelemetryConfig:
+    """Have each request of the API traced, where tracing is on; a run's trace goes on from there.
+
+    Not probes and scrapes, and not streams, which last as long as their clients like.
+    """
+    provider = tracing.provider()
+    return {
+        "tracing": provider is not None,
+        "tracer_provider": provider,
+        "metrics": False,
+        "logs": False,
+        "operation_spans": False,
+        "auto_configure": False,
+        "exclude": lambda scope: (
+            not scope["path"].startswith(PREFIX) or scope["path"].endswith(("/stream", "/metrics"))
+        ),
+    }

@@ -146,7 +146,8 @@ async def enqueue_run(
         return None if queue_key is None else (queue_key, envelope)
 
     parent = "" if tracing.traceparent() else run.traceparent
-    with _enqueueing(run_id, run_id, parent, orchestration_id=run.orchestration_id, tenant_id=run.tenant_id):
+    names = {"run_id": run_id, "orchestration_id": run.orchestration_id, "tenant_id": run.tenant_id}
+    with _enqueueing(run_id, run_id, parent, **names):
         queue_key, envelope = await _by_the_topology(database, without_row, write)
         await put(client, queue_key, run_id, envelope)
     return run_id
@@ -194,8 +195,10 @@ async def enqueue_turn(
         queue_key = await chats.create_queued(database, queued, epoch=epoch)
         return None if queue_key is None else (queue_key, envelope)
 
-    queue_key, envelope = await _by_the_topology(database, without_row, write)
-    await put(client, queue_key, job_id, envelope)
+    names = {"session_id": turn.session_id, "agent_id": turn.agent_id, "tenant_id": turn.tenant_id}
+    with _enqueueing(job_id, job_id, "", **names):
+        queue_key, envelope = await _by_the_topology(database, without_row, write)
+        await put(client, queue_key, job_id, envelope)
 
 
 async def cancel_turn(client: Redis, session_id: str) -> None:
@@ -228,7 +231,7 @@ async def retry_letter(
         )
         return None if done is None else (queue_key, envelope, done)
 
-    with _enqueueing(job_id, letter.run_id or job_id, trace, tenant_id=tenant_id):
+    with _enqueueing(job_id, letter.run_id or job_id, trace, run_id=letter.run_id or "", tenant_id=tenant_id):
         queue_key, envelope, done = await _by_the_topology(database, without_row, write)
         if not done:
             return None
@@ -311,7 +314,7 @@ async def _go_on(
         )
         return None if was is None else (queue_key, envelope, was)
 
-    with _enqueueing(job_id, run_id, trace, tenant_id=tenant_id):
+    with _enqueueing(job_id, run_id, trace, run_id=run_id, tenant_id=tenant_id):
         queue_key, envelope, was = await _by_the_topology(database, without_row, write)
         if was not in from_statuses:
             return was, ""
@@ -355,12 +358,10 @@ async def _origin(database: Database, run_id: str) -> _Origin:
     )
 
 
-def _enqueueing(job_id: str, run_id: str, parent: str, **attributes: tracing.Value) -> AbstractContextManager[None]:
-    """Open the span of a job's producer, from which the worker that claims it goes on."""
+def _enqueueing(job_id: str, key: str, parent: str, **names: tracing.Value) -> AbstractContextManager[None]:
+    """Open the span of a job's producer, from which the worker that claims it goes on; `key` as for `tracing.begin`."""
     message = {"messaging.system": "redis", "messaging.message.id": job_id, "messaging.operation.type": "send"}
-    return tracing.begin(
-        "enqueue", tracing.Kind.PRODUCER, {"run_id": run_id, **attributes, **message}, parent=parent, key=run_id
-    )
+    return tracing.begin("enqueue", tracing.Kind.PRODUCER, {**names, **message}, parent=parent, key=key)
 
 
 def _extras(epoch: int, priority: int, parent: str) -> dict[str, object]:
