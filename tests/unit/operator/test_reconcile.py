@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, cast
 
 from synapse_operator import naming
@@ -47,7 +48,7 @@ class World:
     """An API server and stores that hold what a test puts there; `woken` is whom looks have woken."""
 
     def __init__(self, *scales: str, spec: JsonObject | None = None, tenants: Sequence[JsonObject] = ()) -> None:
-        self.spec = spec or {}
+        self.spec = {"observability": {"metricsAuth": "None"}, **(spec or {})}
         self.scales = scales
         self.tenants = list(tenants)
         self.children: list[JsonObject] = []
@@ -66,6 +67,8 @@ class World:
             worker_image=IMAGE,
             hash_key=HASH_KEY,
             instance="test",
+            empty_for=timedelta(seconds=30),
+            figures_every=timedelta(seconds=15),
             wake=self._wake,
         )
 
@@ -95,7 +98,7 @@ class World:
         ]
         return {"items": found}
 
-    async def look(self, *_: object) -> View:
+    async def look(self, *_: object, run_days: int | None) -> View:
         record = TopologyRecord(1, Topology(1, isolation=self.isolation), enabled=True, owner_uid=SCALE_UID)
         return View(
             redis=RedisAnswers("7.2.4", "noeviction"),
