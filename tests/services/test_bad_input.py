@@ -124,15 +124,11 @@ async def test_secrets_are_hidden_in_every_listing(
         return answer.stdout + answer.stderr
 
     (letter,) = json.loads(await said("dlq", "list", "-o", "json"))
+    commands = [("dlq", "show", letter["id"]), ("dlq", "list"), ("runs", "list"), ("runs", "show", "run_s")]
     for form in ("table", "json"):
-        listings = [
-            await said("dlq", "list", "-o", form),
-            await said("dlq", "show", letter["id"], "-o", form),
-            await said("runs", "list", "-o", form),
-            await said("runs", "show", "run_s", "-o", form),
-        ]
-        assert "(hidden)" in listings[1]
-        assert not any(SECRET in listing for listing in listings)
+        shown, *listings = await asyncio.gather(*(said(*words, "-o", form) for words in commands))
+        assert "(hidden)" in shown
+        assert not any(SECRET in listing for listing in (shown, *listings))
     retried = json.loads(await said("dlq", "retry", letter["id"], "-o", "json"))
     assert [set(entry) for entry in retried] == [{"id", "run_id", "job_id"}]
     assert await outcome(database, retried[0]["job_id"]) == "failed"
@@ -164,31 +160,40 @@ async def test_a_deleted_definition_stops_new_runs_and_no_running_one(
     assert (await until(database, running, "completed")).steps_done == 6
 
 
-@pytest.mark.parametrize("name", [Q, keys.again(Q), keys.leases(Q), keys.claims(Q)])
 async def test_a_key_of_the_wrong_type_stops_its_queue_until_it_is_repaired(
-    database: Database, redis_client: Redis, start_worker: StartWorker, name: str
+    database: Database, redis_client: Redis, start_worker: StartWorker
 ) -> None:
     await store(database, PRINT_IF_PRINT)
-    await redis_client.set(name, "somebody else's")
-    if name != Q:
-        await redis_client.set(keys.job("run_first"), raw(run_id="run_first"))
-        await redis_client.zadd(Q, {"run_first": 1})
-    worker = start_worker(WORKER_QUEUE_SHARD="default,acme").wait_ready()
-    sentence = f"queue {Q} is not served until that is repaired: Redis holds a key of ours with another type"
-    wait_until("it says so", lambda: sentence in worker.log)
+    queues = {shard: keys.queue(shard) for shard in ("default", "0", "1", "2")}
+    broken = dict(zip(queues, (lambda queue: queue, keys.again, keys.leases, keys.claims), strict=True))
+
+    async def put(queue: str, run_id: str) -> None:
+        await redis_client.set(keys.job(run_id), raw(run_id=run_id))
+        await redis_client.zadd(queue, {run_id: 1})
+
+    for shard, queue in queues.items():
+        await redis_client.set(broken[shard](queue), "somebody else's")
+        if broken[shard](queue) != queue:
+            await put(queue, f"run_first_{shard}")
+    worker = start_worker(WORKER_QUEUE_SHARD="default,0,1,2,acme").wait_ready()
+    sentences = [
+        f"queue {queue} is not served until that is repaired: Redis holds a key of ours with another type"
+        for queue in queues.values()
+    ]
+    wait_until("it says so of each", lambda: all(sentence in worker.log for sentence in sentences))
     for number in range(3):
-        run_id = f"run_acme_{number}"
-        payload = JobPayload(RUN_FUNCTION, {"run_id": run_id, "orch_id": "three", "initial_input": "x"})
-        await redis_client.set(keys.job(run_id), encode(payload))
-        await redis_client.zadd(keys.queue("acme"), {run_id: 1})
-        await until(database, run_id, "completed")
+        await put(keys.queue("acme"), f"run_acme_{number}")
+        await until(database, f"run_acme_{number}", "completed")
     assert worker.get("/readyz")[0] == 200
-    await redis_client.delete(name)
-    run_id = await enqueue(database, redis_client, "three")
-    for waited in [run_id] if name == Q else [run_id, "run_first"]:
-        await until(database, waited, "completed", seconds=15)
-    assert f"queue {Q} is served again" in worker.log
-    assert worker.log.count(sentence) == 1
+    waited = [f"run_first_{shard}" for shard, queue in queues.items() if broken[shard](queue) != queue]
+    for shard, queue in queues.items():
+        await redis_client.delete(broken[shard](queue))
+        await put(queue, f"run_later_{shard}")
+        waited.append(f"run_later_{shard}")
+    for run_id in waited:
+        await until(database, run_id, "completed", seconds=15)
+    assert all(f"queue {queue} is served again" in worker.log for queue in queues.values())
+    assert [worker.log.count(sentence) for sentence in sentences] == [1, 1, 1, 1]
     assert "Traceback" not in worker.log
 
 
