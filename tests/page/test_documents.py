@@ -24,6 +24,7 @@ from synapse_worker.cli import cli
 from synapse_worker.connections import open_database, open_redis, ping_redis
 from synapse_worker.store import migrate
 from synapse_worker.store.database import Database
+from synapse_worker.telemetry import ApiMetrics
 from synapse_worker.telemetry import Metrics as WorkerMetrics
 from tests.builders import a_scale_body
 from tests.page.conftest import StartHere
@@ -142,10 +143,11 @@ def series(registry: CollectorRegistry) -> set[str]:
 
 
 def test_every_series_is_documented() -> None:
-    """docs/metrics.md lists all series of worker and operator, and no other."""
+    """docs/metrics.md lists all series of worker, API and operator, and no other."""
     text = Path("docs/metrics.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"^\| (synapse_\w+) \|", text, re.MULTILINE))
-    assert listed == series(WorkerMetrics().registry) | series(OperatorMetrics().registry)
+    exposed = (WorkerMetrics().registry, ApiMetrics().registry, OperatorMetrics().registry)
+    assert listed == set().union(*map(series, exposed))
 
 
 async def ask(client: Redis, line: str) -> object:
