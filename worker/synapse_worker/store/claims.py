@@ -102,9 +102,10 @@ class Taken:
     run: OwnedRun | None
 
 
-# Whether a step was finished under the job's last claim, in its run or in one nested in it.
+# Whether a step, or a turn within one, was finished under the job's last claim, in its run or in one nested in it.
 _GOT_ON = """(
            EXISTS (SELECT 1 FROM run_steps s WHERE s.run_id = l.run_id AND s.claim = l.claim)
+           OR EXISTS (SELECT 1 FROM run_turns t WHERE t.run_id = l.run_id AND t.claim = l.claim)
            OR EXISTS (SELECT 1 FROM orchestration_runs x JOIN run_steps s USING (run_id)
                        WHERE x.root_run_id = l.run_id AND s.claim = l.claim))"""
 

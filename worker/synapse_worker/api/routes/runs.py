@@ -43,6 +43,7 @@ from synapse_worker.queueing.client import NewRun, cancel_run, new_run_id
 from synapse_worker.store import claims, definitions, runs
 from synapse_worker.store.database import Database
 from synapse_worker.store.runs import RunStatus, RunView
+from synapse_worker.waiting_ends import say_ended
 
 router = APIRouter(prefix="/orchestrations", tags=["runs"])
 
@@ -174,6 +175,8 @@ async def cancel(context: ContextDep, run_id: OwnRun) -> Changed:
         tenant_id = (await claims.tenants_of(context.database, [run_id]))[run_id]
         with suppress(StoreUnavailable, StoreRefused):
             await context.quotas.leave_place(tenant_id, [run_id])
+    if was == RunStatus.PAUSED:  # nobody owns it who could say so to those that follow its stream
+        await say_ended(context.database, context.client, run_id, "cancelled", ttl_seconds=context.settings.event_ttl)
     return Changed(run_id=run_id, was=was, status=now)
 
 
