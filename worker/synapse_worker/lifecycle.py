@@ -20,13 +20,14 @@ from redis.asyncio import Redis
 from synapse_worker import __version__, contract
 from synapse_worker.connections import open_blobs, open_database, open_redis, ping_redis, redis_errors_as_ours
 from synapse_worker.contract import BY_NAME, TENANT_POOL
+from synapse_worker.engine.models import Models
 from synapse_worker.engine.sandbox import Sandbox
 from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
 from synapse_worker.events import EventWriter
 from synapse_worker.gate import StoreGate
 from synapse_worker.health import Probes, Status, application, listen, server
 from synapse_worker.housekeeping import Housekeeper
-from synapse_worker.jobs import Jobs, Surroundings
+from synapse_worker.jobs import Jobs
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import readable_figures
 from synapse_worker.queueing.lease import LeaseQueue
@@ -38,6 +39,7 @@ from synapse_worker.run_logs import RunLogs
 from synapse_worker.settings import Settings
 from synapse_worker.store import definitions, migrate, tenants, workers
 from synapse_worker.store.database import Database
+from synapse_worker.surroundings import Surroundings
 from synapse_worker.telemetry import Metrics
 
 log = logging.getLogger(__name__)
@@ -168,7 +170,7 @@ class Worker:
             background.append(asyncio.create_task(pool.keep()))
         served = self._served = Served([open_queue(keys.queue(shard)) for shard in self._named_shards], pool)
         events = EventWriter(client, ttl_seconds=settings.event_ttl)
-        async with Sandbox(processes=min(settings.concurrency, _SANDBOX_PROCESSES)) as sandbox:
+        async with Sandbox(processes=min(settings.concurrency, _SANDBOX_PROCESSES)) as sandbox, Models() as models:
             reservations = Reservations(
                 client,
                 gate,
@@ -179,7 +181,9 @@ class Worker:
                 lease_seconds=settings.lease_seconds,
                 default_tenant=settings.default_tenant_id,
             )
-            jobs = Jobs(Surroundings(database, client, gate, events, sandbox, reservations, self._metrics, settings))
+            jobs = Jobs(
+                Surroundings(database, client, gate, events, sandbox, models, reservations, self._metrics, settings)
+            )
             loop = ClaimLoop(
                 served,
                 jobs,

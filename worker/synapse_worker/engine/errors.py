@@ -37,6 +37,10 @@ class CodeLimit(EngineError):
     """The user's code, the state that it reads or its result passed a limit of time, memory, depth or size."""
 
 
+class StepFailed(EngineError):
+    """The step cannot do its work with the state that it finds."""
+
+
 class SandboxCrashed(EngineError):
     """The sandbox process went away without a verdict on the code: another try may succeed."""
 
@@ -47,3 +51,31 @@ class NewerCursor(EngineError):
     """The run's cursor was written by a newer engine: hand the job back untouched, do not fail it."""
 
     final: ClassVar[bool] = False
+
+
+class ModelRefused(EngineError):
+    """A model cannot be asked as things are, or its provider said no: a setting, a name, or the request is wrong."""
+
+
+class ModelUnavailable(EngineError):
+    """A provider does not answer now (429, 5xx, timeout, no connection), also not when asked again: a later try may."""
+
+    final: ClassVar[bool] = False
+
+
+class ToolsUnavailable(EngineError):
+    """The tools of a server cannot be listed now: a later try may."""
+
+    final: ClassVar[bool] = False
+
+
+class ModelMisled(EngineError):
+    """A model did not do what the step asks of it (no route, no tool call, no end), also when asked again."""
+
+
+class CostLimit(EngineError):
+    """The run has cost more than its orchestration's max_total_cost_usd."""
+
+
+class HandOver(Exception):
+    """The run is given back between two turns of a step; the next owner goes on there. No error of anybody's."""

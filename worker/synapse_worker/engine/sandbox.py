@@ -39,6 +39,7 @@ _VERDICTS = 2048
 
 _EXPRESSION = "import json as _json\n" + dialect.EXPRESSION_HELPERS + "state = _json.loads(_state)\n"
 _TRANSFORM = "import json\n" + dialect.TRANSFORM_HELPERS + "state = json.loads(_state)\n_state = result = None\n"
+_TOOL = "import json\n" + dialect.TRANSFORM_HELPERS + "_args = json.loads(_state)\n_state = None\n"
 _RESULT = "import json as _json\n_json.dumps(result)"
 _STOP = "raise StopIteration('checked')\n"
 
@@ -116,6 +117,15 @@ class Sandbox:
             text = await session.feed(_RESULT)
         value = _value(text)
         return _printed_value(printed.output) if value is None else value
+
+    async def run(self, code: str, arguments: Mapping[str, object], seconds: float) -> str:
+        """Run the script of a custom tool, which is given `_args`, and return what it prints; errors as `evaluate`."""
+        prepared = dialect.prepare_transform(code)
+        printed = monty.CollectString(max_bytes=MAX_OUTPUT_BYTES)
+        async with _Session(self._pool, self._bounded(seconds)) as session:
+            await session.feed(_TOOL, state=_state_text(arguments, None))
+            await session.feed(prepared.source, prepared=prepared, printed=printed)
+        return printed.output.strip()
 
     async def check_expression(self, text: str) -> None:
         """Judge an expression without running it.

@@ -52,11 +52,21 @@ class ClaimRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class DoneStep:
+    """A finished step of a run, as it was checkpointed."""
+
+    ordinal: int
+    delta: State
+    entry: State
+    events: list[State]
+
+
+@dataclass(frozen=True, slots=True)
 class OwnedRun:
     """A run that this process may write to, as far as the last checkpoint.
 
     `state` and `history` hold all finished steps; `cursor` is None for a run that has finished none;
-    `steps_done` counts them; `folded_steps` of them are in the row's own shared_state already.
+    `steps_done` counts them; `folded_steps` of them are in the row's own shared_state already; `steps` are they.
     `suspect`: its last owner crashed and left no checkpoint; `crashes` counts those since the last checkpoint that
     happened while it ran alone, a try that has just begun (`ClaimRequest.alone`) included.
     """
@@ -77,7 +87,7 @@ class OwnedRun:
     active_seconds: float
     suspect: bool
     crashes: int
-    last_events: list[State]
+    steps: Sequence[DoneStep] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,24 +293,25 @@ def _owned(row: asyncpg.Record) -> OwnedRun:
         active_seconds=row["active_seconds"],
         suspect=row["suspect"],
         crashes=row["crashes"],
-        last_events=[],
     )
 
 
-def _as_far_as(run: OwnedRun, steps: Sequence[asyncpg.Record]) -> OwnedRun:
+def _as_far_as(run: OwnedRun, rows: Sequence[asyncpg.Record]) -> OwnedRun:
+    steps = [
+        DoneStep(
+            row["ordinal"],
+            from_jsonb(row["delta"], {}),
+            from_jsonb(row["entry"], {}),
+            from_jsonb(row["events"], []),
+        )
+        for row in rows
+    ]
     state, history = dict(run.state), list(run.history)
     for step in steps:
-        if step["ordinal"] > run.folded_steps:
-            state.update(from_jsonb(step["delta"], {}))
-            history.append(from_jsonb(step["entry"], {}))
-    last = steps[-1]
-    return replace(
-        run,
-        state=state,
-        history=history,
-        steps_done=last["ordinal"],
-        last_events=from_jsonb(last["events"], []),
-    )
+        if step.ordinal > run.folded_steps:
+            state.update(step.delta)
+            history.append(step.entry)
+    return replace(run, state=state, history=history, steps_done=steps[-1].ordinal, steps=steps)
 
 
 async def claim_of(database: Database, run_id: str) -> int:

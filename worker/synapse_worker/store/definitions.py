@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +22,9 @@ AGENTS = "agents"
 TOOLS = "tools"
 MCP_SERVERS = "mcp_servers"
 SETTINGS = "scale_settings"
+
+MCP_TOKEN = "mcp_token."  # noqa: S105  # a name
+"""Before an MCP server's name: the setting that holds its token."""
 
 BATCH_ROWS = 1000
 BATCH_CHARACTERS = 4 * 1024 * 1024
@@ -93,6 +96,80 @@ async def read_orchestrations(database: Database, ids: Sequence[str]) -> dict[st
         fields = definition if isinstance(definition, dict) else {}  # refused as one without steps
         found[row["id"]] = {"name": row["name"], **fields, "id": row["id"]}
     return found
+
+
+class Reached:
+    """Reads what an orchestration reaches; see `engine.snapshot.Definitions`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def orchestrations(self, ids: Collection[str]) -> Mapping[str, State]:
+        """The active orchestrations among `ids`."""
+        return await read_orchestrations(self._database, list(ids))
+
+    async def agents(self, ids: Collection[str]) -> Mapping[str, State]:
+        """The agents among `ids`."""
+        return await self._documents("SELECT id AS key, definition::text FROM agents WHERE id = ANY($1::text[])", ids)
+
+    async def tools(self, names: Collection[str] | None, near: Collection[str]) -> Mapping[str, State]:
+        """The custom tools of these ids or names; None = all of the tenants of the agents and orchestrations `near`."""
+        return await self._of("SELECT id AS key, definition::text FROM tools", "id", names, near)
+
+    async def mcp_servers(self, names: Collection[str] | None, near: Collection[str]) -> Mapping[str, State]:
+        """The same for MCP servers."""
+        return await self._of("SELECT name AS key, definition::text FROM mcp_servers", "name", names, near)
+
+    async def _of(
+        self, select: str, key: str, names: Collection[str] | None, near: Collection[str]
+    ) -> Mapping[str, State]:
+        if names is not None:
+            named = f"{key} = ANY($1::text[]) OR definition->>'name' = ANY($1::text[])"
+            return await self._documents(f"{select} WHERE {named} ORDER BY 1", names)
+        tenants = (
+            "tenant_id IN (SELECT tenant_id FROM agents WHERE id = ANY($1::text[])"
+            " UNION SELECT tenant_id FROM orchestrations WHERE id = ANY($1::text[]))"
+        )
+        return await self._documents(f"{select} WHERE {tenants} ORDER BY 1", near)
+
+    async def _documents(self, statement: str, values: Collection[str]) -> dict[str, State]:
+        found: dict[str, State] = {}
+        for row in await self._database.fetch(statement, list(values)):
+            definition: object = from_jsonb(row["definition"], {})
+            found[row["key"]] = definition if isinstance(definition, dict) else {}
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSecrets:
+    """What tools and MCP servers hold that runs do not keep: headers by tool id, tokens by server name."""
+
+    headers: Mapping[str, Mapping[str, str]]
+    tokens: Mapping[str, str]
+
+
+async def tool_secrets(database: Database, tools: Sequence[str], servers: Sequence[str]) -> StoredSecrets:
+    """Return the headers of custom tools, and the tokens that a main instance wrote with its MCP servers."""
+    if not tools and not servers:
+        return StoredSecrets({}, {})
+    rows = await database.fetch(
+        """
+        SELECT 'tool' AS kind, id AS key, (definition->'headers')::text AS value FROM tools WHERE id = ANY($1::text[])
+        UNION ALL
+        SELECT 'server', name, (definition->'token')::text FROM mcp_servers WHERE name = ANY($2::text[])
+        """,
+        list(tools),
+        list(servers),
+    )
+    headers: dict[str, Mapping[str, str]] = {}
+    tokens: dict[str, str] = {}
+    for row in rows:
+        value: object = from_jsonb(row["value"], None)
+        if row["kind"] == "tool" and isinstance(value, dict):
+            headers[row["key"]] = {str(name): str(each) for name, each in value.items() if each is not None}
+        elif row["kind"] == "server" and isinstance(value, str) and value:
+            tokens[row["key"]] = value
+    return StoredSecrets(headers, tokens)
 
 
 async def stored_settings(database: Database) -> Mapping[str, object]:

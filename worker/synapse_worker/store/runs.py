@@ -52,7 +52,10 @@ class QueuedRun:
 
 @dataclass(frozen=True, slots=True)
 class StepRow:
-    """A finished step: `ordinal` counts the run's steps from 1, `delta` are the state keys it set."""
+    """A finished step: `ordinal` counts the run's steps from 1, `delta` are the state keys it set.
+
+    `tokens` and `cost_usd` are of its model requests, None where there were none.
+    """
 
     step_id: str
     visit: int
@@ -62,6 +65,8 @@ class StepRow:
     events: Sequence[State]
     started_at: datetime
     ended_at: datetime
+    tokens: int | None = None
+    cost_usd: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +130,9 @@ _CHECKPOINT = """
 WITH asked AS (
   SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::int[], $5::text[], $6::text[], $7::text[], $8::text[],
                        $9::int[], $10::text[], $11::int[], $12::int[], $13::text[], $14::text[], $15::text[],
-                       $16::timestamptz[], $17::timestamptz[])
+                       $16::timestamptz[], $17::timestamptz[], $18::int[], $19::float8[])
        AS a (run_id, claim, cursor, engine_version, current_step_id, definition, state, history, folded_steps,
-             step_id, visit, ordinal, delta, entry, events, started_at, ended_at)
+             step_id, visit, ordinal, delta, entry, events, started_at, ended_at, tokens, cost_usd)
    LIMIT cardinality($1)),
 owned AS (
   UPDATE orchestration_runs r
@@ -138,9 +143,12 @@ owned AS (
          folded_steps = coalesce(a.folded_steps, r.folded_steps)
     FROM asked a
    WHERE r.run_id = a.run_id AND r.claim = a.claim AND (r.status = 'running') IS TRUE
-  RETURNING r.run_id, a.step_id, a.visit, a.ordinal, r.claim, a.delta, a.entry, a.events, a.started_at, a.ended_at)
-INSERT INTO run_steps (run_id, step_id, visit, ordinal, claim, delta, entry, events, started_at, ended_at)
-SELECT run_id, step_id, visit, ordinal, claim, delta::jsonb, entry::jsonb, events::jsonb, started_at, ended_at
+  RETURNING r.run_id, a.step_id, a.visit, a.ordinal, r.claim, a.delta, a.entry, a.events, a.started_at, a.ended_at,
+            a.tokens, a.cost_usd)
+INSERT INTO run_steps (run_id, step_id, visit, ordinal, claim, delta, entry, events, started_at, ended_at, tokens,
+                       cost_usd)
+SELECT run_id, step_id, visit, ordinal, claim, delta::jsonb, entry::jsonb, events::jsonb, started_at, ended_at, tokens,
+       cost_usd
   FROM owned
 ON CONFLICT (run_id, step_id, visit) DO UPDATE SET claim = EXCLUDED.claim
    WHERE run_steps.claim = EXCLUDED.claim
@@ -225,6 +233,8 @@ class RunWriter:
             to_jsonb(list(step.events)),
             step.started_at,
             step.ended_at,
+            step.tokens,
+            step.cost_usd,
         )
 
     async def finish(

@@ -12,15 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from synapse_worker.contract import VARIABLES, Kind, Variable
-from synapse_worker.store.definitions import AGENTS, MCP_SERVERS, ORCHESTRATIONS, SETTINGS, TOOLS, Document
+from synapse_worker.store.definitions import AGENTS, MCP_SERVERS, MCP_TOKEN, ORCHESTRATIONS, SETTINGS, TOOLS, Document
 from synapse_worker.sync.text import Located, Unreadable, read_json, read_yaml
 
 MAX_BYTES = 16 * 1024 * 1024
 MAX_KEY_LENGTH = 255
 MAX_NAME_LENGTH = 500
-MCP_TOKEN = "mcp_token."  # noqa: S105  # a name
-"""Before an MCP server's name: the setting that holds its token."""
-
 _REDACTED_TOKEN = "xxxxxxxxx"  # noqa: S105  # what an export writes in the place of a token
 
 MAIN_SETTINGS_FILE = "settings.json"

@@ -6,7 +6,19 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from synapse_worker.engine.model import StepType
-from synapse_worker.engine.steps import end, if_else, print_text, switch, transform
+from synapse_worker.engine.steps import (
+    agent,
+    end,
+    evaluator,
+    extract_json,
+    if_else,
+    llm,
+    merge,
+    print_text,
+    switch,
+    tool,
+    transform,
+)
 from synapse_worker.engine.steps.context import Executor, StepContext
 
 EXECUTORS: Mapping[StepType, Executor] = MappingProxyType(
@@ -16,6 +28,12 @@ EXECUTORS: Mapping[StepType, Executor] = MappingProxyType(
         StepType.SWITCH: switch.execute,
         StepType.TRANSFORM: transform.execute,
         StepType.END: end.execute,
+        StepType.AGENT: agent.execute,
+        StepType.LLM: llm.execute,
+        StepType.TOOL: tool.execute,
+        StepType.EVALUATOR: evaluator.execute,
+        StepType.MERGE: merge.execute,
+        StepType.EXTRACT_JSON: extract_json.execute,
     }
 )
 """Step type -> its executor; the same types as `model.RUNNABLE`."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from synapse_worker.engine.json_values import JsonObject, JsonValue
-from synapse_worker.engine.model import Step
+from synapse_worker.engine.model import Definition, Step
+from synapse_worker.engine.models import Models
 from synapse_worker.engine.outcome import StepOutcome
+from synapse_worker.engine.providers import Providers
 from synapse_worker.engine.sandbox import Sandbox
+from synapse_worker.engine.snapshot import Snapshot
+from synapse_worker.engine.tools import ToolSecrets
+from synapse_worker.engine.turns import Turns
 
 EXPRESSION_SECONDS = 2.0
 """Running time of one condition or switch expression; they take milliseconds, this is for hostile ones."""
@@ -19,16 +24,47 @@ TRANSFORM_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
+class ModelMeans:
+    """What a step that talks to a model has besides.
+
+    Attributes:
+        models: asks them.
+        providers: where a model's name is asked, by the settings of this job's start.
+        snapshot: the definitions that the run keeps, and `secrets` what those do without.
+        past: the run's step_history before this visit, oldest first.
+        turns: does each turn of this visit once.
+    """
+
+    models: Models
+    providers: Providers
+    snapshot: Snapshot
+    secrets: ToolSecrets
+    past: Sequence[Mapping[str, object]]
+    turns: Turns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepContext:
     """The means of one visit of a step.
 
     Attributes:
+        definition: the orchestration that the step belongs to.
         sandbox: runs user code.
         idempotency_key: `<run_id>:<step_id>:<visit>`, the same when the visit has to be done again.
+        means: given to steps that talk to a model.
     """
 
+    definition: Definition
     sandbox: Sandbox
     idempotency_key: str
+    means: ModelMeans | None = None
+
+    @property
+    def for_models(self) -> ModelMeans:
+        """The means of a step that talks to a model."""
+        if self.means is None:
+            raise RuntimeError("a step that talks to a model was given no means for it")
+        return self.means
 
 
 class Executor(Protocol):

@@ -1,0 +1,112 @@
+"""What an orchestration reaches, what of it is kept, and that no secret is."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import pytest
+
+from synapse_worker.engine.errors import DefinitionError
+from synapse_worker.engine.model import Definition
+from synapse_worker.engine.snapshot import Agent, Snapshot, collect
+from tests.unit.worker.engine.documents import Document, a_definition, a_print
+
+HTTP: Document = {"name": "look_up", "url": "https://x.example", "headers": {"Authorization": "secret-header"}}
+SERVER: Document = {"server_type": "remote", "url": "https://mcp.example/mcp", "token": "secret-token"}
+
+
+class Stored:
+    """Definitions in dicts; what is asked for by None is all of them."""
+
+    def __init__(self, **kinds: Mapping[str, Document]) -> None:
+        self._kinds = kinds
+
+    def _of(self, kind: str, names: Collection[str] | None) -> dict[str, Document]:
+        found = self._kinds.get(kind, {})
+        return {key: value for key, value in found.items() if names is None or key in names}
+
+    async def orchestrations(self, ids: Collection[str]) -> Mapping[str, Document]:
+        return self._of("orchestrations", ids)
+
+    async def agents(self, ids: Collection[str]) -> Mapping[str, Document]:
+        return self._of("agents", ids)
+
+    async def tools(self, names: Collection[str] | None, near: Collection[str]) -> Mapping[str, Document]:
+        return self._of("tools", names)
+
+    async def mcp_servers(self, names: Collection[str] | None, near: Collection[str]) -> Mapping[str, Document]:
+        return self._of("servers", names)
+
+
+def asks(agent: str) -> Document:
+    return {"id": f"ask_{agent}", "type": "agent", "agent_id": agent}
+
+
+ALL = Stored(
+    orchestrations={"inner": {"id": "inner", "name": "Inner", "steps": [asks("c")]}},
+    agents={
+        "a": {"name": "A", "tools": ["look_up", "git_hub__search"]},
+        "b": {"name": "B", "tools": ["bare"]},
+        "c": {"name": "C", "tools": ["all"]},
+        "o": {"name": "O", "orchestration_id": "inner"},
+        "lost": {"name": "Lost", "orchestration_id": "gone"},
+    },
+    tools={"look_up": HTTP, "other": {"name": "other"}},
+    servers={"git_hub": SERVER, "second": {"url": "https://second.example"}},
+)
+
+
+def an_orchestration_of(*agents: str) -> Definition:
+    return a_definition(*(asks(agent) for agent in agents), a_print("p"))
+
+
+@pytest.mark.parametrize(
+    ("agents", "kept_agents", "tools", "servers", "inner"),
+    [
+        (["a"], ["a"], ["look_up"], ["git_hub"], []),
+        (["a", "b"], ["a", "b"], ["look_up"], ["git_hub", "second"], []),  # a bare name may be any server's
+        (["c"], ["c"], ["look_up", "other"], ["git_hub", "second"], []),
+        (["o"], ["o", "c"], ["look_up", "other"], ["git_hub", "second"], ["inner"]),
+    ],
+)
+async def test_what_is_reached(
+    agents: list[str], kept_agents: list[str], tools: list[str], servers: list[str], inner: list[str]
+) -> None:
+    found = await collect(an_orchestration_of(*agents), ALL)
+    assert (list(found.agents), list(found.tools)) == (kept_agents, tools)
+    assert (list(found.mcp_servers), list(found.orchestrations)) == (servers, inner)
+    assert "secret-" not in repr(found)
+
+
+async def test_the_tool_of_a_tool_step() -> None:
+    step: Document = {"id": "t", "type": "tool", "forced_tool": "git_hub__search"}
+    found = await collect(a_definition(step), ALL)
+    assert (list(found.tools), list(found.mcp_servers)) == ([], ["git_hub"])
+
+
+@pytest.mark.parametrize(
+    ("agent", "sentence"),
+    [
+        ("nobody", "Step 'ask_nobody' (ask_nobody) names the agent 'nobody', which does not exist; sync it"),
+        ("lost", "The agent 'Lost' (lost) names the orchestration 'gone', which does not exist; sync it"),
+    ],
+)
+async def test_what_is_missing(agent: str, sentence: str) -> None:
+    with pytest.raises(DefinitionError) as refused:
+        await collect(an_orchestration_of(agent), ALL)
+    assert sentence in str(refused.value)
+
+
+async def test_a_snapshot_is_kept_in_its_orchestrations_document() -> None:
+    document: Document = {"id": "orch_1", "name": "Triage", "steps": [asks("a")]}
+    snapshot = await collect(Definition.parse(document), ALL)
+    kept = snapshot.kept_in(document)
+    assert Snapshot.found_in(kept) == snapshot
+    assert Definition.parse(kept) == Definition.parse(document)
+    # A run that the previous release began has none.
+    assert Snapshot.found_in(document) is None
+
+
+def test_an_agent_as_users_write_it() -> None:
+    agent = Agent.parse("a", {"tools": None, "model": "", "max_turns": "many", "avatar": "x", "orchestration_id": ""})
+    assert agent == Agent("a", "a", "", (), None, None, None, None)

@@ -1,0 +1,228 @@
+"""Tools as models call them: over HTTP against a loopback server, in the sandbox, and what a toolbox says."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from pydantic import SecretStr
+
+from synapse_worker.engine.json_values import JsonObject
+from synapse_worker.engine.models import ToolCall
+from synapse_worker.engine.sandbox import Sandbox
+from synapse_worker.engine.snapshot import Snapshot
+from synapse_worker.engine.tools import ToolSecrets, open_tools
+from synapse_worker.engine.tools.http_tool import MAX_BYTES, filled
+from synapse_worker.engine.tools.toolbox import MAX_RESULT_CHARACTERS, Tool, Toolbox, ToolFailed
+
+
+class Endpoint:
+    """A loopback server that notes its requests and answers as its paths say."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, str, dict[str, str], str]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def _answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("content-length") or 0)).decode()
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                outer.requests.append((self.command, self.path, headers, body))
+                path, _, target = self.path.partition("?to=")
+                if path == "/redirect":
+                    self.send_response(302)
+                    self.send_header("location", target)
+                    self.send_header("content-length", "0")
+                    self.end_headers()
+                    return
+                content = {"/big": b"x" * (MAX_BYTES + 1)}.get(path, b'{"ok": true}')
+                self.send_response(418 if path == "/teapot" else 200)
+                self.send_header("content-length", str(len(content)))
+                self.end_headers()
+                try:
+                    self.wfile.write(content)
+                except OSError:
+                    self.close_connection = True
+
+            do_GET = do_POST = _answer  # noqa: N815 - names of the base class
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def site() -> Iterator[Endpoint]:
+    opened = Endpoint()
+    yield opened
+    opened.close()
+
+
+async def call_tool(
+    sandbox: Sandbox, document: dict[str, object], secrets: dict[str, str] | None = None, **arguments: object
+) -> tuple[str, bool]:
+    """Call a custom tool as an agent would; returns what the model is told, and whether it failed."""
+    snapshot = Snapshot(tools={"t": {"name": "t", **document}})
+    headers = {"t": {name: SecretStr(value) for name, value in (secrets or {}).items()}}
+    async with open_tools(["t"], (), snapshot, ToolSecrets(headers=headers), sandbox) as toolbox:
+        result = await toolbox.call(ToolCall("1", "t", json.dumps(arguments)), "run_1:s:1:2")
+    return result.content, result.failed
+
+
+async def test_arguments_fill_the_url_and_the_rest_is_the_query(sandbox: Sandbox, site: Endpoint) -> None:
+    document: dict[str, object] = {"url": site.url + "/users/{id}/{data.kind}", "tool_type": "http"}
+    answer = await call_tool(
+        sandbox, document, {"X-Key": "k"}, id="a/b", data={"kind": "x y", "other": 1}, page=2, all=True
+    )
+    assert answer == ('{"ok": true}', False)
+    ((method, path, headers, body),) = site.requests
+    assert (method, path, body) == ("GET", "/users/a%2Fb/x%20y?page=2&all=true", "")
+    assert (headers["x-key"], headers["idempotency-key"]) == ("k", "run_1:s:1:2")
+
+
+async def test_a_post_has_the_rest_as_its_body(sandbox: Sandbox, site: Endpoint) -> None:
+    await call_tool(sandbox, {"url": site.url + "/{id}", "method": "post"}, id=7, note="hi", tags=["a"])
+    ((method, path, headers, body),) = site.requests
+    assert (method, path, json.loads(body)) == ("POST", "/7", {"note": "hi", "tags": ["a"]})
+    assert headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/teapot", 'The tool answers with HTTP 418: {"ok": true}'),
+        ("/big", "The tool answers with more than 1 MiB."),
+        ("/{missing}", "The arguments lack missing."),
+    ],
+)
+async def test_what_an_endpoint_gets_wrong_is_told_to_the_model(
+    sandbox: Sandbox, site: Endpoint, path: str, words: str
+) -> None:
+    assert await call_tool(sandbox, {"url": site.url + path}) == (words, True)
+
+
+async def test_a_redirect_is_followed_within_what_the_author_named(sandbox: Sandbox, site: Endpoint) -> None:
+    other = Endpoint()
+    try:
+        document: dict[str, object] = {"url": f"{site.url}/redirect?to={other.url}/there"}
+        assert await call_tool(sandbox, document, {"X-Key": "k"}) == ('{"ok": true}', False)
+        # The author's headers, which may be secrets, are not sent to another host.
+        assert "x-key" in site.requests[0][2]
+        assert "x-key" not in other.requests[0][2]
+    finally:
+        other.close()
+
+
+async def test_a_host_that_a_model_names_is_no_private_one(sandbox: Sandbox, site: Endpoint) -> None:
+    port = site.url.rpartition(":")[2]
+    said, failed = await call_tool(sandbox, {"url": "http://{host}:" + port + "/"}, host="127.0.0.1")
+    assert (said, failed) == (
+        "The address '127.0.0.1' is private; a tool reaches it only when its url names it.",
+        True,
+    )
+    assert site.requests == []
+
+
+def test_a_value_stays_in_its_part_of_the_url() -> None:
+    url, rest = filled("https://x.example/{a}", {"a": "../b?c#d", "e": None})
+    assert (url, rest) == ("https://x.example/..%2Fb%3Fc%23d", {"e": None})
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ({"url": "file:///etc/passwd"}, "The tool 't' has no http:// or https:// url."),
+        ({"url": "https://x.example", "method": "TRACE"}, "The tool 't' has the method 'TRACE'; accepted: DELETE,"),
+        ({"url": "http://127.0.0.1:9/"}, "The tool cannot be reached: ConnectError."),
+    ],
+)
+async def test_a_tool_that_cannot_be_called_says_why(sandbox: Sandbox, document: dict[str, object], words: str) -> None:
+    said, failed = await call_tool(sandbox, document)
+    assert said.startswith(words)
+    assert failed
+
+
+async def test_a_python_tool_prints_its_result(sandbox: Sandbox) -> None:
+    code = "import re\nprint(json.dumps([_args['a'], re.sub('x', 'y', 'axa')]))"
+    assert await call_tool(sandbox, {"tool_type": "python", "code": code}, a=1) == ('[1, "aya"]', False)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("print(_args['no'])", "KeyError"),
+        ("while True:\n    pass", "The code ran longer than"),
+        ("open('/etc/passwd')", "PermissionError"),
+    ],
+)
+async def test_a_python_tool_that_fails_tells_the_model(sandbox: Sandbox, code: str, words: str) -> None:
+    said, failed = await call_tool(sandbox, {"tool_type": "python", "code": code})
+    assert failed
+    assert words in said
+
+
+def a_tool(name: str, **schema: object) -> Tool:
+    async def call(arguments: JsonObject, key: str) -> str:
+        if arguments.get("fail"):
+            raise ToolFailed("it broke")
+        return "x" * int(str(arguments.get("size", 1)))
+
+    return Tool(name, "", {"type": "object", "properties": {}, **schema}, call)  # type: ignore[dict-item]
+
+
+async def test_names_that_providers_do_not_take_are_replaced() -> None:
+    toolbox = Toolbox([a_tool("my server__do it"), a_tool("my.server__do it"), a_tool("ü" * 100)])
+    names = [spec.name for spec in toolbox.specs]
+    assert names == ["my_server__do_it", "my_server__do_it_2", "_" * 64]
+    assert toolbox.title(ToolCall("1", "my_server__do_it_2", "{}")) == "my.server__do it"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("{", "The arguments are no JSON object."),
+        ("[1]", "The arguments are no JSON object."),
+        ("{}", "The arguments lack a, b."),
+        ('{"a": 1, "b": 2, "fail": true}', "it broke"),
+    ],
+)
+async def test_a_call_that_goes_wrong_is_a_result(arguments: str, words: str) -> None:
+    result = await Toolbox([a_tool("t", required=["a", "b"])]).call(ToolCall("1", "t", arguments), "k")
+    assert (result.content, result.failed) == (words, True)
+
+
+async def test_a_long_result_is_cut_and_says_so() -> None:
+    long = ToolCall("1", "t", json.dumps({"size": MAX_RESULT_CHARACTERS + 5}))
+    result = await Toolbox([a_tool("t")]).call(long, "k")
+    assert result.content.endswith(f"\n[cut: {MAX_RESULT_CHARACTERS + 5} characters in all]")
+    assert not result.failed
+
+
+@pytest.mark.parametrize(
+    ("names", "allowed", "expected", "missing"),
+    [
+        (["a", "b"], [], ["a", "b"], ()),
+        (["a", "b", "no"], [], ["a", "b"], ("no",)),
+        (["a", "b"], ["b", "c"], ["b"], ()),
+        (["all"], [], ["a", "b", "c"], ()),
+        (["all"], ["c"], ["c"], ()),
+        ([], ["a"], [], ()),
+    ],
+)
+async def test_a_step_narrows_its_agents_tools(
+    sandbox: Sandbox, names: list[str], allowed: list[str], expected: list[str], missing: tuple[str, ...]
+) -> None:
+    snapshot = Snapshot(tools={key: {"name": key, "url": "https://x.example"} for key in "abc"})
+    async with open_tools(names, allowed, snapshot, ToolSecrets(), sandbox) as toolbox:
+        assert [spec.name for spec in toolbox.specs] == expected
+        assert toolbox.missing == missing

@@ -1,0 +1,56 @@
+"""The agent step: a model works on a task with the agent's tools until it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from synapse_worker.engine import prompts
+from synapse_worker.engine.errors import DefinitionError, ModelMisled
+from synapse_worker.engine.model import Step
+from synapse_worker.engine.outcome import StepOutcome
+from synapse_worker.engine.steps.context import StepContext, event, stored
+from synapse_worker.engine.steps.conversation import Conversation
+from synapse_worker.engine.tools import open_tools
+
+DEFAULT_MAX_TURNS = 15
+
+
+async def execute(step: Step, state: Mapping[str, object], context: StepContext) -> StepOutcome:
+    """Give the agent its task; its last answer is the output."""
+    means = context.for_models
+    agent = means.snapshot.agent_of(step)
+    if agent.orchestration_id is not None:
+        raise DefinitionError(
+            f"the agent {agent.name!r} ({agent.id}) is an orchestration, which this release does not run as an agent"
+        )
+    step_model = step.model
+    endpoint = means.providers.endpoint(
+        step_model, agent.model, provider=agent.provider if _is_agents(step_model) else None
+    )
+    conversation = Conversation(step, context, endpoint, agent.system_prompt)
+    conversation.say(prompts.task(step, step.prompt_template, state, context.definition, means.past))
+    most = step.max_turns or agent.max_turns or DEFAULT_MAX_TURNS
+    async with open_tools(agent.tools, step.allowed_tools, means.snapshot, means.secrets, context.sandbox) as toolbox:
+        warnings = [
+            event("step_warning", step, message=f"The tool {name!r} of agent {agent.name!r} is not there.")
+            for name in toolbox.missing
+        ]
+        for _ in range(most):
+            answer = await conversation.ask(toolbox)
+            if not answer.calls:
+                return conversation.outcome(
+                    StepOutcome(
+                        step.next_step_id,
+                        stored(step, answer.text),
+                        [*warnings, event("final", step, response=answer.text)],
+                        f"answered {len(answer.text)} characters",
+                    )
+                )
+            for call in answer.calls:
+                await conversation.call(toolbox, call)
+    raise ModelMisled(f"the agent {agent.name!r} still called tools in its answer {most}, and max_turns is {most}")
+
+
+def _is_agents(step_model: str | None) -> bool:
+    """Whether the model is the agent's own choice, so that its provider holds."""
+    return step_model is None or step_model.strip().lower() in ("", "default")

@@ -1,0 +1,218 @@
+"""What steps that talk to models need of the stores: definitions and keys at a job's start, and turns kept as they end.
+
+A job whose orchestration has no such step does none of it. What the steps do with it is `engine`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from decimal import Decimal
+
+from pydantic import SecretStr
+
+from synapse_worker.engine.errors import CostLimit, HandOver
+from synapse_worker.engine.json_values import JsonObject
+from synapse_worker.engine.model import ASKS_MODELS, Definition, Step
+from synapse_worker.engine.providers import Providers
+from synapse_worker.engine.snapshot import Snapshot, collect
+from synapse_worker.engine.steps.context import ModelMeans
+from synapse_worker.engine.tools import ToolSecrets
+from synapse_worker.engine.turns import Done
+from synapse_worker.errors import OwnershipLost, StoreRefused, StoreUnavailable
+from synapse_worker.store import definitions, turns
+from synapse_worker.store.claims import OwnedRun, State
+from synapse_worker.store.turns import TurnRow
+from synapse_worker.surroundings import Surroundings
+
+
+class ModelWork:
+    """What the steps of one job that talk to models have in common."""
+
+    def __init__(
+        self,
+        surroundings: Surroundings,
+        run: OwnedRun,
+        definition: Definition,
+        document: State,
+        snapshot: Snapshot,
+        providers: Providers,
+        secrets: ToolSecrets,
+    ) -> None:
+        self.document = document
+        """The orchestration's document with the snapshot in it, to be kept with the run."""
+        self._with = surroundings
+        self._run = run
+        self._definition = definition
+        self._snapshot = snapshot
+        self._providers = providers
+        self._secrets = secrets
+
+    async def means(
+        self, step: Step, visit: int, past: Sequence[Mapping[str, object]], halts: Callable[[], bool]
+    ) -> tuple[ModelMeans, StepTurns] | None:
+        """Return what one visit of a step is given; None for a step that talks to no model.
+
+        Args:
+            step: the step.
+            visit: counted from 1.
+            past: the run's step_history so far.
+            halts: whether the run is to be given back instead of doing one more turn.
+        """
+        if step.type not in ASKS_MODELS:
+            return None
+        kept = self.document if self._run.definition is None else None
+        kept_turns = await StepTurns.open(self._with, self._run, step, visit, self._definition, kept, halts)
+        means = ModelMeans(
+            models=self._with.models,
+            providers=self._providers,
+            snapshot=self._snapshot,
+            secrets=self._secrets,
+            past=past,
+            turns=kept_turns,
+        )
+        return means, kept_turns
+
+
+async def prepare(surroundings: Surroundings, run: OwnedRun, definition: Definition, document: State) -> ModelWork:
+    """Read what an orchestration reaches, unless the run keeps it already, and the keys as they are now.
+
+    Raises:
+        DefinitionError: it reaches an agent or orchestration that does not exist.
+    """
+    database = surroundings.database
+
+    async def reached() -> Snapshot:
+        return await collect(definition, definitions.Reached(database))
+
+    snapshot = Snapshot.found_in(document)
+    if snapshot is None:
+        snapshot = await surroundings.persist(reached)
+        document = snapshot.kept_in(document)
+    stored = await surroundings.persist(lambda: definitions.stored_settings(database))
+    secrets = await surroundings.persist(
+        lambda: definitions.tool_secrets(database, list(snapshot.tools), list(snapshot.mcp_servers))
+    )
+    tokens = dict(secrets.tokens)
+    tokens |= {
+        key.removeprefix(definitions.MCP_TOKEN): value
+        for key, value in stored.items()
+        if key.startswith(definitions.MCP_TOKEN) and isinstance(value, str)
+    }
+    return ModelWork(
+        surroundings,
+        run,
+        definition,
+        document,
+        snapshot,
+        Providers(stored),
+        ToolSecrets(
+            {name: SecretStr(token) for name, token in tokens.items()},
+            {
+                tool: {name: SecretStr(value) for name, value in headers.items()}
+                for tool, headers in secrets.headers.items()
+            },
+        ),
+    )
+
+
+class StepTurns:
+    """The turns of one visit, kept in PostgreSQL; see `engine.turns.Turns`."""
+
+    def __init__(
+        self,
+        surroundings: Surroundings,
+        run: OwnedRun,
+        step: Step,
+        visit: int,
+        definition: Definition,
+        document: State | None,
+        halts: Callable[[], bool],
+        stored: turns.StoredTurns,
+        told: set[str],
+    ) -> None:
+        self._with = surroundings
+        self._run = run
+        self._step = step
+        self._visit = visit
+        self._definition = definition
+        self._document = document
+        self._halts = halts
+        self._rows = stored.rows
+        self._last = max(stored.rows, default=0)
+        self._told = told
+        self._run_cost = stored.run_cost_usd
+        self.tokens = sum(row.tokens for row in stored.rows.values())
+        self.cost_usd = sum((row.cost_usd for row in stored.rows.values()), Decimal(0))
+
+    @classmethod
+    async def open(
+        cls,
+        surroundings: Surroundings,
+        run: OwnedRun,
+        step: Step,
+        visit: int,
+        definition: Definition,
+        document: State | None,
+        halts: Callable[[], bool],
+    ) -> StepTurns:
+        """Read what former owners did of this visit."""
+        stored = await surroundings.persist(lambda: turns.read(surroundings.database, run, step.id, visit))
+        told: set[str] = set()
+        if stored.rows:
+            try:
+                told = await surroundings.events.tail_ids(run.run_id)
+            except (StoreUnavailable, StoreRefused):
+                told = set()  # an event twice with the same id does no harm, a missing one does
+        return cls(surroundings, run, step, visit, definition, document, halts, stored, told)
+
+    async def once(
+        self, turn: int, do: Callable[[], Awaitable[Done]], say: Callable[[JsonObject], Sequence[JsonObject]]
+    ) -> JsonObject:
+        """Return the value of a turn; see `engine.turns.Turns`."""
+        kept = self._rows.get(turn)
+        if kept is not None:
+            if turn == self._last:  # the events of those before were written before it was stored
+                self._tell(turn, say(_json(kept.value)))
+            return _json(kept.value)
+        self._check_cost()
+        if self._halts():
+            raise HandOver
+        done = await do()
+        row = TurnRow(turn, dict(done.value), done.tokens, done.cost_usd)
+        cost = await self._with.persist(
+            lambda: turns.record(
+                self._with.database, self._run, self._step.id, self._visit, row, definition=self._document
+            )
+        )
+        if cost is None:
+            raise OwnershipLost(self._run.run_id)
+        self._document = None
+        self._run_cost = cost
+        self.tokens += done.tokens
+        self.cost_usd += done.cost_usd
+        self._tell(turn, say(done.value))
+        self._check_cost()
+        return done.value
+
+    async def forget(self) -> None:
+        """Drop what is kept: the visit has its checkpoint, or has failed for good."""
+        await self._with.persist(lambda: turns.forget(self._with.database, self._run, self._step.id, self._visit))
+
+    def _check_cost(self) -> None:
+        most = self._definition.max_total_cost_usd
+        if most is not None and self._run_cost > Decimal(str(most)):
+            raise CostLimit(
+                f"the run has cost {self._run_cost:.6f} USD, and max_total_cost_usd of {self._definition.title}"
+                f" is {most:g}"
+            )
+
+    def _tell(self, turn: int, events: Sequence[JsonObject]) -> None:
+        prefix = f"{self._run.run_id}:{self._step.id}:{self._visit}:{turn}"
+        named = [{**event, "event_id": f"{prefix}.{number}"} for number, event in enumerate(events)]
+        self._with.events.hand(
+            self._run.run_id, self._run.claim, [event for event in named if event["event_id"] not in self._told]
+        )
+
+
+def _json(value: State) -> JsonObject:
+    return value  # type: ignore[return-value]  # what is stored was JSON
