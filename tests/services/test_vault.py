@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from synapse_worker.engine.json_values import JsonValue
-from synapse_worker.engine.tools.vault import MOST_FILES, READ_BYTES, vault_read, vault_tools, vault_write
+from synapse_worker.engine.tools.toolbox import ToolFailed
+from synapse_worker.engine.tools.vault import MOST_FILES, READ_BYTES, Vault, vault_read, vault_tools, vault_write
 from synapse_worker.errors import StoreRefused
 from synapse_worker.store.blobs import Blobs, chunks_of, vault_key
 from synapse_worker.store.database import Database
@@ -23,9 +24,13 @@ VISIT = "run_1:report:1"
 async def use(
     blobs: Blobs, name: str, *, tenant: str = "acme", visit: str = VISIT, **arguments: JsonValue
 ) -> JsonValue:
-    """Call a tool as a step does."""
-    (tool,) = (tool for tool in vault_tools(blobs, tenant, visit) if tool.name == name)
-    return await tool.call(arguments)
+    """Call a tool as a step's toolbox does; what the model is told of a failure is under `error`."""
+    (tool,) = (tool for tool in vault_tools(Vault(blobs, tenant)) if tool.name == name)
+    try:
+        answer: JsonValue = json.loads(await tool.call(arguments, visit))
+    except ToolFailed as error:
+        return {"error": str(error)}
+    return answer
 
 
 async def test_what_one_step_writes_another_reads(blobs: Blobs) -> None:
@@ -140,7 +145,7 @@ async def test_a_store_that_refuses_is_no_answer_for_a_model(s3_server: S3Server
 
 
 async def test_schemas_name_every_argument(tmp_path: Path) -> None:
-    tools = vault_tools(LocalBlobs(tmp_path), "acme", VISIT)
+    tools = vault_tools(Vault(LocalBlobs(tmp_path), "acme"))
     assert [tool.name for tool in tools] == ["vault_list", "vault_read", "vault_write"]
     assert [tool.schema["required"] for tool in tools] == [[], ["path"], ["path", "content"]]
     assert all(tool.schema["additionalProperties"] is False and tool.description for tool in tools)

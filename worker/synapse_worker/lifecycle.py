@@ -182,7 +182,18 @@ class Worker:
                 default_tenant=settings.default_tenant_id,
             )
             jobs = Jobs(
-                Surroundings(database, client, gate, events, sandbox, models, reservations, self._metrics, settings)
+                Surroundings(
+                    database,
+                    client,
+                    gate,
+                    events,
+                    sandbox,
+                    models,
+                    self._blobs,
+                    reservations,
+                    self._metrics,
+                    settings,
+                )
             )
             loop = ClaimLoop(
                 served,

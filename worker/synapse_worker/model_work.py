@@ -16,7 +16,7 @@ from synapse_worker.engine.model import ASKS_MODELS, Definition, Step
 from synapse_worker.engine.providers import Providers
 from synapse_worker.engine.snapshot import Snapshot, collect
 from synapse_worker.engine.steps.context import ModelMeans
-from synapse_worker.engine.tools import ToolSecrets
+from synapse_worker.engine.tools import ToolSecrets, Vault
 from synapse_worker.engine.turns import Done
 from synapse_worker.errors import OwnershipLost, StoreRefused, StoreUnavailable
 from synapse_worker.store import definitions, turns
@@ -67,6 +67,7 @@ class ModelWork:
             providers=self._providers,
             snapshot=self._snapshot,
             secrets=self._secrets,
+            vault=Vault(self._with.blobs, self._run.tenant_id),
             past=past,
             turns=kept_turns,
         )
