@@ -411,3 +411,19 @@ async def test_an_agent_that_is_missing_fails_before_the_first_step(
         "Step 's' (s) names the agent 'gone', which does not exist; sync it, then enqueue the run again"
     )
     assert failed.steps_done == 0
+
+
+async def test_an_agent_that_is_an_orchestration(
+    database: Database, redis_client: Redis, server: ModelServer, start_worker: StartWorker
+) -> None:
+    await write_settings(database, server.settings())
+    await write(database, definitions.AGENTS, agent("outer", orchestration_id="inner"), agent("inner"))
+    inside = {"id": "ask", "type": "agent", "agent_id": "inner", "output_key": "said"}
+    await store(database, chain("inner", [inside]))
+    step = {"id": "s", "type": "agent", "agent_id": "outer", "prompt_template": "Tell {state.user_input}"}
+    await store(database, chain("o", [{**step, "output_key": "out"}]))
+    start_worker().wait_ready()
+    run_id = await enqueue(database, redis_client, "o", "Ada")
+    assert (await until(database, run_id, "completed")).state["out"] == "Tell Ada"
+    nested = await until(database, f"{run_id}.s.1.1", "completed")
+    assert nested.state["said"] == "Tell Ada"

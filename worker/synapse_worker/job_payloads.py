@@ -6,10 +6,11 @@ Reading bytes is `queueing.payload`'s; here the arguments of our functions get t
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 
 from synapse_worker.errors import PayloadError
-from synapse_worker.queueing.client import RESUME_FUNCTION, RUN_FUNCTION
+from synapse_worker.queueing.client import ANSWER_FUNCTION, RESUME_FUNCTION, RUN_FUNCTION
 from synapse_worker.queueing.lease import Lease
 from synapse_worker.queueing.payload import JobPayload, encode_result
 from synapse_worker.store.claims import ClaimRequest
@@ -29,6 +30,7 @@ PARAMETERS = {
         "api_key_id",
     ),
     RESUME_FUNCTION: ("run_id",),
+    ANSWER_FUNCTION: ("run_id", "human_response", "webhook_url", "webhook_secret"),
 }
 """The functions of this release, each with its arguments in the order of upstream's function."""
 
@@ -38,6 +40,16 @@ def named(payload: JobPayload) -> JobPayload:
     names = PARAMETERS.get(payload.function, ())
     given = dict(zip(names, payload.positional, strict=False))
     return replace(payload, arguments={**given, **payload.arguments}, positional=payload.positional[len(names) :])
+
+
+def retried_as(payload: JobPayload) -> tuple[str, Mapping[str, object]]:
+    """Return the function and its arguments by which a failed job's run goes on.
+
+    A job that brought an answer finds no paused run any more; its run goes on as every failed one does.
+    """
+    if payload.function == ANSWER_FUNCTION:
+        return RESUME_FUNCTION, {"run_id": payload.arguments.get("run_id")}
+    return payload.function, payload.arguments
 
 
 def storable(text: str, most: int = MAX_ID) -> bool:
@@ -73,6 +85,8 @@ def claim_request(lease: Lease, envelope: bytes, payload: JobPayload, default_te
 
     if arguments.get("initial_state") is not None and not isinstance(arguments["initial_state"], dict):
         raise PayloadError("the job's argument initial_state must be a mapping of state keys")
+    if payload.function == ANSWER_FUNCTION and arguments.get("human_response") is None:
+        raise PayloadError("the job's argument human_response is missing; it is a text, or an object of the fields")
     return ClaimRequest(
         job_id=lease.job_id,
         run_id=str(text("run_id", required=True)),
@@ -85,6 +99,7 @@ def claim_request(lease: Lease, envelope: bytes, payload: JobPayload, default_te
         webhook_url=text("webhook_url", most=8192),
         webhook_secret=text("webhook_secret", most=8192),
         alone=lease.alone,
+        answers=payload.function == ANSWER_FUNCTION,
     )
 
 

@@ -22,7 +22,7 @@ from synapse_worker.queueing.loop import Control, Job, StopReason
 from synapse_worker.queueing.payload import EXPIRED, JobPayload, decode
 from synapse_worker.queueing.stops import RunningJob
 from synapse_worker.run_job import CRASH_LIMIT, RunJob
-from synapse_worker.store import claims, definitions, runs
+from synapse_worker.store import claims, definitions, pauses, runs
 from synapse_worker.store.claims import ClaimRequest, OwnedRun, State, Verdict
 from synapse_worker.store.runs import DeadLetter, RunWriter
 from synapse_worker.surroundings import Surroundings
@@ -196,8 +196,13 @@ class Jobs:
         self, lease: Lease, payload: JobPayload, request: ClaimRequest, verdict: Verdict
     ) -> Release:
         """Release a job whose end was committed by an owner that died before it could say so."""
+        run_id = request.run_id
         if verdict is Verdict.ENDED:
-            claim = await claims.claim_of(self._with.database, request.run_id)
-            self._with.events.hand(request.run_id, claim, [run_events.done(request.run_id)])
+            if (asked := await pauses.waiting(self._with.database, run_id)) is not None:
+                claim, question = asked
+                self._with.events.hand(run_id, claim, run_events.asks(run_id, question, claim=claim))
+            elif await claims.has_ended(self._with.database, run_id):
+                claim = await claims.claim_of(self._with.database, run_id)
+                self._with.events.hand(run_id, claim, [run_events.done(run_id)])
         log.info("job %s is released without running: %s", lease.job_id, verdict.value)
         return Release(lease, result(lease, payload, success=True, text=verdict.value))

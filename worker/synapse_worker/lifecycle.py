@@ -209,7 +209,7 @@ class Worker:
             background.append(asyncio.create_task(self._beat(loop, gate, database, client)))
             background.append(asyncio.create_task(jobs.watch_cancels()))
             background.append(asyncio.create_task(reservations.keep()))
-            keeper = Housekeeper(database, client, gate, lambda: served.keys)
+            keeper = Housekeeper(database, client, gate, lambda: served.keys, event_ttl=settings.event_ttl)
             background.append(asyncio.create_task(keeper.keep()))
             logs = RunLogs(database, self._blobs, gate, busy=lambda: loop.active >= loop.slots)
             background.append(asyncio.create_task(logs.keep()))

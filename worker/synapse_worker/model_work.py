@@ -10,12 +10,14 @@ from decimal import Decimal
 
 from pydantic import SecretStr
 
-from synapse_worker.engine.errors import CostLimit, HandOver
+from synapse_worker.engine.errors import CostLimit
 from synapse_worker.engine.json_values import JsonObject
 from synapse_worker.engine.model import ASKS_MODELS, Definition, Step
 from synapse_worker.engine.providers import Providers
+from synapse_worker.engine.runner import Execute
 from synapse_worker.engine.snapshot import Snapshot, collect
 from synapse_worker.engine.steps.context import ModelMeans
+from synapse_worker.engine.steps.suspension import Halted
 from synapse_worker.engine.tools import ToolSecrets, Vault
 from synapse_worker.engine.turns import Done
 from synapse_worker.errors import OwnershipLost, StoreRefused, StoreUnavailable
@@ -26,55 +28,62 @@ from synapse_worker.surroundings import Surroundings
 
 
 class ModelWork:
-    """What the steps of one job that talk to models have in common."""
+    """What the steps of one job that talk to models have in common, those of nested runs included.
+
+    Attributes:
+        document: the orchestration's document with the snapshot in it, to be kept with the run.
+    """
 
     def __init__(
         self,
         surroundings: Surroundings,
-        run: OwnedRun,
-        definition: Definition,
         document: State,
         snapshot: Snapshot,
         providers: Providers,
         secrets: ToolSecrets,
     ) -> None:
         self.document = document
-        """The orchestration's document with the snapshot in it, to be kept with the run."""
         self._with = surroundings
-        self._run = run
-        self._definition = definition
         self._snapshot = snapshot
         self._providers = providers
         self._secrets = secrets
 
     async def means(
-        self, step: Step, visit: int, past: Sequence[Mapping[str, object]], halts: Callable[[], bool]
+        self,
+        run: OwnedRun,
+        definition: Definition,
+        document: State,
+        task: Execute,
+        history: Sequence[Mapping[str, object]],
+        halts: Callable[[], bool],
     ) -> tuple[ModelMeans, StepTurns] | None:
         """Return what one visit of a step is given; None for a step that talks to no model.
 
         Args:
-            step: the step.
-            visit: counted from 1.
-            past: the run's step_history so far.
+            run: the run, or the nested one, that the step is of.
+            definition: its definition, and `document` what that is kept as.
+            document: see there.
+            task: the step, and its visit.
+            history: the run's step_history so far.
             halts: whether the run is to be given back instead of doing one more turn.
         """
-        if step.type not in ASKS_MODELS:
+        if task.step.type not in ASKS_MODELS:
             return None
-        kept = self.document if self._run.definition is None else None
-        kept_turns = await StepTurns.open(self._with, self._run, step, visit, self._definition, kept, halts)
+        kept = document if run.definition is None else None
+        turns = await StepTurns.open(self._with, run, task.step, task.visit, definition, kept, halts)
         means = ModelMeans(
             models=self._with.models,
             providers=self._providers,
             snapshot=self._snapshot,
             secrets=self._secrets,
-            vault=Vault(self._with.blobs, self._run.tenant_id),
-            past=past,
-            turns=kept_turns,
+            vault=Vault(self._with.blobs, run.tenant_id),
+            past=tuple(history),
+            turns=turns,
         )
-        return means, kept_turns
+        return means, turns
 
 
-async def prepare(surroundings: Surroundings, run: OwnedRun, definition: Definition, document: State) -> ModelWork:
+async def prepare(surroundings: Surroundings, definition: Definition, document: State) -> ModelWork:
     """Read what an orchestration reaches, unless the run keeps it already, and the keys as they are now.
 
     Raises:
@@ -101,8 +110,6 @@ async def prepare(surroundings: Surroundings, run: OwnedRun, definition: Definit
     }
     return ModelWork(
         surroundings,
-        run,
-        definition,
         document,
         snapshot,
         Providers(stored),
@@ -177,7 +184,7 @@ class StepTurns:
             return _json(kept.value)
         self._check_cost()
         if self._halts():
-            raise HandOver
+            raise Halted
         done = await do()
         row = TurnRow(turn, dict(done.value), done.tokens, done.cost_usd)
         cost = await self._with.persist(

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from synapse_worker.engine.model import Definition, Step, StepType
 from synapse_worker.engine.runner import LimitReached
 from synapse_worker.store.claims import State
+from synapse_worker.store.pauses import Question
 
 
 def picked_up(run_id: str, *, claim: int, worker_id: str) -> State:
@@ -109,6 +110,16 @@ def limit_reached(run_id: str, refused: LimitReached) -> State:
     }
 
 
+def response(definition: Definition, history: Sequence[State], state: Mapping[str, object]) -> str:
+    """Return what a run says in the end: the output of the last step that had one, as text."""
+    for entry in reversed(history):
+        key = entry["output_key"]
+        if isinstance(key, str) and state.get(key) is not None:
+            value = state[key]
+            return value if isinstance(value, str) else str(value)
+    return f"{definition.name} completed"
+
+
 def completed(run_id: str, *, state: State, history: Sequence[State], response: str) -> list[State]:
     """The run is completed; `response` is what it says in the end."""
     status = "completed"
@@ -133,6 +144,25 @@ def completed(run_id: str, *, state: State, history: Sequence[State], response: 
 def failed(run_id: str, sentence: str) -> State:
     """The run has failed or was cancelled."""
     return {"type": "orchestration_error", "error": sentence, "event_id": f"{run_id}:error:1:0"}
+
+
+def asks(run_id: str, why: Question, *, claim: int) -> list[State]:
+    """A human is asked, and the sentinel: nothing comes before the answer."""
+    step_id = why.step_id
+    return [
+        {
+            "type": "human_input_required",
+            "orch_step_id": step_id,
+            "prompt": why.prompt,
+            "fields": [dict(field) for field in why.fields],
+            "run_id": run_id,
+            "agent_context": why.context,
+            "nested_run_id": why.nested_run_id,
+            "nested_orch_id": why.nested_orchestration_id,
+            "event_id": f"{run_id}:{step_id}:asked:{claim}",
+        },
+        {"type": "paused", "event_id": f"{run_id}:{step_id}:paused:{claim}"},
+    ]
 
 
 def done(run_id: str) -> State:

@@ -7,31 +7,32 @@ written). Its steps are `run_walk`'s; what a batch of claimed jobs needs before 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from functools import lru_cache
+from typing import cast
 
 from synapse_worker import model_work, run_events
+from synapse_worker.connections import redis_errors_as_ours
 from synapse_worker.engine import runner
 from synapse_worker.engine.checks import check_code
 from synapse_worker.engine.errors import EngineError, NewerCursor
 from synapse_worker.engine.frames import Cursor
+from synapse_worker.engine.json_values import JsonValue
 from synapse_worker.engine.model import Definition
 from synapse_worker.errors import JobFailed, JobRetry, OwnershipLost, PayloadError, StoreRefused, StoreUnavailable
-from synapse_worker.job_payloads import named, result
-from synapse_worker.queueing import stops
-from synapse_worker.queueing.client import RESUME_FUNCTION
+from synapse_worker.job_payloads import named, result, retried_as
+from synapse_worker.nested_runs import run_nested
+from synapse_worker.queueing import keys, stops
+from synapse_worker.queueing.client import ANSWER_FUNCTION, RUN_FUNCTION
 from synapse_worker.queueing.lease import HandBack, Lease, Release
 from synapse_worker.queueing.loop import Control, Ending, StopReason
 from synapse_worker.queueing.payload import JobPayload, decode
 from synapse_worker.queueing.stops import RunningJob
-from synapse_worker.run_walk import Walk, Walked
-from synapse_worker.store import claims, runs
+from synapse_worker.run_walk import Answer, Walk, Walked, parsed
+from synapse_worker.store import claims, nested, pauses, runs
 from synapse_worker.store.claims import ClaimRequest, OwnedRun, State
-from synapse_worker.store.database import to_jsonb
 from synapse_worker.store.runs import DeadLetter, Folded, RunStatus, RunWriter
 from synapse_worker.surroundings import Surroundings
 
@@ -141,6 +142,8 @@ class RunJob:
                 return await self._complete(definition, walk)
             case Walked.HALTED:
                 return await self._hand_over()
+            case Walked.PAUSED:
+                return await self._pause(walk)
 
     async def _seconds_left(self, definition: Definition) -> float | None:
         """Return how long the run may still take by its orchestration's timeout_minutes; None = no limit."""
@@ -160,25 +163,44 @@ class RunJob:
             )
         document, work = self._document, None
         try:
-            definition = _parsed(to_jsonb(document))
+            definition = parsed(document)
             if self._run.cursor is None:
                 await check_code(definition, self._with.sandbox)
                 cursor, state = await self._first_cursor(definition)
             else:
                 cursor, state = Cursor.from_json(self._run.cursor), dict(self._run.state)
             if definition.asks_models:
-                work = await model_work.prepare(self._with, self._run, definition, document)
+                work = await model_work.prepare(self._with, definition, document)
                 document = work.document
+            answer = None
+            if self._payload.function == ANSWER_FUNCTION and cursor.asked is not None:
+                answer = Answer(cast(JsonValue, self._payload.arguments["human_response"]), cursor.asked)
+                await self._forget_answers()
         except NewerCursor:
             return definition, None
         except EngineError as error:
             raise (JobFailed if error.final else JobRetry)(str(error)) from None
-        return definition, Walk(self._run, definition, document, cursor, state, self._with, self._writer, work)
+        walk = Walk(
+            self._run,
+            definition,
+            document,
+            cursor,
+            state,
+            self._with,
+            self._writer,
+            run_nested,
+            answer=answer,
+            model_work=work,
+        )
+        return definition, walk
 
     async def _first_cursor(self, definition: Definition) -> tuple[Cursor, State]:
         """Return where a run without a checkpoint starts, and the state that it starts with."""
         arguments = self._payload.arguments
-        if self._payload.function == RESUME_FUNCTION:
+        if self._payload.function == ANSWER_FUNCTION and self._run.current_step_id is not None:
+            at = self._run.current_step_id
+            return runner.resume_paused(self._run.run_id, at, self._run.history), dict(self._run.state)
+        if self._payload.function != RUN_FUNCTION:
             if self._run.state:
                 return runner.resume(definition, self._run.history), dict(self._run.state)
             arguments = await self._first_arguments()
@@ -200,15 +222,31 @@ class RunJob:
     async def _complete(self, definition: Definition, walk: Walk) -> Ending:
         if not await self._end(RunStatus.COMPLETED, None, None):
             return None
-        response = _response(definition, walk.history, walk.state)
+        response = run_events.response(definition, walk.history, walk.state)
         await self._say_last(
             run_events.completed(self._run.run_id, state=walk.state, history=walk.history, response=response)
         )
         return Release(self.lease, result(self.lease, self._payload, success=True, text="completed"))
 
+    async def _pause(self, walk: Walk) -> Ending:
+        """Let the run wait for its human; nothing of it is left here."""
+        run, why, active = self._run, walk.why_paused, self._active()
+        if not await self._with.persist(lambda: pauses.pause(self._with.database, run, why, active_seconds=active)):
+            return None
+        await self._forget_answers()
+        said = run_events.asks(run.run_id, why.question, claim=run.claim)
+        self._with.events.hand(run.run_id, run.claim, said)
+        await self._with.events.written(run.run_id)
+        return Release(self.lease, result(self.lease, self._payload, success=True, text="paused"))
+
+    async def _forget_answers(self) -> None:
+        """Remove what a main instance may have left: it would be taken for the answer to the next question there."""
+        with suppress(StoreUnavailable, StoreRefused), redis_errors_as_ours():
+            await self._with.client.delete(keys.human_input(self._run.run_id))
+
     async def _fail(self, sentence: str) -> Ending:
         log.warning("run %s failed: %s", self._run.run_id, sentence)
-        letter = DeadLetter(self._payload.function, self._payload.arguments, sentence, self._run.failures + 1)
+        letter = DeadLetter(*retried_as(self._payload), sentence, self._run.failures + 1)
         if not await self._end(RunStatus.FAILED, sentence, letter):
             return None
         await self._say_last([run_events.failed(self._run.run_id, sentence)])
@@ -271,6 +309,9 @@ class RunJob:
 
     async def _end(self, status: RunStatus, error: str | None, letter: DeadLetter | None) -> bool:
         active = self._active()
+        if self._walk is not None and self._walk.definition.nests:
+            # Before the run itself: what a crash leaves in between is taken up again with it.
+            await self._with.persist(lambda: nested.end_with(self._with.database, self._run, status))
         ended = await self._with.persist(
             lambda: self._writer.finish(
                 self._run,
@@ -298,19 +339,3 @@ class RunJob:
 
     def _active(self) -> float:
         return time.monotonic() - self._began
-
-
-@lru_cache(maxsize=128)
-def _parsed(text: str) -> Definition:
-    """Read a definition once for all runs of the same content."""
-    return Definition.parse(json.loads(text))
-
-
-def _response(definition: Definition, history: Sequence[State], state: State) -> str:
-    """Return what the run says in the end: the output of the last step that had one, as text."""
-    for entry in reversed(history):
-        key = entry["output_key"]
-        if isinstance(key, str) and state.get(key) is not None:
-            value = state[key]
-            return value if isinstance(value, str) else str(value)
-    return f"{definition.name} completed"

@@ -75,7 +75,3 @@ class ModelMisled(EngineError):
 
 class CostLimit(EngineError):
     """The run has cost more than its orchestration's max_total_cost_usd."""
-
-
-class HandOver(Exception):
-    """The run is given back between two turns of a step; the next owner goes on there. No error of anybody's."""

@@ -8,7 +8,7 @@ stays small however long a loop runs. Decisions over it are in `runner`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TypeAlias, TypeGuard
 
 from synapse_worker.engine.errors import EngineError, NewerCursor
@@ -74,10 +74,15 @@ Path: TypeAlias = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The human step, by id and visit, that the run was paused for."""
+    """The human step, by id and visit, that the run was paused for, and since when (seconds since 1970).
 
+    `run_id` is the run whose step it is: the paused one itself, or one that is nested in it.
+    """
+
+    run_id: str
     step_id: str
     visit: int
+    since: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +93,7 @@ class Cursor:
         frames: the run's own stack, outermost first, never empty.
         visits: step id -> how many times that step has finished in this run.
         steps_done: finished steps of the whole run.
-        asked: what the run was paused for, until that is answered.
+        asked: what the run was paused for last.
         engine_version: the engine that wrote the cursor.
     """
 
@@ -131,7 +136,7 @@ class Cursor:
             "frames": [_stored(frame) for frame in self.frames],
             "visits": dict(self.visits),
             "steps_done": self.steps_done,
-            **({"asked": {"step_id": self.asked.step_id, "visit": self.asked.visit}} if self.asked else {}),
+            **({} if self.asked is None else {"asked": asdict(self.asked)}),
         }
 
     @classmethod
@@ -234,9 +239,10 @@ def _read_frame(stored: object) -> Frame:
 
 def _read_asked(stored: object) -> Asked | None:
     if isinstance(stored, Mapping):
-        step_id, visit = stored.get("step_id"), stored.get("visit")
-        if isinstance(step_id, str) and _is_count(visit):
-            return Asked(step_id, visit)
+        run_id, step_id = stored.get("run_id"), stored.get("step_id")
+        visit, since = stored.get("visit"), stored.get("since")
+        if isinstance(run_id, str) and isinstance(step_id, str) and _is_count(visit) and isinstance(since, int | float):
+            return Asked(run_id, step_id, visit, float(since))
     return None
 
 

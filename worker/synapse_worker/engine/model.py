@@ -21,6 +21,7 @@ DEFAULT_MAX_TOTAL_TURNS = 100
 DEFAULT_MAX_ITERATIONS = 3
 DEFAULT_TIMEOUT_SECONDS = 300.0
 DEFAULT_LOOP_COUNT = 3
+DEFAULT_HUMAN_PROMPT = "Please provide input to continue."
 MERGE_STRATEGIES = ("list", "concat", "dict")
 
 
@@ -58,6 +59,7 @@ RUNNABLE: frozenset[StepType] = frozenset(
         StepType.EXTRACT_JSON,
         StepType.LOOP,
         StepType.PARALLEL,
+        StepType.HUMAN,
     }
 )
 """The step types that this release runs."""
@@ -98,6 +100,8 @@ class Step:
         merge_strategy: one of MERGE_STRATEGIES.
         loop_count: how many times a loop does its body, `loop_step_ids` one after another.
         parallel_branches: for each branch the steps that it does, one after another.
+        human_fields: what is to be filled in, each {name, type, label} as written; empty where a text is wanted.
+        human_timeout_seconds: seconds that an answer may take; None = no limit.
     """
 
     id: str
@@ -129,6 +133,9 @@ class Step:
     loop_count: int = DEFAULT_LOOP_COUNT
     loop_step_ids: tuple[str, ...] = ()
     parallel_branches: tuple[tuple[str, ...], ...] = ()
+    human_prompt: str = DEFAULT_HUMAN_PROMPT
+    human_fields: tuple[Mapping[str, JsonValue], ...] = ()
+    human_timeout_seconds: float | None = None
 
     @property
     def title(self) -> str:
@@ -167,6 +174,11 @@ class Definition:
     def title(self) -> str:
         """The orchestration as a sentence names it."""
         return f"orchestration {self.name!r} ({self.id})"
+
+    @property
+    def nests(self) -> bool:
+        """Whether a run of it may have nested runs: an agent may be an orchestration itself."""
+        return any(step.type is StepType.AGENT for step in self.steps.values())
 
     def source_of(self, key: str) -> str:
         """Return how the producer of a state key is named, `<step name> (<step id>)`; the key where no step is."""
@@ -288,6 +300,9 @@ def _step(item: object, number: int, parent: _Fields) -> Step:
         loop_count=fields.whole("loop_count", DEFAULT_LOOP_COUNT, minimum=1),
         loop_step_ids=fields.texts("loop_step_ids"),
         parallel_branches=_branches(fields),
+        human_prompt=fields.code("human_prompt") or DEFAULT_HUMAN_PROMPT,
+        human_fields=_human_fields(fields),
+        human_timeout_seconds=fields.positive("human_timeout_seconds"),
     )
 
 
@@ -321,6 +336,15 @@ def _branches(fields: _Fields) -> tuple[tuple[str, ...], ...]:
         if ids:
             branches.append(tuple(cast(list[str], ids)))
     return tuple(branches)
+
+
+def _human_fields(fields: _Fields) -> tuple[Mapping[str, JsonValue], ...]:
+    found: list[Mapping[str, JsonValue]] = []
+    for item in fields.sequence("human_fields"):
+        if not isinstance(item, Mapping) or _text(item.get("name")) is None:
+            raise fields.error("has human_fields that are no objects with a name")
+        found.append(cast(JsonObject, item))
+    return tuple(found)
 
 
 def _cases(fields: _Fields) -> dict[str, str | None]:

@@ -25,7 +25,7 @@ from synapse_worker.engine.frames import (
     Path,
     Stack,
 )
-from synapse_worker.engine.json_values import JsonObject, JsonValue
+from synapse_worker.engine.json_values import JsonObject, JsonValue, as_stored
 from synapse_worker.engine.model import CONTAINERS, Definition, Step, StepType
 
 
@@ -65,6 +65,11 @@ class Leave(Task):
 
 
 @dataclass(frozen=True, slots=True)
+class Ask(Task):
+    """A human has to answer before the step has finished."""
+
+
+@dataclass(frozen=True, slots=True)
 class LimitReached:
     """The transition to `step` is refused, it has run `iterations` times; `cursor` has moved on behind it."""
 
@@ -86,12 +91,18 @@ class Fail:
     sentence: str
 
 
-Decision: TypeAlias = Execute | Enter | Leave | LimitReached | Finish | Fail
+Decision: TypeAlias = Execute | Enter | Leave | Ask | LimitReached | Finish | Fail
 
 
 def begin(definition: Definition) -> Cursor:
     """Return the cursor of a run that has done nothing yet."""
     return Cursor((MainFrame(definition.entry_step_id),))
+
+
+def resume_paused(run_id: str, step_id: str, history: Sequence[Mapping[str, object]]) -> Cursor:
+    """Return the cursor of a run that was paused at a human step of the main flow and has a history and no cursor."""
+    visits = Counter(str(entry.get("step_id")) for entry in history if entry.get("status") == "completed")
+    return Cursor((MainFrame(step_id),), dict(visits), visits.total(), Asked(run_id, step_id, visits[step_id] + 1, 0.0))
 
 
 def resume(definition: Definition, history: Sequence[Mapping[str, object]]) -> Cursor:
@@ -117,7 +128,7 @@ def initial_state(definition: Definition, user_input: object, initial: Mapping[s
     }
     state["user_input"] = cast(JsonValue, user_input)
     state.update(cast(JsonObject, initial or {}))
-    return state
+    return cast(JsonObject, as_stored(state))
 
 
 def decide(definition: Definition, cursor: Cursor) -> Sequence[Decision]:
@@ -131,7 +142,7 @@ def decide(definition: Definition, cursor: Cursor) -> Sequence[Decision]:
         if isinstance(decision, Fail):
             return [decision]
     begun = cursor.steps_done + _open(cursor.frames)
-    for place, task in enumerate([task for task in found if isinstance(task, Execute | Enter)]):
+    for place, task in enumerate([task for task in found if isinstance(task, Execute | Enter | Ask)]):
         if begun + place >= definition.max_total_turns:
             return [
                 Fail(
@@ -153,7 +164,7 @@ def enter(cursor: Cursor, task: Enter, *, since: int, began: float) -> Cursor:
     return cursor.with_stack(task.path, (*cursor.stack(task.path), frame))
 
 
-def advance(definition: Definition, cursor: Cursor, task: Execute | Leave, next_step_id: str | None) -> Cursor:
+def advance(definition: Definition, cursor: Cursor, task: Execute | Leave | Ask, next_step_id: str | None) -> Cursor:
     """Return the cursor behind a finished step.
 
     Args:
@@ -164,7 +175,6 @@ def advance(definition: Definition, cursor: Cursor, task: Execute | Leave, next_
         cursor,
         visits={**cursor.visits, step.id: cursor.visits_of(step.id) + 1},
         steps_done=cursor.steps_done + 1,
-        asked=None if cursor.asked == Asked(step.id, task.visit) else cursor.asked,
     )
     if step.type is StepType.END:  # wherever it stands
         return after.with_stack((), (MainFrame(None),))
@@ -235,7 +245,9 @@ def _task(
     step = definition.steps.get(step_id)
     if step is None:
         return _unknown(definition, step_id)
-    kind = Enter if step.type in CONTAINERS else Execute
+    kind: type[Enter | Ask | Execute] = Ask if step.type is StepType.HUMAN else Execute
+    if step.type in CONTAINERS:
+        kind = Enter
     return kind(step, cursor.visits_of(step_id) + 1, path, loop, in_loop)
 
 

@@ -134,7 +134,7 @@ async def collect(definition: Definition, read: Definitions) -> Snapshot:
         agents |= await read.agents(sorted(named)) if named else {}
         reached = Snapshot(agents)
         used = [reached.agent_of(step) for step in steps if step.type is StepType.AGENT]
-        inner = {agent.orchestration_id for agent in used if agent.orchestration_id} - nested.keys() - {definition.id}
+        inner = {agent.orchestration_id for agent in used if agent.orchestration_id} - nested.keys()
         found = await read.orchestrations(sorted(inner)) if inner else {}
         for agent in used:
             if agent.orchestration_id in inner and agent.orchestration_id not in found:

@@ -40,7 +40,7 @@ class Turns(Protocol):
         """Return the value of a turn; `do` it, store it and then tell what `say` makes of it, unless that was done.
 
         Raises:
-            HandOver: the run is to be given back instead of doing more.
+            Halted: the run is to be given back instead of doing more.
             CostLimit: the run has cost more than it may.
             OwnershipLost: another claim owns the run.
         """

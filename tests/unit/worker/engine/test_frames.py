@@ -44,7 +44,7 @@ def stacks(outermost: st.SearchStrategy[Frame], deeper: int = 2) -> st.SearchStr
     stacks(st.builds(MainFrame, st.none() | IDS)),
     st.dictionaries(IDS, COUNTS),
     COUNTS,
-    st.none() | st.builds(Asked, IDS, COUNTS),
+    st.none() | st.builds(Asked, IDS, IDS, COUNTS, MOMENTS),
 )
 def test_a_cursor_survives_storage(frames: Stack, visits: dict[str, int], steps_done: int, asked: Asked | None) -> None:
     cursor = Cursor(frames, visits, steps_done, asked)

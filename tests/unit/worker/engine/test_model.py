@@ -36,7 +36,7 @@ def refused(document: Document, source: str = "") -> str:
 
 
 def test_every_runnable_type_has_an_executor() -> None:
-    assert set(EXECUTORS) == RUNNABLE - CONTAINERS
+    assert set(EXECUTORS) == RUNNABLE - CONTAINERS - {StepType.HUMAN}
 
 
 def test_a_whole_definition() -> None:
@@ -200,6 +200,8 @@ def test_types_of_later_releases_are_refused(kind: str) -> None:
             an_orchestration(*(a_loop(f"s{n}", f"s{n + 1}") for n in range(MAX_NESTING + 2)), a_print("s12")),
             "nests loops and parallel steps deeper than 10 levels",
         ),
+        (an_orchestration({"id": "a", "type": "human", "human_fields": ["x"]}), "no objects with a name"),
+        (an_orchestration({"id": "a", "type": "human", "human_timeout_seconds": -1}), "a number above 0"),
         (an_orchestration({"id": "a", "type": "merge"}), "is of type merge and needs input_keys"),
         (an_orchestration({"id": "a", "type": "extract_json"}), "is of type extract_json and needs input_keys"),
         (

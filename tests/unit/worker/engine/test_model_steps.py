@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from synapse_worker.engine.errors import DefinitionError, EngineError, ModelMisled, ModelRefused, ToolsUnavailable
-from synapse_worker.engine.json_values import JsonObject
+from synapse_worker.engine.json_values import JsonObject, JsonValue
 from synapse_worker.engine.models import Models
 from synapse_worker.engine.outcome import StepOutcome
 from synapse_worker.engine.providers import Providers
 from synapse_worker.engine.sandbox import Sandbox
 from synapse_worker.engine.snapshot import Snapshot
-from synapse_worker.engine.steps import EXECUTORS, StepContext
+from synapse_worker.engine.steps import EXECUTORS, NestedResult, StepContext
 from synapse_worker.engine.steps.context import ModelMeans
 from synapse_worker.engine.tools import ToolSecrets, Vault
 from synapse_worker.engine.turns import Done
@@ -86,6 +86,7 @@ class Bench:
         self._server = server
         self.snapshot = Snapshot(tools={"double": DOUBLE})
         self.turns = KeptTurns({})
+        self.nested: list[tuple[object, JsonValue, int]] = []
 
     async def __call__(
         self, fields: Document, *, past: Sequence[Mapping[str, object]] = (), **state: object
@@ -103,7 +104,14 @@ class Bench:
             past=past,
             turns=self.turns,
         )
-        context = StepContext(definition=definition, sandbox=self._sandbox, idempotency_key="run_1:s:1", means=means)
+
+        async def nested(document: Mapping[str, object], given: JsonValue, number: int) -> NestedResult:
+            self.nested.append((document["id"], given, number))
+            return NestedResult("what it says", {})
+
+        context = StepContext(
+            definition=definition, sandbox=self._sandbox, idempotency_key="run_1:s:1", nested=nested, means=means
+        )
         return await EXECUTORS[step.type](step, {"user_input": "hi", **state}, context)
 
     def with_agent(self, **fields: object) -> Document:
@@ -203,9 +211,13 @@ async def test_an_agents_model_and_provider(bench: Bench, server: ModelServer) -
         await bench({**bench.with_agent(model="named", provider="ollama"), **prompt})
 
 
-async def test_an_agent_that_is_an_orchestration(bench: Bench) -> None:
-    with pytest.raises(DefinitionError, match=r"'Ada' .* is an orchestration"):
-        await bench(bench.with_agent(orchestration_id="o2"))
+async def test_an_agent_that_is_an_orchestration_runs_it(bench: Bench, server: ModelServer) -> None:
+    step = {**bench.with_agent(orchestration_id="o2"), "prompt_template": "about {state.user_input}"}
+    bench.snapshot = Snapshot(bench.snapshot.agents, orchestrations={"o2": {"id": "o2"}})
+    result = await bench(step)
+    assert bench.nested == [("o2", "about hi", 1)]
+    assert (result.output, result.next_step_id) == ({"out": "what it says"}, "next")
+    assert server.asked == []
 
 
 @pytest.mark.parametrize(

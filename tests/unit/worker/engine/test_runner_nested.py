@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from synapse_worker.engine.frames import Cursor, MainFrame
 from synapse_worker.engine.model import Definition
 from synapse_worker.engine.runner import (
+    Ask,
     Enter,
     Execute,
     Fail,
@@ -21,6 +22,7 @@ from synapse_worker.engine.runner import (
     decide,
     enter,
     iteration_begun,
+    resume_paused,
 )
 from tests.unit.worker.engine.documents import Document, a_definition, a_loop, a_parallel, a_print, searched
 
@@ -229,3 +231,22 @@ def test_the_cursor_stays_small_in_a_long_loop() -> None:
         cursor = advance(definition, cursor, task, None)
     assert len(str(cursor.to_json())) < 300
     assert cursor.frames[0] == MainFrame("l")
+
+
+def test_a_human_step_asks_until_it_is_advanced() -> None:
+    definition = a_definition({"id": "h", "name": "H", "type": "human", "next_step_id": "b"}, a_print("b"))
+    cursor = begin(definition)
+    (task,) = decide(definition, cursor)
+    assert (type(task), task) == (Ask, Ask(definition.steps["h"], 1))
+    assert isinstance(task, Ask)
+    (task,) = decide(definition, advance(definition, cursor, task, "b"))
+    assert isinstance(task, Execute)
+
+
+def test_a_run_that_was_paused_without_a_cursor_stands_at_its_question() -> None:
+    definition = a_definition(a_print("a", next_step_id="h"), {"id": "h", "type": "human"})
+    cursor = resume_paused("run_1", "h", [{"step_id": "a", "status": "completed"}])
+    (task,) = decide(definition, cursor)
+    assert isinstance(task, Ask)
+    assert cursor.asked is not None
+    assert (cursor.asked.run_id, cursor.asked.step_id, cursor.asked.visit) == ("run_1", task.step.id, task.visit)

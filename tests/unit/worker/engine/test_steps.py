@@ -8,12 +8,17 @@ from collections.abc import Mapping
 import pytest
 
 from synapse_worker.engine.errors import CodeFailed, CodeLimit, StepFailed
+from synapse_worker.engine.json_values import JsonValue
 from synapse_worker.engine.outcome import StepOutcome
 from synapse_worker.engine.sandbox import Sandbox
-from synapse_worker.engine.steps import EXECUTORS, StepContext
+from synapse_worker.engine.steps import EXECUTORS, NestedResult, StepContext, human
 from tests.unit.worker.engine.documents import Document, a_definition, a_print
 
 STATE = {"score": 0.9, "kind": "bug", "n": 3, "flag": True, "items": [1, 2]}
+
+
+async def nobody(document: Mapping[str, object], given: JsonValue, number: int) -> NestedResult:
+    raise AssertionError("these steps run nothing inside them")
 
 
 async def outcome(sandbox: Sandbox, fields: Document, state: Mapping[str, object] = STATE) -> StepOutcome:
@@ -24,7 +29,7 @@ async def outcome(sandbox: Sandbox, fields: Document, state: Mapping[str, object
         a_print("next"),
     )
     step = definition.steps["s"]
-    context = StepContext(definition=definition, sandbox=sandbox, idempotency_key="run_1:s:1")
+    context = StepContext(definition=definition, sandbox=sandbox, idempotency_key="run_1:s:1", nested=nobody)
     return await EXECUTORS[step.type](step, state, context)
 
 
@@ -210,3 +215,29 @@ async def test_extract_json_gives_up_on_hostile_text(sandbox: Sandbox) -> None:
     with pytest.raises(StepFailed):
         await outcome(sandbox, {"type": "extract_json", "input_keys": ["k"]}, {"k": hostile})
     assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("answer", ["yes", {"name": "Ada", "age": 36}])
+@pytest.mark.parametrize("output_key", ["approval", None])
+def test_an_answer_is_stored_twice(answer: JsonValue, output_key: str | None) -> None:
+    step = a_definition({"id": "h", "type": "human", "output_key": output_key, "next_step_id": None}).steps["h"]
+    result = human.answered(step, answer)
+    assert result.output == {"human_response": answer, **({"approval": answer} if output_key else {})}
+
+
+def test_what_a_human_is_asked() -> None:
+    fields: list[JsonValue] = [{"name": "ok", "type": "boolean", "label": "All good?"}]
+    document: Document = {
+        "id": "h",
+        "type": "human",
+        "human_prompt": "About {state.kind}: {state.gone}",
+        "human_fields": fields,
+        "input_keys": ["gone", "n"],
+        "human_timeout_seconds": "90",
+    }
+    step = a_definition(document).steps["h"]
+    asked = human.question(step, 2, STATE)
+    assert (asked.prompt, list(asked.fields), asked.context) == ("About bug: {state.gone}", fields, "3")
+    assert step.human_timeout_seconds == 90
+    bare = human.question(a_definition({"id": "h", "type": "human"}).steps["h"], 1, STATE)
+    assert (bare.prompt, list(bare.fields), bare.context) == ("Please provide input to continue.", [], None)

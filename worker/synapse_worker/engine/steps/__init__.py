@@ -19,7 +19,7 @@ from synapse_worker.engine.steps import (
     tool,
     transform,
 )
-from synapse_worker.engine.steps.context import Executor, StepContext
+from synapse_worker.engine.steps.context import Executor, NestedResult, StepContext
 
 EXECUTORS: Mapping[StepType, Executor] = MappingProxyType(
     {
@@ -38,4 +38,4 @@ EXECUTORS: Mapping[StepType, Executor] = MappingProxyType(
 )
 """Step type -> its executor; the same types as `model.RUNNABLE`."""
 
-__all__ = ["EXECUTORS", "Executor", "StepContext"]
+__all__ = ["EXECUTORS", "Executor", "NestedResult", "StepContext"]

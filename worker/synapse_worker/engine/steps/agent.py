@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from synapse_worker.engine import prompts
-from synapse_worker.engine.errors import DefinitionError, ModelMisled
+from synapse_worker.engine.errors import ModelMisled
+from synapse_worker.engine.json_values import JsonObject
 from synapse_worker.engine.model import Step
 from synapse_worker.engine.outcome import StepOutcome
 from synapse_worker.engine.steps.context import StepContext, event, stored
@@ -16,19 +17,22 @@ DEFAULT_MAX_TURNS = 15
 
 
 async def execute(step: Step, state: Mapping[str, object], context: StepContext) -> StepOutcome:
-    """Give the agent its task; its last answer is the output."""
+    """Give the agent its task; its last answer is the output.
+
+    An agent that is an orchestration has its task as that one's user input, and as output what its run says.
+    """
     means = context.for_models
     agent = means.snapshot.agent_of(step)
+    task = prompts.task(step, step.prompt_template, state, context.definition, means.past)
     if agent.orchestration_id is not None:
-        raise DefinitionError(
-            f"the agent {agent.name!r} ({agent.id}) is an orchestration, which this release does not run as an agent"
-        )
+        result = await context.nested(means.snapshot.orchestrations[agent.orchestration_id], task, 1)
+        return _answered(step, result.response, [])
     step_model = step.model
     endpoint = means.providers.endpoint(
         step_model, agent.model, provider=agent.provider if _is_agents(step_model) else None
     )
     conversation = Conversation(step, context, endpoint, agent.system_prompt)
-    conversation.say(prompts.task(step, step.prompt_template, state, context.definition, means.past))
+    conversation.say(task)
     most = step.max_turns or agent.max_turns or DEFAULT_MAX_TURNS
     async with open_tools(
         agent.tools, step.allowed_tools, means.snapshot, means.secrets, context.sandbox, means.vault
@@ -40,17 +44,15 @@ async def execute(step: Step, state: Mapping[str, object], context: StepContext)
         for _ in range(most):
             answer = await conversation.ask(toolbox)
             if not answer.calls:
-                return conversation.outcome(
-                    StepOutcome(
-                        step.next_step_id,
-                        stored(step, answer.text),
-                        [*warnings, event("final", step, response=answer.text)],
-                        f"answered {len(answer.text)} characters",
-                    )
-                )
+                return conversation.outcome(_answered(step, answer.text, warnings))
             for call in answer.calls:
                 await conversation.call(toolbox, call)
     raise ModelMisled(f"the agent {agent.name!r} still called tools in its answer {most}, and max_turns is {most}")
+
+
+def _answered(step: Step, text: str, warnings: Sequence[JsonObject]) -> StepOutcome:
+    said = [*warnings, event("final", step, response=text)]
+    return StepOutcome(step.next_step_id, stored(step, text), said, f"answered {len(text)} characters")
 
 
 def _is_agents(step_model: str | None) -> bool:

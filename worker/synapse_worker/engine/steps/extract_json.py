@@ -13,9 +13,9 @@ from synapse_worker.engine.model import Step
 from synapse_worker.engine.outcome import StepOutcome
 from synapse_worker.engine.steps.context import StepContext, stored
 
-_WASTE_LIMIT = 20_000_000
+_WASTE_LIMIT = 5_000_000
 """Characters that may be read in vain: brackets nested in brackets that never close would cost a square of them."""
-_TOO_DEEP_COSTS = 10_000
+_TOO_DEEP_COSTS = 100_000
 
 
 async def execute(step: Step, state: Mapping[str, object], context: StepContext) -> StepOutcome:
