@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping
 from contextvars import ContextVar
 
-from synapse_worker import eventloop, housekeeping, jobs, lifecycle
+from synapse_worker import eventloop, housekeeping, jobs, lifecycle, run_job, run_walk
 from synapse_worker import settings as settings_module
 from synapse_worker.engine.model import Step
 from synapse_worker.engine.outcome import StepOutcome
@@ -57,7 +57,7 @@ class Journal:
         os.write(self._file, json.dumps(line).encode() + b"\n")
 
 
-class NotedRun(jobs.RunJob):
+class NotedRun(run_job.RunJob):
     """A run that lets its steps know their claim."""
 
     async def run(self, control: Control) -> Ending:
@@ -93,7 +93,7 @@ class EarlySweep(housekeeping.Housekeeper):
 def main() -> None:
     """Serve like `synapse-worker run`."""
     journal = Journal(os.environ[JOURNAL])
-    vars(jobs)["EXECUTORS"] = {kind: noted(executor, journal) for kind, executor in EXECUTORS.items()}
+    vars(run_walk)["EXECUTORS"] = {kind: noted(executor, journal) for kind, executor in EXECUTORS.items()}
     vars(jobs)["RunJob"] = NotedRun
     if os.environ.get(SWEEP):
         housekeeping.PERIOD_SECONDS = float(os.environ[SWEEP])

@@ -26,7 +26,7 @@ from synapse_worker import __version__
 from synapse_worker import settings as settings_module
 from synapse_worker.connections import open_blobs, open_database, open_redis
 from synapse_worker.errors import BlobNotFound, ConfigurationError, StoreUnavailable, SynapseError
-from synapse_worker.queueing.client import NewRun, cancel_run, new_run_id, resume_run, retry_letter
+from synapse_worker.queueing.client import NewRun, answer_run, cancel_run, new_run_id, resume_run, retry_letter
 from synapse_worker.queueing.producer import Producer
 from synapse_worker.routing import HIGHEST_PRIORITY
 from synapse_worker.settings import Settings
@@ -39,6 +39,7 @@ from synapse_worker.store.definitions import stored_settings
 from synapse_worker.store.runs import RunStatus, RunView
 from synapse_worker.store.topology import Role
 from synapse_worker.telemetry import set_up_logging
+from synapse_worker.waiting_ends import say_ended
 
 _ENDED = {RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.PAUSED}
 _POLL_SECONDS = 0.3
@@ -242,6 +243,10 @@ def show_run(run_id: str, output: str) -> None:
             click.echo(f"  {entry.get('step_name')!s:32} {entry.get('status')!s:10} {entry.get('duration_seconds')} s")
         if view.error:
             click.echo(f"error: {view.error}")
+        if view.human_prompt is not None:
+            click.echo(f"waits for a human at step {view.current_step_id}: {view.human_prompt}")
+        for field in view.human_fields:
+            click.echo(f"  --field {field.get('name')}=...  {field.get('label') or ''}".rstrip())
         _print_json(view.state)
 
     _do(work)
@@ -256,6 +261,8 @@ def cancel(run_id: str, output: str) -> None:
     async def work(settings: Settings) -> None:
         async with _database(settings) as database, _redis(settings) as client:
             was = await cancel_run(database, client, run_id)
+            if was == RunStatus.PAUSED:
+                await say_ended(database, client, run_id, "cancelled", ttl_seconds=settings.event_ttl)
         if not was:
             raise _no_run(run_id)
         if was not in (RunStatus.QUEUED, RunStatus.PAUSED, RunStatus.RUNNING):
@@ -273,16 +280,35 @@ def cancel(run_id: str, output: str) -> None:
 
 @runs.command("resume")
 @click.argument("run_id")
+@click.option("--answer", metavar="TEXT", default=None, help="What a run that waits for a human is told.")
+@click.option(
+    "--field",
+    "fields",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="The same field by field; a value that is JSON is taken as such. Repeatable.",
+)
 @OUTPUT
-def resume(run_id: str, output: str) -> None:
-    """Continue a failed or cancelled run at the step that did not finish."""
+def resume(run_id: str, answer: str | None, fields: Sequence[str], output: str) -> None:
+    """Continue a failed or cancelled run at the step that did not finish, or answer one that waits for a human."""
+    if answer is not None and fields:
+        raise click.UsageError("--answer and --field cannot be used together; a run is told a text or fields")
+    told: object = dict(_assignment(text, "--field") for text in fields) if fields else answer
 
     async def work(settings: Settings) -> None:
         async with _database(settings) as database, _redis(settings) as client:
             now_ms = int(time.time() * 1000)
-            was, job_id = await resume_run(database, client, run_id, now_ms=now_ms, without_row=settings.topology)
+            by = settings.topology
+            if told is None:
+                was, job_id = await resume_run(database, client, run_id, now_ms=now_ms, without_row=by)
+            else:
+                was, job_id = await answer_run(database, client, run_id, told, now_ms=now_ms, without_row=by)
         if not was:
             raise _no_run(run_id)
+        if not job_id and was == RunStatus.PAUSED:
+            raise SynapseError(f"run {run_id!r} waits for a human; give --answer TEXT, or --field NAME=VALUE")
+        if not job_id and told is not None:
+            raise SynapseError(f"run {run_id!r} is {was}; only paused runs wait for an answer")
         if not job_id:
             raise SynapseError(f"run {run_id!r} is {was}; only failed and cancelled runs can be resumed")
         if output == "json":
@@ -615,10 +641,10 @@ async def _wait_for(database: Database, ids: Sequence[str], seconds: float) -> l
         await asyncio.sleep(_POLL_SECONDS)
 
 
-def _assignment(text: str) -> tuple[str, object]:
+def _assignment(text: str, option: str = "--set") -> tuple[str, object]:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise click.BadParameter(f"{text!r} is not of the form KEY=VALUE", param_hint="--set")
+        raise click.BadParameter(f"{text!r} is not of the form KEY=VALUE", param_hint=option)
     try:
         return key, json.loads(value)
     except ValueError:
@@ -639,7 +665,7 @@ def _print_runs(views: Sequence[RunView]) -> None:
                 str(view.steps_done),
                 seconds,
                 view.worker_id or "-",
-                (view.error or "")[:80],
+                (view.error or (f"waits: {view.human_prompt}" if view.human_prompt else ""))[:80],
             )
         )
     _print_table(rows)

@@ -39,6 +39,14 @@ class _Waiting:
     events: deque[str] = field(default_factory=lambda: deque(maxlen=keys.RUN_STREAM_MAX_LENGTH))
 
 
+async def append(client: Redis, run_id: str, claim: int, events: Iterable[Event], *, ttl_seconds: int) -> None:
+    """Write events to a run's stream now, for who owns no run and has no writer: whoever ends one that waits."""
+    stream = keys.run_events(run_id)
+    arguments: list[str | int] = [claim, ttl_seconds, keys.RUN_STREAM_MAX_LENGTH, *map(_ENCODE, events)]
+    with redis_errors_as_ours():
+        await load_script(client, "append_events")(keys=[stream, keys.event_claim(stream)], args=arguments)
+
+
 class EventWriter:
     """Writes events of all runs of a process. Run `write` as a task."""
 

@@ -17,16 +17,19 @@ from contextlib import suppress
 
 from redis.asyncio import Redis
 
-from synapse_worker.connections import redis_errors_as_ours
+from synapse_worker.connections import read_each, redis_errors_as_ours
+from synapse_worker.contract import BY_NAME
 from synapse_worker.errors import PayloadError, StoreRefused, StoreUnavailable, WrongKeyType
 from synapse_worker.gate import StoreGate
+from synapse_worker.job_payloads import retried_as
 from synapse_worker.queueing import keys, stops
 from synapse_worker.queueing.client import RUN_FUNCTION, keep_payloads, nowhere, put, waiting_sets
 from synapse_worker.queueing.payload import EXPIRED, decode
-from synapse_worker.store import ledger, runs
+from synapse_worker.store import ledger, pauses, runs
 from synapse_worker.store.database import Database
 from synapse_worker.store.runs import DeadLetter
 from synapse_worker.store.workers import mark_silent
+from synapse_worker.waiting_ends import say_ended
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +39,9 @@ OVERDUE_SECONDS = 60.0
 BATCH = 200
 EXPIRE_PERIOD_SECONDS = 60
 """How often one of all workers looks through the queued runs for those."""
+_EVENT_TTL = int(BY_NAME["PUBSUB_EVENT_TTL"].default or 0)
+CANCEL_PERIOD_SECONDS = 5
+"""How often one of all workers looks through the paused runs for those that are to be cancelled."""
 EXPIRED_SECONDS = 600.0
 """How long a run of another producer may be queued without a payload before it fails."""
 
@@ -44,19 +50,28 @@ class Housekeeper:
     """Run `keep` as a task."""
 
     def __init__(
-        self, database: Database, client: Redis, gate: StoreGate, queues: Callable[[], Sequence[str]] = tuple
+        self,
+        database: Database,
+        client: Redis,
+        gate: StoreGate,
+        queues: Callable[[], Sequence[str]] = tuple,
+        *,
+        event_ttl: int = _EVENT_TTL,
     ) -> None:
         """Make a housekeeper.
 
         Args:
             queues: returns the keys of the queues that this worker serves now.
+            event_ttl: seconds that the events of a run stay.
         """
         self._database = database
         self._client = client
         self._gate = gate
         self._queues = queues
+        self._event_ttl = event_ttl
         self._cursor = ""
         self._expire_cursor = ""
+        self._paused_cursor = ""
         self._places: dict[str, int] = {}
         self.swept = 0
         """Queue entries that this process has written again."""
@@ -71,6 +86,8 @@ class Housekeeper:
                 await mark_silent(self._database)
                 await self.sweep()
                 await self.time_out()
+                if await self._is_due("cancels", CANCEL_PERIOD_SECONDS):
+                    await self.cancel_paused()
                 if await self._is_due("expire", EXPIRE_PERIOD_SECONDS):
                     await self.expire()
                 await self.keep_payloads()
@@ -104,7 +121,7 @@ class Housekeeper:
         return added
 
     async def time_out(self) -> int:
-        """Fail waiting runs whose orchestration's timeout_minutes is over; returns how many.
+        """Fail waiting runs whose timeout_minutes, or the time for an answer, are over; returns how many.
 
         What runs is ended by its owner, and what a crashed owner leaves by the next one.
         """
@@ -113,15 +130,39 @@ class Housekeeper:
             function, arguments = RUN_FUNCTION, dict[str, object]({"run_id": run.run_id})
             if run.envelope is not None:
                 try:
-                    payload = decode(run.envelope)
-                    function, arguments = payload.function, dict[str, object](payload.arguments)
+                    function, given = retried_as(decode(run.envelope))
+                    arguments = dict(given)
                 except PayloadError:  # the letter then says less
                     pass
             sentence = f"the run took longer than the timeout_minutes of orchestration {run.orchestration_id!r}"
+            if run.unanswered is not None:
+                sentence = f"nobody answered step {run.unanswered!r} within its human_timeout_seconds"
             if await runs.time_out(self._database, run.run_id, DeadLetter(function, arguments, sentence, 1)):
                 ended += 1
                 log.warning("run %s failed: %s", run.run_id, sentence)
+                await self._say_ended(run.run_id, sentence)
         return ended
+
+    async def cancel_paused(self) -> int:
+        """Cancel runs that wait for a human and for which a main instance has set the cancel key; returns how many.
+
+        One bounded batch a call, by a cursor that moves through the paused runs. Nobody runs them who would look.
+        """
+        waiting = await pauses.paused_runs(self._database, after=self._paused_cursor, limit=BATCH)
+        self._paused_cursor = waiting[-1] if len(waiting) == BATCH else ""
+        wanted = await read_each(self._client, [keys.cancel(run_id) for run_id in waiting])
+        ended = 0
+        for run_id, key in zip(waiting, wanted, strict=True):
+            if key is not None and await runs.cancel_queued(self._database, run_id) == runs.RunStatus.PAUSED:
+                ended += 1
+                log.info("run %s was cancelled while it waited for a human", run_id)
+                await self._say_ended(run_id, "cancelled")
+                with redis_errors_as_ours():
+                    await self._client.delete(keys.cancel(run_id))
+        return ended
+
+    async def _say_ended(self, run_id: str, sentence: str) -> None:
+        await say_ended(self._database, self._client, run_id, sentence, ttl_seconds=self._event_ttl)
 
     async def expire(self, waited_seconds: float = EXPIRED_SECONDS) -> int:
         """Fail queued runs of other producers whose payload is gone; returns how many.

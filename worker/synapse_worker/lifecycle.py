@@ -26,7 +26,7 @@ from synapse_worker.events import EventWriter
 from synapse_worker.gate import StoreGate
 from synapse_worker.health import Probes, Status, application, listen, server
 from synapse_worker.housekeeping import Housekeeper
-from synapse_worker.jobs import Jobs, Surroundings
+from synapse_worker.jobs import Jobs
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import readable_figures
 from synapse_worker.queueing.lease import LeaseQueue
@@ -38,6 +38,7 @@ from synapse_worker.run_logs import RunLogs
 from synapse_worker.settings import Settings
 from synapse_worker.store import definitions, migrate, tenants, workers
 from synapse_worker.store.database import Database
+from synapse_worker.surroundings import Surroundings
 from synapse_worker.telemetry import Metrics
 
 log = logging.getLogger(__name__)
@@ -194,7 +195,7 @@ class Worker:
             background.append(asyncio.create_task(self._beat(loop, gate, database, client)))
             background.append(asyncio.create_task(jobs.watch_cancels()))
             background.append(asyncio.create_task(reservations.keep()))
-            keeper = Housekeeper(database, client, gate, lambda: served.keys)
+            keeper = Housekeeper(database, client, gate, lambda: served.keys, event_ttl=settings.event_ttl)
             background.append(asyncio.create_task(keeper.keep()))
             background.append(asyncio.create_task(RunLogs(database, self._blobs, gate).keep()))
             background.append(asyncio.create_task(self._watch_figures(loop, served, client, gate)))

@@ -37,6 +37,10 @@ class CodeLimit(EngineError):
     """The user's code, the state that it reads or its result passed a limit of time, memory, depth or size."""
 
 
+class StepFailed(EngineError):
+    """The step cannot do its work with the state that it finds."""
+
+
 class SandboxCrashed(EngineError):
     """The sandbox process went away without a verdict on the code: another try may succeed."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from decimal import Decimal
 from typing import TypeAlias
 
 JsonValue: TypeAlias = "dict[str, JsonValue] | list[JsonValue] | str | int | float | bool | None"
@@ -56,6 +57,26 @@ def loads(text: str) -> JsonValue:
     if "\\u0000" in text or "\\ud" in text.lower():
         _refuse_unstorable_text(value)
     return value
+
+
+def as_stored(value: JsonValue) -> JsonValue:
+    """Return the value as it comes back from jsonb: keys in its order, numbers in its form.
+
+    A step sees the same whether the worker that it runs on has done the steps before or read them.
+    """
+    if isinstance(value, dict):
+        return {key: as_stored(value[key]) for key in sorted(value, key=_key_order)}
+    if isinstance(value, list):
+        return [as_stored(item) for item in value]
+    if isinstance(value, float):
+        # 1e+22 comes back as a whole number, -0.0 without its sign.
+        return int(Decimal(repr(value))) if value.is_integer() and "e" in repr(value) else value + 0.0
+    return value
+
+
+def _key_order(key: str) -> tuple[int, bytes]:
+    raw = key.encode(errors="surrogatepass")
+    return len(raw), raw
 
 
 def depth_exceeds(value: JsonValue, limit: int) -> bool:

@@ -9,7 +9,7 @@ release does not run. Whether expressions and transforms can run is judged by `s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import cast
@@ -20,6 +20,9 @@ from synapse_worker.engine.json_values import JsonObject, JsonValue
 DEFAULT_MAX_TOTAL_TURNS = 100
 DEFAULT_MAX_ITERATIONS = 3
 DEFAULT_TIMEOUT_SECONDS = 300.0
+DEFAULT_LOOP_COUNT = 3
+DEFAULT_HUMAN_PROMPT = "Please provide input to continue."
+MERGE_STRATEGIES = ("list", "concat", "dict")
 
 
 class StepType(StrEnum):
@@ -42,15 +45,38 @@ class StepType(StrEnum):
 
 
 RUNNABLE: frozenset[StepType] = frozenset(
-    {StepType.PRINT, StepType.IF_ELSE, StepType.SWITCH, StepType.TRANSFORM, StepType.END}
+    {
+        StepType.PRINT,
+        StepType.IF_ELSE,
+        StepType.SWITCH,
+        StepType.TRANSFORM,
+        StepType.END,
+        StepType.MERGE,
+        StepType.EXTRACT_JSON,
+        StepType.LOOP,
+        StepType.PARALLEL,
+        StepType.HUMAN,
+    }
 )
-"""The step types that this release runs; each has a module in `steps`."""
+"""The step types that this release runs."""
+
+CONTAINERS: frozenset[StepType] = frozenset({StepType.LOOP, StepType.PARALLEL})
+"""The step types that consist of other steps; `runner` enters and leaves them, the others have a module in `steps`."""
+
+MAX_NESTING = 10
+"""Deepest nesting of loops and parallel steps in each other."""
 
 _REQUIRED: Mapping[StepType, str] = {
     StepType.PRINT: "print_content",
     StepType.IF_ELSE: "if_condition",
     StepType.SWITCH: "switch_expression",
     StepType.TRANSFORM: "transform_code",
+}
+_REQUIRED_LISTS: Mapping[StepType, str] = {
+    StepType.MERGE: "input_keys",
+    StepType.EXTRACT_JSON: "input_keys",
+    StepType.LOOP: "loop_step_ids",
+    StepType.PARALLEL: "parallel_branches",
 }
 
 
@@ -62,6 +88,11 @@ class Step:
         max_iterations: finished visits after which a transition to the step is refused; 0 = never entered.
         timeout_seconds: seconds that one visit may take.
         switch_cases: text of the value -> target; a target of None ends the run.
+        merge_strategy: one of MERGE_STRATEGIES.
+        loop_count: how many times a loop does its body, `loop_step_ids` one after another.
+        parallel_branches: for each branch the steps that it does, one after another.
+        human_fields: what is to be filled in, each {name, type, label} as written; empty where a text is wanted.
+        human_timeout_seconds: seconds that an answer may take; None = no limit.
     """
 
     id: str
@@ -80,6 +111,13 @@ class Step:
     switch_cases: Mapping[str, str | None] = field(default_factory=dict)
     switch_default_step_id: str | None = None
     transform_code: str = ""
+    merge_strategy: str = MERGE_STRATEGIES[0]
+    loop_count: int = DEFAULT_LOOP_COUNT
+    loop_step_ids: tuple[str, ...] = ()
+    parallel_branches: tuple[tuple[str, ...], ...] = ()
+    human_prompt: str = DEFAULT_HUMAN_PROMPT
+    human_fields: tuple[Mapping[str, JsonValue], ...] = ()
+    human_timeout_seconds: float | None = None
 
     @property
     def title(self) -> str:
@@ -111,6 +149,18 @@ class Definition:
     def title(self) -> str:
         """The orchestration as a sentence names it."""
         return f"orchestration {self.name!r} ({self.id})"
+
+    @property
+    def nests(self) -> bool:
+        """Whether a run of it may have nested runs: an agent may be an orchestration itself."""
+        return any(step.type is StepType.AGENT for step in self.steps.values())
+
+    def source_of(self, key: str) -> str:
+        """Return how the producer of a state key is named, `<step name> (<step id>)`; the key where no step is."""
+        for step in self.steps.values():
+            if step.output_key == key:
+                return f"{step.name} ({step.id})"
+        return key
 
     @classmethod
     def parse(cls, document: Mapping[str, object], *, source: str = "") -> Definition:
@@ -153,7 +203,14 @@ def _definition(document: Mapping[str, object]) -> Definition:
     for step in steps.values():
         for way, target in _targets(step):
             if target not in steps:
-                raise fields.error(f"has {step.title} whose {way} is {target!r}, which is no step; {_ids(steps)}")
+                names = "names" if way in ("loop_step_ids", "parallel_branches") else "is"
+                raise fields.error(f"has {step.title} whose {way} {names} {target!r}, which is no step; {_ids(steps)}")
+    for step in list(steps.values()):
+        if step.type is StepType.PARALLEL:
+            chains = tuple(_chain(steps, step, branch) for branch in step.parallel_branches)
+            steps[step.id] = replace(step, parallel_branches=chains)
+    for step in steps.values():
+        _contained(steps, step, (), fields)
     return Definition(
         id=identity,
         name=name,
@@ -183,6 +240,8 @@ def _step(item: object, number: int, parent: _Fields) -> Step:
         and not (kind is StepType.PRINT and item.get(required) == "")
     ):
         raise fields.error(f"is of type {kind} and needs {required}")
+    if (listed := _REQUIRED_LISTS.get(kind)) is not None and not fields.sequence(listed):
+        raise fields.error(f"is of type {kind} and needs {listed}")
     return Step(
         id=identity,
         name=name,
@@ -200,6 +259,13 @@ def _step(item: object, number: int, parent: _Fields) -> Step:
         switch_cases=MappingProxyType(_cases(fields)),
         switch_default_step_id=fields.text("switch_default_step_id"),
         transform_code=fields.code("transform_code"),
+        merge_strategy=_merge_strategy(fields),
+        loop_count=fields.whole("loop_count", DEFAULT_LOOP_COUNT, minimum=1),
+        loop_step_ids=fields.texts("loop_step_ids"),
+        parallel_branches=_branches(fields),
+        human_prompt=fields.code("human_prompt") or DEFAULT_HUMAN_PROMPT,
+        human_fields=_human_fields(fields),
+        human_timeout_seconds=fields.positive("human_timeout_seconds"),
     )
 
 
@@ -215,6 +281,33 @@ def _step_type(fields: _Fields) -> StepType:
     if kind not in RUNNABLE:
         raise fields.error(f"is of type {kind}; {accepted}")
     return kind
+
+
+def _merge_strategy(fields: _Fields) -> str:
+    written = (fields.text("merge_strategy") or MERGE_STRATEGIES[0]).strip().lower()
+    if written not in MERGE_STRATEGIES:
+        raise fields.error(f"has the merge_strategy {written!r}; it is one of {', '.join(MERGE_STRATEGIES)}")
+    return written
+
+
+def _branches(fields: _Fields) -> tuple[tuple[str, ...], ...]:
+    branches: list[tuple[str, ...]] = []
+    for item in fields.sequence("parallel_branches"):
+        ids = [_text(part) for part in item] if isinstance(item, list) else [None]
+        if None in ids:
+            raise fields.error("has parallel_branches that are no lists of step ids")
+        if ids:
+            branches.append(tuple(cast(list[str], ids)))
+    return tuple(branches)
+
+
+def _human_fields(fields: _Fields) -> tuple[Mapping[str, JsonValue], ...]:
+    found: list[Mapping[str, JsonValue]] = []
+    for item in fields.sequence("human_fields"):
+        if not isinstance(item, Mapping) or _text(item.get("name")) is None:
+            raise fields.error("has human_fields that are no objects with a name")
+        found.append(cast(JsonObject, item))
+    return tuple(found)
 
 
 def _cases(fields: _Fields) -> dict[str, str | None]:
@@ -234,10 +327,54 @@ def _targets(step: Step) -> Iterator[tuple[str, str]]:
         ("if_false_step_id", step.if_false_step_id),
         ("switch_default_step_id", step.switch_default_step_id),
         *((f"switch case {value!r}", target) for value, target in step.switch_cases.items()),
+        *(("loop_step_ids", target) for target in step.loop_step_ids),
+        *(("parallel_branches", target) for branch in step.parallel_branches for target in branch),
     ]
     for way, target in named:
         if target is not None:
             yield way, target
+
+
+def _chain(steps: Mapping[str, Step], parallel: Step, branch: tuple[str, ...]) -> tuple[str, ...]:
+    """The steps of a branch: as listed; where only its first is, on along next_step_id to where the branches meet."""
+    if len(branch) > 1:
+        return branch
+    chain = [branch[0]]
+    ends = {None, parallel.next_step_id, parallel.id}
+    while (following := steps[chain[-1]].next_step_id) not in ends and following not in chain:
+        chain.append(cast(str, following))
+    return tuple(chain)
+
+
+def _contained(steps: Mapping[str, Step], step: Step, above: tuple[str, ...], fields: _Fields) -> frozenset[str]:
+    """All step ids inside a loop or parallel step, whatever the depth.
+
+    Raises:
+        DefinitionError: it contains itself, nests too deeply, or two branches share a step.
+    """
+    if step.id in above:
+        raise fields.error(f"has {step.title} that contains itself")
+    if len(above) > MAX_NESTING:
+        raise fields.error(f"nests loops and parallel steps deeper than {MAX_NESTING} levels at {step.title}")
+    above = (*above, step.id)
+    inside = [
+        frozenset(part).union(*(_contained(steps, steps[each], above, fields) for each in part))
+        for part in ([step.loop_step_ids] if step.type is StepType.LOOP else _own_branches(step))
+    ]
+    owner: dict[str, int] = {}
+    for number, part in enumerate(inside, 1):
+        for each in sorted(part):
+            if each in owner:
+                raise fields.error(
+                    f"has {step.title} whose branches {owner[each]} and {number} both do {steps[each].title};"
+                    " a step belongs to one branch, and where branches meet is the next_step_id of the parallel step"
+                )
+            owner[each] = number
+    return frozenset().union(*inside)
+
+
+def _own_branches(step: Step) -> tuple[tuple[str, ...], ...]:
+    return step.parallel_branches if step.type is StepType.PARALLEL else ()
 
 
 def _ids(steps: Mapping[str, Step]) -> str:

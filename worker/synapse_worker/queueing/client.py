@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 RUN_FUNCTION = "run_orchestration_job"
 RESUME_FUNCTION = "resume_failed_job"
+ANSWER_FUNCTION = "resume_orchestration_job"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,18 +167,69 @@ async def resume_run(
         The status that the run had and the new job's id; the id is "" when the run had another status than failed
         or cancelled and nothing was written, and the status is "" when there is no such run.
     """
+    from_statuses = (runs.RunStatus.FAILED, runs.RunStatus.CANCELLED)
+    job = (RESUME_FUNCTION, {"run_id": run_id})
+    return await _go_on(database, client, run_id, job, from_statuses, now_ms=now_ms, without_row=without_row)
+
+
+async def answer_run(
+    database: Database,
+    client: Redis,
+    run_id: str,
+    answer: object,
+    *,
+    now_ms: int,
+    without_row: Topology = ONE_QUEUE,
+    webhook_url: str | None = None,
+    webhook_secret: str | None = None,
+) -> tuple[str, str]:
+    """Queue a run that waits for a human, as a new job with the answer; whichever worker takes it goes on.
+
+    Args:
+        answer: a text, or an object of the fields that were asked for.
+        without_row: as for `enqueue_run`.
+        webhook_url: told of the run's end, if it has none yet.
+
+    Returns:
+        As `resume_run`, for runs that are paused: of two answers to one question the second is told another status.
+    """
+    arguments: dict[str, object] = {
+        "run_id": run_id,
+        "human_response": answer,
+        "webhook_url": webhook_url,
+        "webhook_secret": webhook_secret,
+    }
+    job = (ANSWER_FUNCTION, arguments)
+    paused = (runs.RunStatus.PAUSED,)
+    return await _go_on(database, client, run_id, job, paused, now_ms=now_ms, without_row=without_row)
+
+
+async def _go_on(
+    database: Database,
+    client: Redis,
+    run_id: str,
+    job: tuple[str, Mapping[str, object]],
+    from_statuses: Sequence[runs.RunStatus],
+    *,
+    now_ms: int,
+    without_row: Topology,
+) -> tuple[str, str]:
+    """Queue a run that stands still, under a new job; returns its status before, and the job's id if it fits."""
     job_id = f"resume_{now_ms}_{secrets.token_hex(6)}"
+    function, arguments = job
     tenant_id, priority = await _origin(database, run_id)
 
     async def write(epoch: int, now: Topology) -> tuple[str, bytes, str] | None:
         queue_key = keys.queue(shard_of_job(now, key=run_id, tenant_id=tenant_id, priority=priority))
         extras = _extras(epoch, priority)
-        envelope = encode(JobPayload(RESUME_FUNCTION, {"run_id": run_id}, enqueued_ms=now_ms, extras=extras))
-        was = await runs.requeue_ended(database, run_id, job_id=job_id, queue=queue_key, envelope=envelope, epoch=epoch)
+        envelope = encode(JobPayload(function, arguments, enqueued_ms=now_ms, extras=extras))
+        was = await runs.requeue(
+            database, run_id, from_statuses, job_id=job_id, queue=queue_key, envelope=envelope, epoch=epoch
+        )
         return None if was is None else (queue_key, envelope, was)
 
     queue_key, envelope, was = await _by_the_topology(database, without_row, write)
-    if was not in (runs.RunStatus.FAILED, runs.RunStatus.CANCELLED):
+    if was not in from_statuses:
         return was, ""
     await _forget_cancel(client, run_id)
     await put(client, queue_key, job_id, envelope)

@@ -123,6 +123,11 @@ def turn(task: str) -> str:
     return f"synapse:housekeeping:{task}"
 
 
+def human_input(run_id: str) -> str:
+    """string: an answer that a main instance leaves for an hour; never read, since the answer comes with its job."""
+    return f"synapse:human_input:{run_id}"
+
+
 def run_events(run_id: str) -> str:
     """stream: field `data` holds one JSON event."""
     return f"synapse:run:{run_id}:events"

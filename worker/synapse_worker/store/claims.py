@@ -49,6 +49,18 @@ class ClaimRequest:
     webhook_secret: str | None
     alone: bool = False
     """Nothing else runs in this process, so a crash is this job's own."""
+    answers: bool = False
+    """The job brings a human's answer: it goes on with a paused run, and with no other that is not its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class DoneStep:
+    """A finished step of a run, as it was checkpointed."""
+
+    ordinal: int
+    delta: State
+    entry: State
+    events: list[State]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +68,7 @@ class OwnedRun:
     """A run that this process may write to, as far as the last checkpoint.
 
     `state` and `history` hold all finished steps; `cursor` is None for a run that has finished none;
-    `steps_done` counts them; `folded_steps` of them are in the row's own shared_state already.
+    `steps_done` counts them; `folded_steps` of them are in the row's own shared_state already; `steps` are they.
     `suspect`: its last owner crashed and left no checkpoint; `crashes` counts those since the last checkpoint that
     happened while it ran alone, a try that has just begun (`ClaimRequest.alone`) included.
     """
@@ -67,6 +79,7 @@ class OwnedRun:
     orchestration_id: str
     tenant_id: str
     session_id: str | None
+    current_step_id: str | None
     cursor: State | None
     definition: State | None
     state: State
@@ -77,7 +90,7 @@ class OwnedRun:
     active_seconds: float
     suspect: bool
     crashes: int
-    last_events: list[State]
+    steps: Sequence[DoneStep] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +102,23 @@ class Taken:
     run: OwnedRun | None
 
 
+# Whether a step was finished under the job's last claim, in its run or in one nested in it.
+_GOT_ON = """(
+           EXISTS (SELECT 1 FROM run_steps s WHERE s.run_id = l.run_id AND s.claim = l.claim)
+           OR EXISTS (SELECT 1 FROM orchestration_runs x JOIN run_steps s USING (run_id)
+                       WHERE x.root_run_id = l.run_id AND s.claim = l.claim))"""
+
 # One statement, so that the ledger and the runs change together in one round trip.
 # A run is taken when it is queued, when this very job was running it (recovery), or when it had failed or was
 # cancelled under another job (upstream's dead-letter retry enqueues the run under a new job id). A job that names no
-# orchestration only goes on with a run that is there and is its own or has failed or was cancelled.
-_TAKE = """
+# orchestration only goes on with a run that is there and is its own or has failed or was cancelled; one that brings an
+# answer, with a paused one.
+_TAKE = f"""
 WITH asked AS (
   SELECT * FROM unnest($2::text[], $3::text[], $4::text[], $5::bytea[], $6::bigint[], $7::text[], $8::text[],
-                       $9::text[], $10::text[], $11::text[], $12::bool[])
-       AS j (job_id, run_id, queue, envelope, enqueued, orchestration_id, session_id, tenant_id, url, secret, alone)),
+                       $9::text[], $10::text[], $11::text[], $12::bool[], $13::bool[])
+       AS j (job_id, run_id, queue, envelope, enqueued, orchestration_id, session_id, tenant_id, url, secret, alone,
+             answers)),
 ledger AS (
   INSERT INTO job_ledger AS l (job_id, run_id, queue, claim, owner, suspect, envelope, enqueued_at, claimed_at)
   SELECT job_id, run_id, queue, nextval('claim_seq'), $1, alone, envelope, to_timestamp(enqueued / 1000.0), now()
@@ -105,12 +126,11 @@ ledger AS (
   ON CONFLICT (job_id) DO UPDATE
      SET claim = EXCLUDED.claim, owner = EXCLUDED.owner, claimed_at = now(), queue = EXCLUDED.queue,
          run_id = EXCLUDED.run_id,
-         suspect = (l.suspect OR l.owner IS NOT NULL) AND NOT EXISTS (
-           SELECT 1 FROM run_steps s WHERE s.run_id = l.run_id AND s.claim = l.claim),
+         suspect = (l.suspect OR l.owner IS NOT NULL) AND NOT {_GOT_ON},
          -- EXCLUDED.suspect is the request's `alone`: such a try counts until it ends in order (`give_back`).
          crashes = CASE
            WHEN l.crashes = 0 AND NOT EXCLUDED.suspect THEN 0
-           WHEN EXISTS (SELECT 1 FROM run_steps s WHERE s.run_id = l.run_id AND s.claim = l.claim) THEN 0
+           WHEN {_GOT_ON} THEN 0
            ELSE l.crashes + EXCLUDED.suspect::int END
    WHERE l.outcome IS NULL
   RETURNING l.job_id, l.claim, l.failures, l.active_seconds, l.suspect, l.crashes),
@@ -118,30 +138,36 @@ owned AS (
   INSERT INTO orchestration_runs AS r (run_id, orchestration_id, session_id, tenant_id, status, shared_state,
       step_history, waiting_for_human, total_tokens_used, total_cost_usd, created_at, started_at, job_id, webhook_url,
       webhook_secret, claim, worker_id)
-  SELECT DISTINCT ON (a.run_id) a.run_id, a.orchestration_id, a.session_id, a.tenant_id, 'running', '{}'::jsonb,
+  SELECT DISTINCT ON (a.run_id) a.run_id, a.orchestration_id, a.session_id, a.tenant_id, 'running', '{{}}'::jsonb,
          '[]'::jsonb, false, 0, 0, now(), now(), a.job_id, a.url, a.secret, l.claim, $1
     FROM asked a JOIN ledger l USING (job_id)
    WHERE a.orchestration_id <> '' OR EXISTS (
      SELECT 1 FROM orchestration_runs x
-      WHERE x.run_id = a.run_id AND (x.job_id = a.job_id OR x.status IN ('failed', 'cancelled')))
+      WHERE x.run_id = a.run_id AND (x.job_id = a.job_id
+        OR x.status = ANY(CASE WHEN a.answers THEN '{{paused}}' ELSE '{{failed,cancelled}}' END::text[])))
    ORDER BY a.run_id, a.job_id
   ON CONFLICT (run_id) DO UPDATE
      SET status = 'running', claim = EXCLUDED.claim, worker_id = EXCLUDED.worker_id, job_id = EXCLUDED.job_id,
          ended_at = NULL, error = NULL, started_at = coalesce(r.started_at, now()),
+         waiting_for_human = false, human_prompt = NULL, human_fields = NULL, human_deadline = NULL,
+         nested_run_id = NULL, nested_orch_id = NULL,
          deadline = CASE WHEN r.status IN ('failed', 'cancelled') THEN NULL ELSE r.deadline END,
          webhook_url = coalesce(r.webhook_url, EXCLUDED.webhook_url),
          webhook_secret = coalesce(r.webhook_secret, EXCLUDED.webhook_secret)
    WHERE r.status = 'queued'
       OR (r.status = 'running' AND r.job_id = EXCLUDED.job_id)
       OR (r.status IN ('failed', 'cancelled') AND r.job_id IS DISTINCT FROM EXCLUDED.job_id)
-  RETURNING r.run_id, r.job_id, r.orchestration_id, r.tenant_id, r.session_id, r.cursor::text,
-            r.definition_snapshot::text AS definition, nullif(r.shared_state::text, '{}') AS shared_state,
+      -- Of the jobs that name no orchestration, only those that bring an answer came past the condition above.
+      OR (r.status = 'paused' AND EXCLUDED.orchestration_id = '')
+  RETURNING r.run_id, r.job_id, r.orchestration_id, r.tenant_id, r.session_id, r.current_step_id,
+            r.cursor::text,
+            r.definition_snapshot::text AS definition, nullif(r.shared_state::text, '{{}}') AS shared_state,
             nullif(r.step_history::text, '[]') AS step_history,
             coalesce(r.folded_steps, 0) AS folded_steps)
 SELECT l.job_id, l.claim, l.failures, l.active_seconds, l.suspect, l.crashes, o.run_id, o.orchestration_id, o.tenant_id,
-       o.session_id, o.cursor, o.definition, o.shared_state, o.step_history, o.folded_steps
+       o.session_id, o.current_step_id, o.cursor, o.definition, o.shared_state, o.step_history, o.folded_steps
   FROM ledger l LEFT JOIN owned o USING (job_id)
-"""
+"""  # noqa: S608 - no value in it
 
 _STEPS = """
 SELECT run_id, ordinal, delta::text, entry::text, events::text
@@ -175,6 +201,7 @@ async def take(database: Database, worker_id: str, requests: Sequence[ClaimReque
         [request.webhook_url for request in ordered],
         [request.webhook_secret for request in ordered],
         [request.alone for request in ordered],
+        [request.answers for request in ordered],
     )
     by_job = {row["job_id"]: row for row in rows}
     answers: list[Taken] = []
@@ -273,6 +300,7 @@ def _owned(row: asyncpg.Record) -> OwnedRun:
         orchestration_id=str(row["orchestration_id"]),
         tenant_id=str(row["tenant_id"]),
         session_id=row["session_id"],
+        current_step_id=row["current_step_id"],
         cursor=from_jsonb(row["cursor"], None),
         definition=from_jsonb(row["definition"], None),
         state=from_jsonb(row["shared_state"], {}),
@@ -283,24 +311,33 @@ def _owned(row: asyncpg.Record) -> OwnedRun:
         active_seconds=row["active_seconds"],
         suspect=row["suspect"],
         crashes=row["crashes"],
-        last_events=[],
     )
 
 
-def _as_far_as(run: OwnedRun, steps: Sequence[asyncpg.Record]) -> OwnedRun:
+def _as_far_as(run: OwnedRun, rows: Sequence[asyncpg.Record]) -> OwnedRun:
+    steps = [
+        DoneStep(
+            row["ordinal"],
+            from_jsonb(row["delta"], {}),
+            from_jsonb(row["entry"], {}),
+            from_jsonb(row["events"], []),
+        )
+        for row in rows
+    ]
     state, history = dict(run.state), list(run.history)
     for step in steps:
-        if step["ordinal"] > run.folded_steps:
-            state.update(from_jsonb(step["delta"], {}))
-            history.append(from_jsonb(step["entry"], {}))
-    last = steps[-1]
-    return replace(
-        run,
-        state=state,
-        history=history,
-        steps_done=last["ordinal"],
-        last_events=from_jsonb(last["events"], []),
+        if step.ordinal > run.folded_steps:
+            state.update(step.delta)
+            history.append(step.entry)
+    return replace(run, state=state, history=history, steps_done=steps[-1].ordinal, steps=steps)
+
+
+async def has_ended(database: Database, run_id: str) -> bool:
+    """Whether a run is over, or there is none; a job of it may have ended before, when it was paused."""
+    row = await database.fetchrow(
+        "SELECT status IN ('queued', 'running', 'paused') AS open FROM orchestration_runs WHERE run_id = $1", run_id
     )
+    return row is None or not row["open"]
 
 
 async def claim_of(database: Database, run_id: str) -> int:

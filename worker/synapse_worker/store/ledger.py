@@ -64,7 +64,8 @@ async def unknown_queued(database: Database, seconds: float, *, after: str, limi
     rows = await database.fetch(
         """
         SELECT run_id, coalesce(job_id, run_id) AS job_id, orchestration_id FROM orchestration_runs r
-         WHERE status = 'queued' AND run_id > $2 AND created_at < now() - make_interval(secs => $1)
+         WHERE status = 'queued' AND root_run_id IS NULL AND run_id > $2
+           AND created_at < now() - make_interval(secs => $1)
            AND NOT EXISTS (SELECT 1 FROM job_ledger l WHERE l.job_id IN (r.job_id, r.run_id))
          ORDER BY run_id LIMIT $3
         """,

@@ -408,9 +408,12 @@ async def reject(
 _CANCEL_WAITING = f"""
 WITH was AS (SELECT run_id, status, job_id FROM orchestration_runs WHERE run_id = $1),
 run AS (
-  UPDATE orchestration_runs SET status = 'cancelled', error = 'cancelled', ended_at = now()
+  UPDATE orchestration_runs SET status = 'cancelled', error = 'cancelled', ended_at = now(), waiting_for_human = false
    WHERE run_id = $1 AND status IN ('queued', 'paused') RETURNING job_id, {ENDED}),
 {outbox("run")},
+inside AS (
+  UPDATE orchestration_runs SET status = 'cancelled', error = 'cancelled', ended_at = now(), waiting_for_human = false
+   WHERE root_run_id = (SELECT run_id FROM run) AND status IN ('running', 'paused')),
 ledger AS (
   UPDATE job_ledger SET outcome = 'cancelled', owner = NULL, ended_at = now()
    WHERE job_id = (SELECT job_id FROM run) AND outcome IS NULL)
@@ -424,18 +427,26 @@ async def cancel_queued(database: Database, run_id: str) -> str:
     return "" if row is None or row["status"] is None else str(row["status"])
 
 
-async def requeue_ended(
-    database: Database, run_id: str, *, job_id: str, queue: str, envelope: bytes, epoch: int
+async def requeue(
+    database: Database,
+    run_id: str,
+    from_statuses: Sequence[RunStatus],
+    *,
+    job_id: str,
+    queue: str,
+    envelope: bytes,
+    epoch: int,
 ) -> str | None:
-    """Make a failed or cancelled run a queued one under a new job, and its dead letters dealt with.
+    """Make a run that stands still a queued one under a new job, and its dead letters dealt with.
 
     All or nothing; the queue entry comes after.
 
     Args:
+        from_statuses: which it may have: failed and cancelled, or paused.
         epoch: of the topology by which `queue` was chosen.
 
     Returns:
-        The status that the run had: failed or cancelled; another one when nothing was written; "" = no such run.
+        The status that the run had; another than those when nothing was written; "" = no such run.
         None when the topology has another epoch now and nothing was written.
     """
     row = await database.fetchrow(
@@ -443,9 +454,11 @@ async def requeue_ended(
         WITH was AS (SELECT run_id, status FROM orchestration_runs WHERE run_id = $1 FOR UPDATE),
         run AS (
           UPDATE orchestration_runs r
-             SET status = 'queued', job_id = $2::text, ended_at = NULL, error = NULL, deadline = NULL
+             SET status = 'queued', job_id = $2::text, ended_at = NULL, error = NULL,
+                 deadline = CASE WHEN was.status = 'paused' THEN r.deadline END,
+                 waiting_for_human = false, human_deadline = NULL
             FROM was
-           WHERE r.run_id = was.run_id AND was.status IN ('failed', 'cancelled') AND {EPOCH_NOW} = $5
+           WHERE r.run_id = was.run_id AND was.status = ANY($6::text[]) AND {EPOCH_NOW} = $5
           RETURNING r.run_id),
         letters AS (
           UPDATE dead_letter_queue SET resolved = true
@@ -460,6 +473,7 @@ async def requeue_ended(
         queue,
         envelope,
         epoch,
+        list(from_statuses),
     )
     if row is None or not row["by_this_epoch"]:
         return None
@@ -487,11 +501,16 @@ async def start_clock(database: Database, run: OwnedRun, seconds: float) -> floa
 
 @dataclass(frozen=True, slots=True)
 class OverdueRun:
-    """A run that waits and whose time is over; `envelope` is its job's payload, if the ledger has it."""
+    """A run that waits and whose time is over.
+
+    Attributes:
+        unanswered: the human step whose human_timeout_seconds are over; None = it is the run's timeout_minutes.
+        envelope: its job's payload, if the ledger has it.
+    """
 
     run_id: str
-    job_id: str | None
     orchestration_id: str
+    unanswered: str | None
     envelope: bytes | None
 
 
@@ -499,20 +518,30 @@ async def past_deadline(database: Database, *, limit: int) -> list[OverdueRun]:
     """Return waiting runs that should have ended by now; a running one is ended by its owner."""
     rows = await database.fetch(
         """
-        SELECT r.run_id, r.job_id, r.orchestration_id, l.envelope
-          FROM orchestration_runs r LEFT JOIN job_ledger l ON l.job_id = r.job_id
-         WHERE r.deadline < now() AND r.status IN ('queued', 'paused') ORDER BY r.deadline LIMIT $1
+        WITH late AS (
+          (SELECT run_id, NULL AS unanswered FROM orchestration_runs
+            WHERE deadline < now() AND status IN ('queued', 'paused') AND root_run_id IS NULL
+            ORDER BY deadline LIMIT $1)
+          UNION ALL
+          (SELECT run_id, coalesce(current_step_id, '') FROM orchestration_runs
+            WHERE human_deadline < now() AND status = 'paused' ORDER BY human_deadline LIMIT $1))
+        SELECT r.run_id, r.orchestration_id, late.unanswered, l.envelope
+          FROM late JOIN orchestration_runs r USING (run_id) LEFT JOIN job_ledger l ON l.job_id = r.job_id
         """,
         limit,
     )
-    return [OverdueRun(row["run_id"], row["job_id"], row["orchestration_id"], row["envelope"]) for row in rows]
+    return [OverdueRun(row["run_id"], row["orchestration_id"], row["unanswered"], row["envelope"]) for row in rows]
 
 
 _TIME_OUT = f"""
 WITH run AS (
   UPDATE orchestration_runs SET status = 'failed', error = $2, ended_at = now(), waiting_for_human = false
-   WHERE run_id = $1 AND status IN ('queued', 'paused') AND deadline < now() RETURNING job_id, {ENDED}),
+   WHERE run_id = $1 AND (status IN ('queued', 'paused') AND deadline < now()
+         OR status = 'paused' AND human_deadline < now()) RETURNING job_id, {ENDED}),
 {outbox("run")},
+inside AS (
+  UPDATE orchestration_runs SET status = 'failed', error = $2, ended_at = now(), waiting_for_human = false
+   WHERE root_run_id = (SELECT run_id FROM run) AND status IN ('running', 'paused')),
 ledger AS (
   UPDATE job_ledger SET outcome = 'failed', owner = NULL, ended_at = now()
    WHERE job_id = (SELECT job_id FROM run) AND outcome IS NULL),
@@ -549,11 +578,16 @@ class RunView:
     ended_at: datetime | None
     state: State
     history: list[State]
+    human_prompt: str | None
+    """What somebody is asked, while the run is paused; `human_fields` are to be filled in, if there are any."""
+    human_fields: list[State]
 
 
 _VIEW = """
 SELECT r.run_id, r.orchestration_id, r.tenant_id, r.status, r.current_step_id, r.worker_id, r.error, r.created_at,
        r.started_at, r.ended_at, r.shared_state::text, r.step_history::text,
+       CASE WHEN r.status = 'paused' THEN r.human_prompt END AS human_prompt,
+       CASE WHEN r.status = 'paused' THEN r.human_fields::text END AS human_fields,
        (SELECT count(*) FROM run_steps s WHERE s.run_id = r.run_id) AS steps_done
   FROM orchestration_runs r
 """
@@ -590,4 +624,6 @@ def _view(row: asyncpg.Record) -> RunView:
         ended_at=row["ended_at"],
         state=from_jsonb(row["shared_state"], {}),
         history=from_jsonb(row["step_history"], []),
+        human_prompt=row["human_prompt"],
+        human_fields=from_jsonb(row["human_fields"], []),
     )

@@ -132,7 +132,8 @@ orchestration_runs = Table(
     _name("job_id"),
     Column("webhook_url", Text),
     Column("webhook_secret", Text),
-    # Ours: who may write, where the run stands, the definition it keeps until it ends, and when it has to have ended.
+    # Ours: who may write, where the run stands, the definition it keeps until it ends, when it has to have ended, and
+    # until when a human may answer; for a run inside another one's job, that one.
     Column("claim", BigInteger),
     Column("cursor", JSONB),
     Column("folded_steps", Integer),
@@ -140,6 +141,8 @@ orchestration_runs = Table(
     Column("engine_version", Integer),
     Column("error", Text),
     _time("deadline"),
+    _time("human_deadline"),
+    _name("root_run_id"),
     Index("ix_orchestration_runs_orchestration_id", "orchestration_id"),
     Index("idx_runs_status", "status"),
     Index("idx_runs_tenant_status", "tenant_id", "status", "created_at"),
@@ -149,6 +152,18 @@ Index(
     "idx_runs_deadline",
     orchestration_runs.c.deadline,
     postgresql_where=text("deadline IS NOT NULL AND status IN ('queued', 'paused')"),
+)
+
+Index(
+    "idx_runs_root",
+    orchestration_runs.c.root_run_id,
+    postgresql_where=text("root_run_id IS NOT NULL"),
+)
+
+Index(
+    "idx_runs_human_deadline",
+    orchestration_runs.c.human_deadline,
+    postgresql_where=text("human_deadline IS NOT NULL AND status = 'paused'"),
 )
 
 chat_sessions = Table(

@@ -16,6 +16,14 @@ def a_print(identity: str, **fields: object) -> Document:
     return {"id": identity, "name": identity.upper(), "type": "print", "print_content": f"at {identity}", **fields}
 
 
+def a_loop(identity: str, *body: str, **fields: object) -> Document:
+    return {"id": identity, "name": identity.upper(), "type": "loop", "loop_step_ids": list(body), **fields}
+
+
+def a_parallel(identity: str, *branches: list[str], **fields: object) -> Document:
+    return {"id": identity, "name": identity.upper(), "type": "parallel", "parallel_branches": [*branches], **fields}
+
+
 def an_orchestration(*steps: Document, **fields: object) -> Document:
     return {"id": "orch_1", "name": "Triage", "steps": list(steps), "entry_step_id": steps[0]["id"], **fields}
 

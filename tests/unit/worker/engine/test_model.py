@@ -10,13 +10,23 @@ from hypothesis import strategies as st
 
 from synapse_worker.engine.errors import DefinitionError
 from synapse_worker.engine.model import (
+    CONTAINERS,
+    MAX_NESTING,
     RUNNABLE,
     Definition,
     Step,
     StepType,
 )
 from synapse_worker.engine.steps import EXECUTORS
-from tests.unit.worker.engine.documents import Document, a_print, an_orchestration, searched
+from tests.unit.worker.engine.documents import (
+    Document,
+    a_definition,
+    a_loop,
+    a_parallel,
+    a_print,
+    an_orchestration,
+    searched,
+)
 
 
 def refused(document: Document, source: str = "") -> str:
@@ -26,7 +36,7 @@ def refused(document: Document, source: str = "") -> str:
 
 
 def test_every_runnable_type_has_an_executor() -> None:
-    assert set(EXECUTORS) == RUNNABLE
+    assert set(EXECUTORS) == RUNNABLE - CONTAINERS - {StepType.HUMAN}
 
 
 def test_a_whole_definition() -> None:
@@ -88,7 +98,7 @@ def test_a_whole_definition() -> None:
 
 def test_every_field_may_be_null() -> None:
     own = {field.name for field in dataclasses.fields(Step)} - {"id", "type", "print_content"}
-    others = {"max_turns", "model", "allowed_tools", "route_map", "parallel_branches", "loop_count", "agent_id"}
+    others = {"max_turns", "model", "allowed_tools", "route_map", "agent_id"}
     step = {"id": "a", "type": "print", "print_content": "x", **dict.fromkeys(own | others)}
     nulls = ("name", "description", "entry_step_id", "state_schema", "max_total_turns", "timeout_minutes")
     definition = Definition.parse({"id": "o", "steps": [step], **dict.fromkeys(nulls)})
@@ -124,7 +134,7 @@ def test_types_of_later_releases_are_refused(kind: str) -> None:
     sentence = refused(an_orchestration(a_print("a", next_step_id="b"), {"id": "b", "name": "Ask", "type": kind}))
     assert sentence == (
         f"Orchestration 'Triage' (orch_1), step 'Ask' (b) is of type {kind}; "
-        "this release runs end, if_else, print, switch, transform."
+        f"this release runs {', '.join(sorted(RUNNABLE))}."
     )
 
 
@@ -138,7 +148,7 @@ def test_types_of_later_releases_are_refused(kind: str) -> None:
         ({"id": "o", "steps": {"a": 1}}, "steps that are no list"),
         ({"id": "o", "steps": ["a"]}, "(number 1) that is no object"),
         ({"id": "o", "steps": [{"type": "end"}]}, "(number 1) without an id"),
-        ({"id": "o", "steps": [{"id": "a"}]}, "step 'a' (a) has no type; this release runs end"),
+        ({"id": "o", "steps": [{"id": "a"}]}, "step 'a' (a) has no type; this release runs "),
         ({"id": "o", "steps": [{"id": "a", "type": "webhook"}]}, "'webhook', which is no step type"),
         ({"id": "o", "steps": [{"id": "a", "type": ["end"]}]}, "a type that is no text"),
         (an_orchestration(a_print("a"), a_print("a")), "two steps with the id 'a'"),
@@ -170,6 +180,34 @@ def test_types_of_later_releases_are_refused(kind: str) -> None:
         ),
         (an_orchestration({"id": "a", "type": "switch", "switch_expression": "1", "switch_cases": []}), "no object"),
         (an_orchestration({"id": "a", "type": "transform"}), "is of type transform and needs transform_code"),
+        (an_orchestration({"id": "a", "type": "loop"}), "is of type loop and needs loop_step_ids"),
+        (an_orchestration(a_loop("a", "z")), "whose loop_step_ids names 'z', which is no step"),
+        (an_orchestration(a_loop("a", "b", loop_count=0), a_print("b")), "loop_count 0; it is a whole number of"),
+        (an_orchestration(a_loop("a", "a")), "has step 'A' (a) that contains itself"),
+        (an_orchestration(a_loop("a", "b"), a_loop("b", "c"), a_parallel("c", ["a"])), "that contains itself"),
+        (an_orchestration({"id": "a", "type": "parallel"}), "is of type parallel and needs parallel_branches"),
+        (an_orchestration(a_parallel("a", ["z"])), "whose parallel_branches names 'z', which is no step"),
+        (an_orchestration({"id": "a", "type": "parallel", "parallel_branches": ["b"]}), "no lists of step ids"),
+        (
+            an_orchestration(a_parallel("a", ["b"], ["c", "b"]), a_print("b"), a_print("c")),
+            "has step 'A' (a) whose branches 1 and 2 both do step 'B' (b); a step belongs to one branch",
+        ),
+        (
+            an_orchestration(a_parallel("a", ["b"], ["c"]), a_loop("b", "d"), a_loop("c", "d"), a_print("d")),
+            "branches 1 and 2 both do step 'D' (d)",
+        ),
+        (
+            an_orchestration(*(a_loop(f"s{n}", f"s{n + 1}") for n in range(MAX_NESTING + 2)), a_print("s12")),
+            "nests loops and parallel steps deeper than 10 levels",
+        ),
+        (an_orchestration({"id": "a", "type": "human", "human_fields": ["x"]}), "no objects with a name"),
+        (an_orchestration({"id": "a", "type": "human", "human_timeout_seconds": -1}), "a number above 0"),
+        (an_orchestration({"id": "a", "type": "merge"}), "is of type merge and needs input_keys"),
+        (an_orchestration({"id": "a", "type": "extract_json"}), "is of type extract_json and needs input_keys"),
+        (
+            an_orchestration({"id": "a", "type": "merge", "input_keys": ["k"], "merge_strategy": "zip"}),
+            "has the merge_strategy 'zip'; it is one of list, concat, dict",
+        ),
         (an_orchestration(a_print("a", print_content={})), "print_content that is no text"),
         (an_orchestration(a_print("a", max_iterations="many")), "max_iterations 'many', which is no number"),
         (an_orchestration(a_print("a", max_iterations=1.5)), "max_iterations 1.5; it is a whole number of at least 0"),
@@ -191,6 +229,26 @@ def test_definitions_that_would_go_astray(document: Document, words: str) -> Non
 
 def test_the_source_is_named() -> None:
     assert refused({}, source="triage.json").startswith("triage.json: ")
+
+
+def test_a_branch_that_names_its_first_step_goes_on_to_where_the_branches_meet() -> None:
+    definition = a_definition(
+        a_parallel("p", ["a"], ["c", "d"], ["e"], [], next_step_id="m"),
+        a_print("a", next_step_id="b"),
+        a_print("b", next_step_id="m"),
+        a_print("c", next_step_id="x"),
+        a_print("d"),
+        a_print("e", next_step_id="f"),
+        a_print("f", next_step_id="e"),
+        a_print("m"),
+        a_print("x"),
+    )
+    assert definition.steps["p"].parallel_branches == (("a", "b"), ("c", "d"), ("e", "f"))
+
+
+def test_a_loop_has_three_iterations_when_it_does_not_say() -> None:
+    loop = a_definition(a_loop("l", "a", loop_count=None), a_print("a")).steps["l"]
+    assert (loop.loop_count, loop.loop_step_ids) == (3, ("a",))
 
 
 def test_an_empty_text_to_print_is_a_choice() -> None:

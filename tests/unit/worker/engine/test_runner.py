@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synapse_worker.engine.frames import MAIN, Cursor, CursorUnreadable, Frame
+from synapse_worker.engine.frames import Cursor, CursorUnreadable, MainFrame
 from synapse_worker.engine.model import Definition, Step
-from synapse_worker.engine.outcome import StepOutcome
 from synapse_worker.engine.runner import (
     Execute,
     Fail,
@@ -32,8 +31,8 @@ def walk(definition: Definition, route: Route = lambda step: step.next_step_id) 
     cursor = begin(definition)
     done: list[str] = []
     while True:
-        decision = decide(definition, cursor)
-        assert decide(definition, Cursor.from_json(cursor.to_json())) == decision
+        (decision,) = decide(definition, cursor)
+        assert decide(definition, Cursor.from_json(cursor.to_json())) == [decision]
         if isinstance(decision, Finish | Fail):
             return done, decision
         if isinstance(decision, LimitReached):
@@ -41,9 +40,10 @@ def walk(definition: Definition, route: Route = lambda step: step.next_step_id) 
             done.append(f"-{decision.step.id}")
             cursor = decision.cursor
             continue
+        assert isinstance(decision, Execute)
         assert decision.visit == cursor.visits_of(decision.step.id) + 1
         done.append(decision.step.id)
-        cursor = advance(cursor, decision.step, StepOutcome(route(decision.step)))
+        cursor = advance(definition, cursor, decision, route(decision.step))
 
 
 def test_a_chain() -> None:
@@ -82,11 +82,11 @@ def test_a_step_that_may_run_never() -> None:
 
 def test_limit_reached_says_the_numbers() -> None:
     definition = a_definition(a_print("a", max_iterations=2, next_step_id="b"), a_print("b"))
-    cursor = Cursor((Frame(MAIN, "a"),), {"a": 2}, 2)
-    decision = decide(definition, cursor)
+    cursor = Cursor((MainFrame("a"),), {"a": 2}, 2)
+    (decision,) = decide(definition, cursor)
     assert isinstance(decision, LimitReached)
     assert (decision.step.id, decision.iterations, decision.max_iterations) == ("a", 2, 2)
-    assert decision.cursor == Cursor((Frame(MAIN, "b"),), {"a": 2}, 2)
+    assert decision.cursor == Cursor((MainFrame("b"),), {"a": 2}, 2)
 
 
 def test_more_steps_than_max_total_turns() -> None:
@@ -113,7 +113,7 @@ def test_an_unknown_step() -> None:
 
 def test_the_visit_counts_finished_rows() -> None:
     definition = a_definition(a_print("a"))
-    assert decide(definition, Cursor((Frame(MAIN, "a"),), {"a": 1}, 1)) == Execute(definition.steps["a"], 2)
+    assert decide(definition, Cursor((MainFrame("a"),), {"a": 1}, 1)) == [Execute(definition.steps["a"], 2)]
 
 
 @searched
@@ -193,7 +193,7 @@ def test_a_run_without_a_cursor_is_resumed_at_its_failed_step(
 ) -> None:
     definition = a_definition(a_print("a", next_step_id="b"), a_print("b"))
     cursor = resume(definition, history)
-    decision = decide(definition, cursor)
+    (decision,) = decide(definition, cursor)
     assert isinstance(decision, Execute)
     assert (decision.step.id, decision.visit) == expected
     assert cursor.steps_done == sum(each["status"] == "completed" for each in history)
@@ -201,7 +201,8 @@ def test_a_run_without_a_cursor_is_resumed_at_its_failed_step(
 
 def test_a_failed_step_that_the_definition_has_no_more_ends_the_run() -> None:
     definition = a_definition(a_print("a"))
-    assert isinstance(decide(definition, resume(definition, [entry("gone", "failed")])), Fail)
+    (decision,) = decide(definition, resume(definition, [entry("gone", "failed")]))
+    assert isinstance(decision, Fail)
 
 
 def test_finished_steps_without_a_failed_one_say_not_where_to_go_on() -> None:

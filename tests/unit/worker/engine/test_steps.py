@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+
 import pytest
 
-from synapse_worker.engine.errors import CodeFailed, CodeLimit
+from synapse_worker.engine.errors import CodeFailed, CodeLimit, StepFailed
+from synapse_worker.engine.json_values import JsonValue
 from synapse_worker.engine.outcome import StepOutcome
 from synapse_worker.engine.sandbox import Sandbox
-from synapse_worker.engine.steps import EXECUTORS, StepContext
+from synapse_worker.engine.steps import EXECUTORS, NestedResult, StepContext, human
 from tests.unit.worker.engine.documents import Document, a_definition, a_print
 
 STATE = {"score": 0.9, "kind": "bug", "n": 3, "flag": True, "items": [1, 2]}
 
 
-async def outcome(sandbox: Sandbox, fields: Document) -> StepOutcome:
-    definition = a_definition({"id": "s", "name": "Step", **fields}, a_print("yes"), a_print("no"), a_print("next"))
+async def nobody(document: Mapping[str, object], given: JsonValue, number: int) -> NestedResult:
+    raise AssertionError("these steps run nothing inside them")
+
+
+async def outcome(sandbox: Sandbox, fields: Document, state: Mapping[str, object] = STATE) -> StepOutcome:
+    definition = a_definition(
+        {"id": "s", "name": "Step", **fields},
+        a_print("yes", output_key="kind"),
+        a_print("no"),
+        a_print("next"),
+    )
     step = definition.steps["s"]
-    return await EXECUTORS[step.type](step, STATE, StepContext(sandbox, "run_1:s:1"))
+    context = StepContext(definition=definition, sandbox=sandbox, idempotency_key="run_1:s:1", nested=nobody)
+    return await EXECUTORS[step.type](step, state, context)
 
 
 def names(result: StepOutcome) -> list[object]:
@@ -140,3 +154,90 @@ async def test_a_transform_keeps_to_its_steps_timeout(sandbox: Sandbox) -> None:
 async def test_end(sandbox: Sandbox) -> None:
     result = await outcome(sandbox, {"type": "end", "next_step_id": "next"})
     assert (result.next_step_id, result.output, list(result.events)) == (None, {}, [])
+
+
+@pytest.mark.parametrize(
+    ("strategy", "merged"),
+    [
+        ("list", [{"source": "YES (yes)", "data": "bug"}, {"source": "items", "data": [1, 2]}]),
+        (None, [{"source": "YES (yes)", "data": "bug"}, {"source": "items", "data": [1, 2]}]),
+        ("DICT", {"YES (yes)": "bug", "items": [1, 2]}),
+        ("concat", "[YES (yes)]:\nbug\n\n[items]:\n[1, 2]"),
+    ],
+)
+async def test_merge(sandbox: Sandbox, strategy: str | None, merged: object) -> None:
+    fields = {"type": "merge", "input_keys": ["kind", "missing", "items"], "merge_strategy": strategy}
+    result = await outcome(sandbox, {**fields, "output_key": "m", "next_step_id": "next"})
+    assert (result.output, result.next_step_id) == ({"m": merged}, "next")
+    (event,) = result.events
+    assert (event["type"], event["input_count"], event["strategy"]) == (
+        "merge_complete",
+        2,
+        (strategy or "list").lower(),
+    )
+
+
+async def test_merge_of_nothing(sandbox: Sandbox) -> None:
+    result = await outcome(sandbox, {"type": "merge", "input_keys": ["missing"], "output_key": "m"})
+    assert result.output == {"m": []}
+
+
+@pytest.mark.parametrize(
+    ("texts", "found"),
+    [
+        (['{"a": 1}'], {"a": 1}),
+        (["  [1, 2]\n"], [1, 2]),
+        (["3"], 3),
+        (['Sure! Here it is:\n```json\n{"a": [1, {"b": "}"}]}\n```\nAnything else?'], {"a": [1, {"b": "}"}]}),
+        (['first {"a": 1}, then [2] (see [docs](http://x)) and {broken'], [{"a": 1}, [2]]),
+        (['{"a": 1}', 'and {"b": 2}'], [{"a": 1}, {"b": 2}]),
+        ([{"already": True}], {"already": True}),
+        (['x {"bad": NaN} {"good": 1}'], {"good": 1}),
+        (['{"a": {"b": 1}'], {"b": 1}),
+    ],
+)
+async def test_extract_json(sandbox: Sandbox, texts: list[object], found: object) -> None:
+    state = {f"k{number}": text for number, text in enumerate(texts)}
+    fields: Document = {"type": "extract_json", "input_keys": list(state), "output_key": "j", "next_step_id": "next"}
+    result = await outcome(sandbox, fields, state)
+    assert (result.output, result.next_step_id) == ({"j": found}, "next")
+
+
+@pytest.mark.parametrize("text", ["no JSON here", "", "{unquoted: 1}", None, 7])
+async def test_extract_json_without_any_fails(sandbox: Sandbox, text: object) -> None:
+    with pytest.raises(StepFailed, match="there is no JSON in k"):
+        await outcome(sandbox, {"type": "extract_json", "input_keys": ["k"]}, {"k": text})
+
+
+async def test_extract_json_gives_up_on_hostile_text(sandbox: Sandbox) -> None:
+    began = time.monotonic()
+    hostile = "[" * 900 + "1," * 200_000 + "[" * 200_000
+    with pytest.raises(StepFailed):
+        await outcome(sandbox, {"type": "extract_json", "input_keys": ["k"]}, {"k": hostile})
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("answer", ["yes", {"name": "Ada", "age": 36}])
+@pytest.mark.parametrize("output_key", ["approval", None])
+def test_an_answer_is_stored_twice(answer: JsonValue, output_key: str | None) -> None:
+    step = a_definition({"id": "h", "type": "human", "output_key": output_key, "next_step_id": None}).steps["h"]
+    result = human.answered(step, answer)
+    assert result.output == {"human_response": answer, **({"approval": answer} if output_key else {})}
+
+
+def test_what_a_human_is_asked() -> None:
+    fields: list[JsonValue] = [{"name": "ok", "type": "boolean", "label": "All good?"}]
+    document: Document = {
+        "id": "h",
+        "type": "human",
+        "human_prompt": "About {state.kind}: {state.gone}",
+        "human_fields": fields,
+        "input_keys": ["gone", "n"],
+        "human_timeout_seconds": "90",
+    }
+    step = a_definition(document).steps["h"]
+    asked = human.question(step, 2, STATE)
+    assert (asked.prompt, list(asked.fields), asked.context) == ("About bug: {state.gone}", fields, "3")
+    assert step.human_timeout_seconds == 90
+    bare = human.question(a_definition({"id": "h", "type": "human"}).steps["h"], 1, STATE)
+    assert (bare.prompt, list(bare.fields), bare.context) == ("Please provide input to continue.", [], None)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from synapse_worker.engine.model import StepType
-from synapse_worker.engine.steps import end, if_else, print_text, switch, transform
-from synapse_worker.engine.steps.context import Executor, StepContext
+from synapse_worker.engine.steps import end, extract_json, if_else, merge, print_text, switch, transform
+from synapse_worker.engine.steps.context import Executor, NestedResult, StepContext
 
 EXECUTORS: Mapping[StepType, Executor] = MappingProxyType(
     {
@@ -16,8 +16,10 @@ EXECUTORS: Mapping[StepType, Executor] = MappingProxyType(
         StepType.SWITCH: switch.execute,
         StepType.TRANSFORM: transform.execute,
         StepType.END: end.execute,
+        StepType.MERGE: merge.execute,
+        StepType.EXTRACT_JSON: extract_json.execute,
     }
 )
 """Step type -> its executor; the same types as `model.RUNNABLE`."""
 
-__all__ = ["EXECUTORS", "Executor", "StepContext"]
+__all__ = ["EXECUTORS", "Executor", "NestedResult", "StepContext"]
