@@ -11,7 +11,7 @@ import asyncio
 import json
 import logging
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from itertools import groupby
 
@@ -28,6 +28,7 @@ BATCH = 50
 _AT_ONCE = 8
 _LEASE_SECONDS = 120.0
 _PAUSE_SECONDS = 0.5
+_SHORT_PAUSE_SECONDS = 0.05
 _IDLE_SECONDS = 15.0
 _GIVE_UP_DAYS = 30
 
@@ -35,7 +36,18 @@ _GIVE_UP_DAYS = 30
 class RunLogs:
     """Writes the logs that are due. Run `keep` as a task."""
 
-    def __init__(self, database: Database, blobs: Blobs, gate: StoreGate) -> None:
+    def __init__(
+        self, database: Database, blobs: Blobs, gate: StoreGate, *, busy: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Make a writer.
+
+        Args:
+            database: where it is noted what is due.
+            blobs: where logs go.
+            gate: whether the stores answer.
+            busy: whether runs need all that this process has; logs then go slowly.
+        """
+        self._busy = busy
         self._database = database
         self._blobs = blobs
         self._gate = gate
@@ -54,7 +66,10 @@ class RunLogs:
                     self._gate.trip(error)
                 except Exception:
                     log.exception("writing run logs met an unexpected error; it goes on")
-            pause = _PAUSE_SECONDS if done else min(_IDLE_SECONDS, pause * 2)
+            if done == BATCH and not self._busy():
+                pause = _SHORT_PAUSE_SECONDS
+            else:
+                pause = _PAUSE_SECONDS if done else min(_IDLE_SECONDS, max(pause, _PAUSE_SECONDS) * 2)
 
     async def write_due(self) -> int:
         """Write one batch; returns how many logs."""
