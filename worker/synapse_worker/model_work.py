@@ -145,7 +145,7 @@ class StepTurns:
         self._definition = definition
         self._document = document
         self._halts = halts
-        self._rows = stored.rows
+        self._rows = dict(stored.rows)
         self._last = max(stored.rows, default=0)
         self._told = told
         self._run_cost = stored.run_cost_usd
@@ -194,6 +194,7 @@ class StepTurns:
         )
         if cost is None:
             raise OwnershipLost(self._run.run_id)
+        self._rows[turn] = row  # the step may be done again here, after a store was away
         self._document = None
         self._run_cost = cost
         self.tokens += done.tokens
