@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
 from synapse_worker.engine.json_values import JsonValue
-from synapse_worker.engine.tools.vault import MOST_FILES, READ_BYTES, vault_read, vault_tools, vault_write
+from synapse_worker.engine.tools.toolbox import ToolFailed
+from synapse_worker.engine.tools.vault import MOST_FILES, READ_BYTES, Vault, vault_read, vault_tools, vault_write
 from synapse_worker.errors import StoreRefused
+from synapse_worker.store import definitions
 from synapse_worker.store.blobs import Blobs, chunks_of, vault_key
 from synapse_worker.store.database import Database
+from synapse_worker.store.definitions import Document
 from synapse_worker.store.local_blobs import LocalBlobs
 from synapse_worker.store.s3_blobs import S3Blobs
+from tests.support.model_server import model_server, script
+from tests.support.runs import enqueue, store, until
 from tests.support.s3 import Rights, S3Server
-from tests.support.workers import command
+from tests.support.workers import StartWorker, chain, command
 
 VISIT = "run_1:report:1"
 
@@ -23,9 +30,13 @@ VISIT = "run_1:report:1"
 async def use(
     blobs: Blobs, name: str, *, tenant: str = "acme", visit: str = VISIT, **arguments: JsonValue
 ) -> JsonValue:
-    """Call a tool as a step does."""
-    (tool,) = (tool for tool in vault_tools(blobs, tenant, visit) if tool.name == name)
-    return await tool.call(arguments)
+    """Call a tool as a step's toolbox does; what the model is told of a failure is under `error`."""
+    (tool,) = (tool for tool in vault_tools(Vault(blobs, tenant)) if tool.name == name)
+    try:
+        answer: JsonValue = json.loads(await tool.call(arguments, visit))
+    except ToolFailed as error:
+        return {"error": str(error)}
+    return answer
 
 
 async def test_what_one_step_writes_another_reads(blobs: Blobs) -> None:
@@ -140,7 +151,7 @@ async def test_a_store_that_refuses_is_no_answer_for_a_model(s3_server: S3Server
 
 
 async def test_schemas_name_every_argument(tmp_path: Path) -> None:
-    tools = vault_tools(LocalBlobs(tmp_path), "acme", VISIT)
+    tools = vault_tools(Vault(LocalBlobs(tmp_path), "acme"))
     assert [tool.name for tool in tools] == ["vault_list", "vault_read", "vault_write"]
     assert [tool.schema["required"] for tool in tools] == [[], ["path"], ["path", "content"]]
     assert all(tool.schema["additionalProperties"] is False and tool.description for tool in tools)
@@ -179,3 +190,34 @@ def test_only_one_of_the_keys_ends_a_command(postgres_url: str) -> None:
     done = command("redis://unused:1", postgres_url, "vault", "ls", S3_BUCKET="b" * 5, S3_ACCESS_KEY_ID="AKIA")
     assert done.returncode == 1
     assert "S3_ACCESS_KEY_ID is set and S3_SECRET_ACCESS_KEY is not; accepted: both, or neither" in done.stderr
+
+
+async def test_agents_on_two_workers_share_a_file_through_s3(
+    database: Database,
+    redis_client: Redis,
+    s3_server: S3Server,
+    start_worker: StartWorker,
+    tmp_path: Path,
+) -> None:
+    """What an agent writes on one worker, an agent on another reads; neither has the other's disk."""
+    bucket = s3_server.new_bucket()
+    writes = script({"call": "vault_write", "args": {"path": "plan.md", "content": "# Plan"}}, {"say": "written"})
+    reads = script({"call": "vault_read", "args": {"path": "plan.md"}}, {"say": "$last"})
+    agent = {"id": "a", "name": "Ada", "system_prompt": "", "tools": ["vault_read", "vault_write"]}
+    await definitions.upsert(database, [Document(definitions.AGENTS, "a", "Ada", "", agent)], tenant_id="default")
+    for name, prompt in (("writes", writes), ("reads", reads)):
+        step = {"id": "s", "type": "agent", "agent_id": "a", "prompt_template": prompt, "output_key": "out"}
+        await store(database, chain(name, [step]))
+    with model_server() as models:
+        rows = [Document(definitions.SETTINGS, key, "", "", value) for key, value in models.settings().items()]
+        await definitions.upsert(database, rows, tenant_id="default")
+        for name in ("writes", "reads"):
+            variables = {**s3_server.environment(bucket), "SYNAPSE_DATA_DIR": str(tmp_path / name)}
+            worker = start_worker(**variables).wait_ready()
+            run_id = await enqueue(database, redis_client, name)
+            done = await until(database, run_id, "completed", "failed")
+            assert done.status == "completed", done.error
+            worker.signal(signal.SIGTERM)
+            assert worker.wait() == 0
+    assert json.loads(str(done.state["out"]))["content"] == "# Plan"
+    assert "synapse/vault/default/plan.md" in s3_server.keys(bucket)

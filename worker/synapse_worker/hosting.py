@@ -24,6 +24,7 @@ from synapse_worker.queueing.reservations import Reservations
 from synapse_worker.queueing.served import Served
 from synapse_worker.settings import Settings
 from synapse_worker.store import tenants
+from synapse_worker.store.blobs import Blobs
 from synapse_worker.store.database import Database
 from synapse_worker.surroundings import Surroundings
 from synapse_worker.telemetry import Metrics
@@ -44,6 +45,7 @@ async def hosting(
     database: Database,
     client: Redis,
     gate: StoreGate,
+    blobs: Blobs,
     served: Served,
     settings: Settings,
     known_tenants: Mapping[str, tenants.Tenant],
@@ -66,7 +68,9 @@ async def hosting(
             lease_seconds=settings.lease_seconds,
             default_tenant=settings.default_tenant_id,
         )
-        jobs = Jobs(Surroundings(database, client, gate, events, sandbox, models, reservations, metrics, settings))
+        jobs = Jobs(
+            Surroundings(database, client, gate, events, sandbox, models, blobs, reservations, metrics, settings)
+        )
         beside = [asyncio.create_task(work) for work in (events.write(), jobs.watch_cancels(), reservations.keep())]
         try:
             yield Host(jobs, reservations)

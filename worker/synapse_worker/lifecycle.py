@@ -165,7 +165,7 @@ class Worker:
             background.append(asyncio.create_task(pool.keep()))
         served = self._served = Served([open_queue(keys.queue(shard)) for shard in self._named_shards], pool)
         async with (
-            hosting(database, client, gate, served, settings, self._tenants, self._metrics) as host,
+            hosting(database, client, gate, self._blobs, served, settings, self._tenants, self._metrics) as host,
             Egress(settings.webhook_allow) as egress,
         ):
             loop = ClaimLoop(

@@ -18,7 +18,7 @@ from synapse_worker.engine.runner import Execute
 from synapse_worker.engine.snapshot import Snapshot, collect
 from synapse_worker.engine.steps.context import ModelMeans
 from synapse_worker.engine.steps.suspension import Halted
-from synapse_worker.engine.tools import ToolSecrets
+from synapse_worker.engine.tools import ToolSecrets, Vault
 from synapse_worker.engine.turns import Done
 from synapse_worker.errors import OwnershipLost, StoreRefused, StoreUnavailable
 from synapse_worker.store import definitions, turns
@@ -76,6 +76,7 @@ class ModelWork:
             providers=self._providers,
             snapshot=self._snapshot,
             secrets=self._secrets,
+            vault=Vault(self._with.blobs, run.tenant_id),
             past=tuple(history),
             turns=turns,
         )
@@ -144,7 +145,7 @@ class StepTurns:
         self._definition = definition
         self._document = document
         self._halts = halts
-        self._rows = stored.rows
+        self._rows = dict(stored.rows)
         self._last = max(stored.rows, default=0)
         self._told = told
         self._run_cost = stored.run_cost_usd
@@ -193,6 +194,7 @@ class StepTurns:
         )
         if cost is None:
             raise OwnershipLost(self._run.run_id)
+        self._rows[turn] = row  # the step may be done again here, after a store was away
         self._document = None
         self._run_cost = cost
         self.tokens += done.tokens

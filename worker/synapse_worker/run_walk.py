@@ -247,18 +247,8 @@ class Walk:
             means=means,
         )
         try:
-            async with asyncio.timeout(step.timeout_seconds) as timer:
-                outcome = await EXECUTORS[step.type](step, self.state, context)
-        except TimeoutError:
-            if not timer.expired():
-                raise
-            sentence = f"{step.title} took longer than its timeout_seconds ({step.timeout_seconds:g})"
-            if turns is not None:
-                await turns.forget()
-            if not task.in_loop:
-                raise self._failed(task, started_at, sentence) from None
-            await self._go_on_without(task, started_at, sentence)
-            return
+            # A store of ours that a step needs is waited for, outside the step's own time, as at a checkpoint.
+            outcome = await self.surroundings.persist(lambda: self._in_time(step, context))
         except Suspended as reason:
             self._suspended[task.path] = reason
             return
@@ -269,12 +259,30 @@ class Walk:
             if turns is not None:
                 await turns.forget()
             raise self._failed(task, started_at, sentence) from None
+        if outcome is None:
+            sentence = f"{step.title} took longer than its timeout_seconds ({step.timeout_seconds:g})"
+            if turns is not None:
+                await turns.forget()
+            if not task.in_loop:
+                raise self._failed(task, started_at, sentence)
+            await self._go_on_without(task, started_at, sentence)
+            return
         duration = time.monotonic() - began
         said: list[Mapping[str, object]] = [*outcome.events, run_events.step_complete(step, duration)]
         events = run_events.numbered(run_id, step, visit, said, first=1)
         await self._checkpoint(task, outcome, started_at, duration, events)
         if turns is not None:
             await turns.forget()
+
+    async def _in_time(self, step: Step, context: StepContext) -> StepOutcome | None:
+        """Do a step's work; None = it took longer than its timeout_seconds."""
+        try:
+            async with asyncio.timeout(step.timeout_seconds) as timer:
+                return await EXECUTORS[step.type](step, self.state, context)
+        except TimeoutError:
+            if not timer.expired():
+                raise
+            return None
 
     def _failed(self, task: Execute, started_at: datetime, sentence: str) -> JobFailed:
         duration = (datetime.now(UTC) - started_at).total_seconds()

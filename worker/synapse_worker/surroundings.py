@@ -16,6 +16,7 @@ from synapse_worker.events import EventWriter
 from synapse_worker.gate import StoreGate
 from synapse_worker.queueing.reservations import Reservations
 from synapse_worker.settings import Settings
+from synapse_worker.store.blobs import Blobs
 from synapse_worker.store.database import Database
 from synapse_worker.telemetry import Metrics
 
@@ -32,6 +33,7 @@ class Surroundings:
     events: EventWriter
     sandbox: Sandbox
     models: Models
+    blobs: Blobs
     reservations: Reservations
     metrics: Metrics
     settings: Settings

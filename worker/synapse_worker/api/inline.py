@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from redis.asyncio import Redis
 
+from synapse_worker.connections import open_blobs
 from synapse_worker.errors import StoreUnavailable
 from synapse_worker.gate import StoreGate
 from synapse_worker.queueing.by_id import ChosenJobs
@@ -101,8 +102,10 @@ class Inline:
 
             own = replace(settings, worker_id=self._worker_id)
             known = await tenants.read_all(self._database)
+            blobs = open_blobs(own.s3, own.data_dir)
+            self._stack.push_async_callback(blobs.close)
             host = await self._stack.enter_async_context(
-                hosting(self._database, self._client, self._gate, self._served, own, known, Metrics())
+                hosting(self._database, self._client, self._gate, blobs, self._served, own, known, Metrics())
             )
             self._settings = own
             self._loop = ClaimLoop(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from synapse_worker.store import run_logs
 from synapse_worker.store.claims import OwnedRun
 from synapse_worker.store.database import Database, from_jsonb
 from synapse_worker.store.runs import RunStatus
@@ -78,11 +79,16 @@ async def adopt(database: Database, root: OwnedRun, *, run_id: str, orchestratio
 async def end_with(database: Database, root: OwnedRun, status: RunStatus) -> None:
     """End what is still open inside a run that is about to end so itself, while its claim owns it."""
     await database.execute(
-        """
-        UPDATE orchestration_runs SET status = $3, error = 'the run that it is nested in has ended', ended_at = now(),
-               waiting_for_human = false
-         WHERE root_run_id = $1 AND claim = $2 AND status IN ('running', 'paused')
-        """,
+        f"""
+        WITH ended AS (
+          UPDATE orchestration_runs
+             SET status = $3, error = 'the run that it is nested in has ended', ended_at = now(),
+                 waiting_for_human = false
+           WHERE root_run_id = $1 AND claim = $2 AND status IN ('running', 'paused')
+          RETURNING run_id, tenant_id, claim, status, error, ended_at),
+        {run_logs.due("ended")}
+        SELECT 1
+        """,  # noqa: S608 - no value in it
         root.run_id,
         root.claim,
         status.value,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from synapse_worker.store import run_logs
 from synapse_worker.store.claims import OwnedRun, State
 from synapse_worker.store.database import Database, from_jsonb, to_jsonb
 from synapse_worker.store.runs import Folded
@@ -57,7 +58,7 @@ async def pause(database: Database, run: OwnedRun, pause: Pause, *, active_secon
         paused it already.
     """
     row = await database.fetchrow(
-        """
+        f"""
         WITH owned AS (
           UPDATE orchestration_runs
              SET status = 'paused', waiting_for_human = true, human_prompt = $3, human_fields = $4::jsonb,
@@ -66,14 +67,16 @@ async def pause(database: Database, run: OwnedRun, pause: Pause, *, active_secon
                  human_deadline = now() + make_interval(secs => $9),
                  nested_run_id = $10, nested_orch_id = $11,
                  shared_state = $12::jsonb, step_history = $13::jsonb, folded_steps = $14
-           WHERE run_id = $1 AND claim = $2 AND status = 'running' RETURNING run_id, claim),
+           WHERE run_id = $1 AND claim = $2 AND status = 'running'
+          RETURNING run_id, tenant_id, claim, status, error, ended_at),
+        {run_logs.due("owned")},
         ledger AS (
           UPDATE job_ledger l
              SET outcome = 'paused', owner = NULL, ended_at = now(), active_seconds = l.active_seconds + $16
             FROM owned o WHERE l.job_id = $15 AND l.claim = o.claim)
         SELECT EXISTS (SELECT 1 FROM owned) OR EXISTS (
           SELECT 1 FROM orchestration_runs WHERE run_id = $1 AND claim = $2 AND status = 'paused') AS paused
-        """,
+        """,  # noqa: S608 - no value in it
         run.run_id,
         run.claim,
         pause.question.prompt,

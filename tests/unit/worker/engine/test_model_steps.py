@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
@@ -17,8 +18,9 @@ from synapse_worker.engine.sandbox import Sandbox
 from synapse_worker.engine.snapshot import Snapshot
 from synapse_worker.engine.steps import EXECUTORS, NestedResult, StepContext
 from synapse_worker.engine.steps.context import ModelMeans
-from synapse_worker.engine.tools import ToolSecrets
+from synapse_worker.engine.tools import ToolSecrets, Vault
 from synapse_worker.engine.turns import Done
+from synapse_worker.store.local_blobs import LocalBlobs
 from tests.support.mcp_server import mcp_server
 from tests.support.model_server import ModelServer, call, model_server, script
 from tests.unit.worker.engine.documents import Document, a_definition, a_print
@@ -98,6 +100,7 @@ class Bench:
             providers=Providers(self._server.settings()),
             snapshot=self.snapshot,
             secrets=ToolSecrets(),
+            vault=Vault(LocalBlobs(Path("/nonexistent")), "acme"),
             past=past,
             turns=self.turns,
         )

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
@@ -14,9 +15,12 @@ from synapse_worker.engine.json_values import JsonObject
 from synapse_worker.engine.models import ToolCall
 from synapse_worker.engine.sandbox import Sandbox
 from synapse_worker.engine.snapshot import Snapshot
-from synapse_worker.engine.tools import ToolSecrets, open_tools
+from synapse_worker.engine.tools import ToolSecrets, Vault, open_tools
 from synapse_worker.engine.tools.http_tool import MAX_BYTES, filled
 from synapse_worker.engine.tools.toolbox import MAX_RESULT_CHARACTERS, Tool, Toolbox, ToolFailed
+from synapse_worker.store.local_blobs import LocalBlobs
+
+VAULT = Vault(LocalBlobs(Path("/nonexistent")), "acme")
 
 
 class Endpoint:
@@ -74,7 +78,7 @@ async def call_tool(
     """Call a custom tool as an agent would; returns what the model is told, and whether it failed."""
     snapshot = Snapshot(tools={"t": {"name": "t", **document}})
     headers = {"t": {name: SecretStr(value) for name, value in (secrets or {}).items()}}
-    async with open_tools(["t"], (), snapshot, ToolSecrets(headers=headers), sandbox) as toolbox:
+    async with open_tools(["t"], (), snapshot, ToolSecrets(headers=headers), sandbox, VAULT) as toolbox:
         result = await toolbox.call(ToolCall("1", "t", json.dumps(arguments)), "run_1:s:1:2")
     return result.content, result.failed
 
@@ -214,7 +218,9 @@ async def test_a_long_result_is_cut_and_says_so() -> None:
         (["a", "b"], [], ["a", "b"], ()),
         (["a", "b", "no"], [], ["a", "b"], ("no",)),
         (["a", "b"], ["b", "c"], ["b"], ()),
-        (["all"], [], ["a", "b", "c"], ()),
+        (["all"], [], ["a", "b", "c", "vault_list", "vault_read", "vault_write"], ()),
+        (["a", "vault_read"], [], ["a", "vault_read"], ()),
+        (["all"], ["vault_list"], ["vault_list"], ()),
         (["all"], ["c"], ["c"], ()),
         ([], ["a"], [], ()),
     ],
@@ -223,6 +229,6 @@ async def test_a_step_narrows_its_agents_tools(
     sandbox: Sandbox, names: list[str], allowed: list[str], expected: list[str], missing: tuple[str, ...]
 ) -> None:
     snapshot = Snapshot(tools={key: {"name": key, "url": "https://x.example"} for key in "abc"})
-    async with open_tools(names, allowed, snapshot, ToolSecrets(), sandbox) as toolbox:
+    async with open_tools(names, allowed, snapshot, ToolSecrets(), sandbox, VAULT) as toolbox:
         assert [spec.name for spec in toolbox.specs] == expected
         assert toolbox.missing == missing

@@ -34,7 +34,9 @@ async def execute(step: Step, state: Mapping[str, object], context: StepContext)
     conversation = Conversation(step, context, endpoint, agent.system_prompt)
     conversation.say(task)
     most = step.max_turns or agent.max_turns or DEFAULT_MAX_TURNS
-    async with open_tools(agent.tools, step.allowed_tools, means.snapshot, means.secrets, context.sandbox) as toolbox:
+    async with open_tools(
+        agent.tools, step.allowed_tools, means.snapshot, means.secrets, context.sandbox, means.vault
+    ) as toolbox:
         warnings = [
             event("step_warning", step, message=f"The tool {name!r} of agent {agent.name!r} is not there.")
             for name in toolbox.missing

@@ -13,7 +13,7 @@ from synapse_worker.engine.outcome import StepOutcome
 from synapse_worker.engine.providers import Providers
 from synapse_worker.engine.sandbox import Sandbox
 from synapse_worker.engine.snapshot import Snapshot
-from synapse_worker.engine.tools import ToolSecrets
+from synapse_worker.engine.tools import ToolSecrets, Vault
 from synapse_worker.engine.turns import Turns
 
 EXPRESSION_SECONDS = 2.0
@@ -31,6 +31,7 @@ class ModelMeans:
         models: asks them.
         providers: where a model's name is asked, by the settings of this job's start.
         snapshot: the definitions that the run keeps, and `secrets` what those do without.
+        vault: the files of the run's tenant.
         past: the run's step_history before this visit, oldest first.
         turns: does each turn of this visit once.
     """
@@ -39,6 +40,7 @@ class ModelMeans:
     providers: Providers
     snapshot: Snapshot
     secrets: ToolSecrets
+    vault: Vault
     past: Sequence[Mapping[str, object]]
     turns: Turns
 

@@ -23,7 +23,9 @@ async def execute(step: Step, state: Mapping[str, object], context: StepContext)
     conversation = Conversation(step, context, means.providers.endpoint(step.model))
     conversation.say(prompts.task(step, step.prompt_template, state, context.definition, means.past))
     wrong = "the model did not call it"
-    async with open_tools([step.forced_tool], (), means.snapshot, means.secrets, context.sandbox) as toolbox:
+    async with open_tools(
+        [step.forced_tool], (), means.snapshot, means.secrets, context.sandbox, means.vault
+    ) as toolbox:
         if toolbox.missing or not toolbox.specs:
             raise DefinitionError(
                 f"there is no tool {step.forced_tool!r}: neither a custom tool nor an MCP server has one of that name"

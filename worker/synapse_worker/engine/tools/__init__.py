@@ -1,9 +1,9 @@
-"""What models may call: custom tools over HTTP and in Python, the tools of MCP servers and those
-that the worker itself brings, behind one `Toolbox`."""
+"""What models may call: custom tools (HTTP, Python), tools of MCP servers and of the vault, behind one `Toolbox`."""
 
 from __future__ import annotations
 
 from synapse_worker.engine.tools.opening import ToolSecrets, open_tools
 from synapse_worker.engine.tools.toolbox import Toolbox
+from synapse_worker.engine.tools.vault import Vault
 
-__all__ = ["ToolSecrets", "Toolbox", "open_tools"]
+__all__ = ["ToolSecrets", "Toolbox", "Vault", "open_tools"]

@@ -17,6 +17,7 @@ from synapse_worker.engine.tools.http_tool import http_tool
 from synapse_worker.engine.tools.mcp_tools import is_stdio, mcp_tools
 from synapse_worker.engine.tools.python_tool import python_tool
 from synapse_worker.engine.tools.toolbox import Tool, Toolbox
+from synapse_worker.engine.tools.vault import Vault, vault_tools
 
 log = logging.getLogger(__name__)
 
@@ -43,15 +44,17 @@ async def open_tools(
     snapshot: Snapshot,
     secrets: ToolSecrets,
     sandbox: Sandbox,
+    vault: Vault,
 ) -> AsyncIterator[Toolbox]:
     """Open the tools of an agent for the time of one step.
 
     Args:
-        names: of custom tools, of MCP tools (`server__tool` or bare), or ALL_TOOLS.
+        names: of custom tools, of MCP tools (`server__tool` or bare), of the vault's, or ALL_TOOLS.
         allowed: narrows them; empty = all of them.
         snapshot: the definitions that the run keeps.
         secrets: what those do without.
         sandbox: runs the tools that are scripts.
+        vault: whose files the vault's tools are about; a custom tool of one of their names takes its place.
 
     Raises:
         DefinitionError: an MCP server that is named cannot be used by workers at all.
@@ -70,8 +73,10 @@ async def open_tools(
             for key, document in snapshot.tools.items()
             if everything or key in wanted or document.get("name") in wanted
         ]
-        tools = [*custom]
-        others = wanted - {tool.name for tool in custom} - snapshot.tools.keys()
+        taken = {tool.name for tool in custom}
+        ours = [tool for tool in vault_tools(vault) if (everything or tool.name in wanted) and tool.name not in taken]
+        tools = [*custom, *ours]
+        others = wanted - {tool.name for tool in tools} - snapshot.tools.keys()
         for server, document in snapshot.mcp_servers.items():
             named = {name for name in others if name.startswith(f"{server}__")}
             bare = {name for name in others if "__" not in name}

@@ -1,10 +1,10 @@
 """The tools by which agents read and write their tenant's vault files: vault_list, vault_read, vault_write.
 
-What a model asked for wrongly (a name, an argument) is an answer with `error` in it, so that it can ask again. A store
-that is away or refuses us is raised: it says nothing about the question.
+What a model asked for wrongly (a name, an argument) is told to it, so that it can ask again. A store that is away or
+refuses us is raised: it says nothing about the question.
 
-A write names the step's visit. When the visit is done again after a crash, the same content for the same path is not
-written a second time: what another run wrote in between stays. A note beside the run logs says what was written.
+A write names the call. When the call is made again after a crash, the same content for the same path is not written a
+second time: what another run wrote in between stays. A note beside the run logs says what was written.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
-from typing import NamedTuple
+from dataclasses import dataclass
 
-from synapse_worker.engine.json_values import JsonObject, JsonValue
+from synapse_worker.engine.json_values import JsonObject, JsonValue, dumps
+from synapse_worker.engine.tools.toolbox import Calls, Tool, ToolFailed
 from synapse_worker.errors import BlobNotFound, BlobRefused
 from synapse_worker.store.blobs import Blobs, chunks_of, folder_name, vault_folder, vault_key
 
@@ -32,44 +33,27 @@ WRITE_CHARACTERS = 10_000_000
 _NOTE_BYTES = 16_384
 
 
-class Tool(NamedTuple):
-    """A tool as agents are offered it.
+@dataclass(frozen=True, slots=True)
+class Vault:
+    """The files that a step's tools may see: those of one tenant."""
 
-    Attributes:
-        name: what the model calls it by.
-        description: what the model is told about it.
-        schema: JSON Schema of its arguments.
-        call: does it; takes the arguments as the model gave them and returns what the model is told.
-    """
-
-    name: str
-    description: str
-    schema: JsonObject
-    call: Callable[[Mapping[str, JsonValue]], Awaitable[JsonValue]]
+    blobs: Blobs
+    tenant_id: str
 
 
-class _WrongArgument(Exception):
-    """An argument is missing or of the wrong kind; `str()` is what the model is told."""
+def vault_tools(vault: Vault) -> list[Tool]:
+    """Return the tools; their calls raise `StoreUnavailable` and `StoreRefused` as the store does."""
+    blobs, tenant_id = vault.blobs, vault.tenant_id
 
-
-def vault_tools(blobs: Blobs, tenant_id: str, key_prefix: str) -> list[Tool]:
-    """Return the tools for one visit of a step; their calls raise `StoreUnavailable` and `StoreRefused`.
-
-    Args:
-        blobs: the store of artifacts.
-        tenant_id: whose vault it is; nothing else can be named.
-        key_prefix: the visit's idempotency key, the same when the visit is done again.
-    """
-
-    async def listed(arguments: Mapping[str, JsonValue]) -> JsonValue:
+    async def listed(arguments: JsonObject, key: str) -> JsonValue:
         return await vault_list(blobs, tenant_id, _text(arguments, "folder", ""))
 
-    async def read(arguments: Mapping[str, JsonValue]) -> JsonValue:
+    async def read(arguments: JsonObject, key: str) -> JsonValue:
         return await vault_read(blobs, tenant_id, _text(arguments, "path"), _number(arguments, "offset"))
 
-    async def written(arguments: Mapping[str, JsonValue]) -> JsonValue:
+    async def written(arguments: JsonObject, key: str) -> JsonValue:
         path, content = _text(arguments, "path"), _text(arguments, "content")
-        return await vault_write(blobs, tenant_id, path, content, idempotency_key=key_prefix)
+        return await vault_write(blobs, tenant_id, path, content, idempotency_key=key)
 
     return [
         Tool(
@@ -154,7 +138,7 @@ async def vault_read(blobs: Blobs, tenant_id: str, path: str, offset: int = 0) -
 
 
 async def vault_write(blobs: Blobs, tenant_id: str, path: str, content: str, *, idempotency_key: str) -> JsonValue:
-    """Write a text file, once for each content that a visit gives the path in turn; returns path and size in bytes.
+    """Write a text file, once for each content that a call gives the path in turn; returns path and size in bytes.
 
     Raises:
         BlobRefused: the path cannot exist, or the content is too long or no Unicode text.
@@ -175,7 +159,7 @@ async def vault_write(blobs: Blobs, tenant_id: str, path: str, content: str, *, 
 
 
 def _note_key(tenant_id: str, idempotency_key: str, path: str) -> str:
-    """Return where it is noted what a visit wrote to a path last; no run has logs in a folder of this name."""
+    """Return where it is noted what a call wrote to a path last; no run has logs in a folder of this name."""
     digest = hashlib.sha256(f"{idempotency_key}\n{path}".encode(errors="surrogatepass")).hexdigest()
     return f"logs/{folder_name(tenant_id)}/=writes/{digest}.json"
 
@@ -194,18 +178,18 @@ async def _read_note(blobs: Blobs, key: str) -> JsonValue:
     return note
 
 
-def _told(
-    call: Callable[[Mapping[str, JsonValue]], Awaitable[JsonValue]],
-) -> Callable[[Mapping[str, JsonValue]], Awaitable[JsonValue]]:
-    """Return the call with what the model did wrong as its answer."""
+def _told(call: Callable[[JsonObject, str], Awaitable[JsonValue]]) -> Calls:
+    """Return the call as a toolbox makes it: the answer as JSON, and what the model did wrong as `ToolFailed`."""
 
-    async def answer(arguments: Mapping[str, JsonValue]) -> JsonValue:
+    async def answer(arguments: JsonObject, key: str) -> str:
         try:
-            return await call(arguments)
+            return dumps(await call(arguments, key))
         except BlobNotFound:
-            return {"error": f"there is no file {arguments.get('path')!a}; vault_list shows those that there are"}
-        except (BlobRefused, _WrongArgument) as error:
-            return {"error": str(error)}
+            raise ToolFailed(
+                f"there is no file {arguments.get('path')!a}; vault_list shows those that there are"
+            ) from None
+        except BlobRefused as error:
+            raise ToolFailed(str(error)) from None
 
     return answer
 
@@ -215,7 +199,7 @@ def _text(arguments: Mapping[str, JsonValue], name: str, default: str | None = N
     if value is None and default is not None:
         return default
     if not isinstance(value, str):
-        raise _WrongArgument(f"the argument {name} is missing or not a text")
+        raise ToolFailed(f"the argument {name} is missing or not a text")
     return value
 
 
@@ -224,7 +208,7 @@ def _number(arguments: Mapping[str, JsonValue], name: str) -> int:
     if value is None:
         return 0
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise _WrongArgument(f"the argument {name} is not a whole number from 0 on")
+        raise ToolFailed(f"the argument {name} is not a whole number from 0 on")
     return value
 
 
