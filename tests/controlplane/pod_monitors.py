@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
+
+from synapse_operator import naming
+from tests.controlplane.harness import ControlPlane
 
 Json = dict[str, Any]
 
@@ -55,3 +59,18 @@ DEFINITION: Json = {
         ],
     },
 }
+
+
+def install(plane: ControlPlane) -> None:
+    """Have the cluster know the kind."""
+    plane.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(DEFINITION))
+    plane.kubectl("wait", "--for=condition=Established", "crd", NAME)
+
+
+def of_scale(plane: ControlPlane, namespace: str, scale: str = "main") -> Json:
+    """Return the PodMonitor of a scale, {} = there is none."""
+    name = naming.pod_monitor_name(scale)
+    found: Json = json.loads(
+        plane.kubectl("get", "podmonitor", name, "-n", namespace, "-o", "json", "--ignore-not-found") or "{}"
+    )
+    return found

@@ -65,12 +65,11 @@ def test_a_pod_monitor_where_the_cluster_knows_the_kind_and_where_not(
     assert "PodMonitor" in condition["message"]
     assert {"Deployment", "Service", "PodDisruptionBudget"} <= {child["kind"] for child in plane.children(ns)}
 
-    plane.apply(pod_monitors.DEFINITION)
-    plane.kubectl("wait", "--for=condition=Established", "crd", pod_monitors.NAME)
+    pod_monitors.install(plane)
     plane.await_condition(ns, "ChildrenApplied", "True", "Applied", seconds=90)
-    monitor = plane.get(ns, "podmonitor", naming.pod_monitor_name("main"))
+    monitor = pod_monitors.of_scale(plane, ns)
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     assert endpoint["authorization"]["credentials"] == {"name": TOKEN_SECRET, "key": "token"}
     assert monitor["metadata"]["labels"]["release"] == "stack"
     plane.apply(harness.scale(ns))
-    eventually("it goes", lambda: not plane.get(ns, "podmonitor", naming.pod_monitor_name("main")))
+    eventually("it goes", lambda: not pod_monitors.of_scale(plane, ns))

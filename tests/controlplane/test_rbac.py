@@ -73,8 +73,7 @@ def test_the_rules_cover_the_calls_and_nothing_more(plane: ControlPlane, ns: str
             plane.kubectl("patch", kind, name, "-n", ns, "--type=json", "-p", json.dumps(patch))
             eventually(f"{kind} is put right", partial(was_updated, plane, mark, f"{kind}s".lower()))
         # What the spec takes away is deleted, a shard once it is drained.
-        plane.apply(pod_monitors.DEFINITION)
-        plane.kubectl("wait", "--for=condition=Established", "crd", pod_monitors.NAME)
+        pod_monitors.install(plane)
         monitored = {"podMonitor": {"enabled": True}}
         everything = {"networkPolicy": {"enabled": True}, "observability": monitored, "api": {"enabled": True}}
         plane.apply(harness.scale(ns, queue={"shards": 2}, **everything))
