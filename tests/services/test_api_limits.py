@@ -171,7 +171,7 @@ async def test_an_idempotency_key_makes_a_retry_safe(
         assert {answer.status_code for answer in answers} == {202}
         assert len({answer.json()["run_id"] for answer in answers}) == 1
         changed = await one.post(RUN, json={**body, "message": "ho"}, headers=key)
-        assert changed.status_code == 422
+        assert changed.status_code == 409
         assert "Idempotency-Key" in changed.json()["detail"]
         assert (await other.post(RUN, json={"message": "ho"}, headers=key)).status_code == 202  # another tenant's
         await database.execute("UPDATE idempotency_keys SET created_at = now() - interval '25 hours'")

@@ -31,7 +31,7 @@ async def same_request(context: Context, tenant_id: str, key: str | None, body: 
         body: all that makes the request what it is, as JSON.
 
     Raises:
-        Problem: 422, the key came with another request before.
+        Problem: 409, the key came with another request before.
     """
     if key is None:
         return job_id
@@ -44,7 +44,7 @@ async def same_request(context: Context, tenant_id: str, key: str | None, body: 
         job_id=job_id,
     )
     if not found.same:
-        raise Problem(422, "this Idempotency-Key came with another request within the last 24 hours; use a new one")
+        raise Problem(409, "this Idempotency-Key came with another request within the last 24 hours; use a new one")
     return found.job_id
 
 

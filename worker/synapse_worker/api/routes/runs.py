@@ -69,7 +69,7 @@ OwnRun = Annotated[str, Depends(own_run)]
 @router.post(
     "/{orchestration_id}/run",
     status_code=202,
-    responses=answers(400, 404, 413)
+    responses=answers(400, 404, 409, 413)
     | {200: {"model": RunState, "description": "Scale mode is off: the run was run, and has ended or waits"}},
 )
 async def enqueue(
