@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from synapse_operator.api.common import JsonObject
 from synapse_worker.contract import TENANT_ID_MAX_LENGTH
-from synapse_worker.store.managed_keys import ManagedKey, hash_of
+from synapse_worker.store.api_keys import hash_of
+from synapse_worker.store.managed_keys import ManagedKey
 
 _TOKEN = re.compile(r"[!-~]{1,1024}")
 _ACCEPTED = 'accepted: {"token": "..", "tenantId": ".."}, tenantId optional'

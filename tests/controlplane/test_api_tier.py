@@ -6,7 +6,7 @@ import base64
 import json
 
 from synapse_operator import naming
-from synapse_worker.store.managed_keys import hash_of
+from synapse_worker.store.api_keys import hash_of
 from tests.controlplane import harness
 from tests.controlplane.harness import ControlPlane, Json, Operator, eventually
 from tests.controlplane.stores import Stores

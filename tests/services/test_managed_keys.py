@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from synapse_worker.store.api_keys import hash_of
 from synapse_worker.store.database import Database
-from synapse_worker.store.managed_keys import ManagedKey, bring_to, hash_of
+from synapse_worker.store.managed_keys import ManagedKey, bring_to
 
 
 def key(token: str, *, name: str = "ci", tenant_id: str | None = None) -> ManagedKey:

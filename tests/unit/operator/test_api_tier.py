@@ -19,7 +19,8 @@ from synapse_operator.naming import CONFIG_HASH_ANNOTATION, Kind
 from synapse_operator.observed import Child, Observed, SecretMissing, Unknown
 from synapse_operator.plan import ApplyReport, plan
 from synapse_operator.status import next_status
-from synapse_worker.store.managed_keys import ManagedKey, hash_of
+from synapse_worker.store.api_keys import hash_of
+from synapse_worker.store.managed_keys import ManagedKey
 from tests.builders import NOW, a_deployment_status, a_pod, a_scale, an_observed, children_of, what_is_desired
 
 NAME = naming.api_name("demo")

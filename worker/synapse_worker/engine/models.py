@@ -19,6 +19,7 @@ from typing import Protocol, Self, TypeAlias, cast
 
 import tenacity
 
+from synapse_worker import tracing
 from synapse_worker.engine.errors import ModelUnavailable
 from synapse_worker.engine.json_values import JsonObject
 from synapse_worker.engine.providers import Endpoint
@@ -176,6 +177,15 @@ class Models:
             ModelRefused: the provider says no, for good.
             ModelUnavailable: it has not answered at the last attempt either.
         """
+        endpoint = request.endpoint
+        named = {"gen_ai.provider.name": endpoint.provider, "gen_ai.request.model": endpoint.model}
+        with tracing.call(f"model {endpoint.model}", **named):
+            answer = await self._ask(request)
+            tracing.note(tokens=answer.tokens)
+        self._note_price(endpoint, answer)
+        return answer
+
+    async def _ask(self, request: Request) -> Answer:
         client = await self._prepared(request.endpoint)
         answer: Answer | None = None
         async for attempt in tenacity.AsyncRetrying(
@@ -187,7 +197,6 @@ class Models:
             with attempt:
                 answer = await client.ask(request, self._seconds)
         assert answer is not None  # noqa: S101 - the retry ends with an answer or an exception
-        self._note_price(request.endpoint, answer)
         return answer
 
     async def _prepared(self, endpoint: Endpoint) -> Client:

@@ -5,7 +5,6 @@ Keys without a manager (the command line makes such) are somebody else's. Only h
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,11 +18,6 @@ class ManagedKey:
     hash: str
     name: str
     tenant_id: str | None
-
-
-def hash_of(token: str) -> str:
-    """Return what is stored of a token."""
-    return hashlib.sha256(token.encode(errors="surrogateescape")).hexdigest()
 
 
 async def bring_to(

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from synapse_worker import tracing
 from synapse_worker.engine.json_values import JsonObject
 from synapse_worker.engine.models import ToolCall, ToolResult, ToolSpec, json_arguments
 from synapse_worker.errors import SynapseError
@@ -93,7 +94,8 @@ class Toolbox:
         if lacking:
             return ToolResult(call, f"The arguments lack {', '.join(lacking)}.", failed=True)
         try:
-            content = await tool.call(arguments, key)
+            with tracing.span(f"tool {call.tool}", tool=call.tool):
+                content = await tool.call(arguments, key)
         except ToolFailed as error:
             return ToolResult(call, _bounded(str(error)), failed=True)
         return ToolResult(call, _bounded(content), failed=False)
