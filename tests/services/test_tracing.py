@@ -15,9 +15,12 @@ from redis.asyncio import Redis
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import RUN_FUNCTION
 from synapse_worker.queueing.payload import decode
+from synapse_worker.store import definitions
 from synapse_worker.store.database import Database
+from synapse_worker.store.definitions import Document
 from tests.support.api import StartApi
 from tests.support.collector import Collector, SeenSpan, tree
+from tests.support.model_server import model_server, script
 from tests.support.runs import enqueue, enqueue_as_upstream, eventually, steps_reach, store, until
 from tests.support.servers import RedisServer, free_port
 from tests.support.workers import PRINT_IF_PRINT, StartWorker, chain, command, slow_steps
@@ -240,3 +243,40 @@ async def test_a_webhook_is_in_the_trace_of_its_run(
     (enqueued,) = [span for span in spans if span.name == "enqueue"]
     assert (webhook.trace, webhook.parent) == (enqueued.trace, enqueued.id)
     assert webhook.failed
+
+
+async def test_models_and_tools_are_spans_of_their_step(
+    database: Database, redis_client: Redis, start_worker: StartWorker, collector: Collector
+) -> None:
+    """Two model requests and the tool call between them hang below the step that made them."""
+    doubling = {
+        "id": "double",
+        "name": "double",
+        "tool_type": "python",
+        "inputSchema": {"type": "object", "properties": {"n": {"type": "integer"}}},
+        "code": "print(json.dumps(_args['n'] * 2))",
+    }
+    agent = {"id": "worker", "name": "Worker", "tools": ["double"]}
+    with model_server() as server:
+        settings = [Document(definitions.SETTINGS, key, "", "", value) for key, value in server.settings().items()]
+        rows = [
+            Document(definitions.TOOLS, "double", "double", "", doubling),
+            Document(definitions.AGENTS, "worker", "Worker", "", agent),
+        ]
+        await definitions.upsert(database, [*settings, *rows], tenant_id="default")
+        prompt = script({"call": "double", "args": {"n": 21}}, {"say": "it is 42"})
+        asks = {"id": "a", "type": "agent", "agent_id": "worker", "prompt_template": prompt}
+        await store(database, chain("o", [asks]))
+        start_worker(**traced(collector)).wait_ready()
+        run_id = await enqueue(database, redis_client, "o")
+        await until(database, run_id, "completed")
+        spans = collector.wait_for(has_ended(run_id))
+    step = next(span for span in spans if span.name == "step a")
+    below = [span for span in spans if span.parent == step.id and span.name.startswith(("model ", "tool "))]
+    assert [span.name for span in sorted(below, key=lambda span: span.start)] == [
+        "model scripted",
+        "tool double",
+        "model scripted",
+    ]
+    assert len({span.trace for span in spans if is_run(span, run_id) or span in below}) == 1
+    assert [span.attributes["synapse.tokens"] for span in below if span.name == "model scripted"] == [15, 15]
