@@ -92,6 +92,7 @@ def test_they_are_scaled_by_their_jobs_from_zero(plane: ControlPlane, ns: str, i
 
 def test_without_isolation_they_are_not_made_and_it_says_so(plane: ControlPlane, ns: str, isolated: Stores) -> None:
     make(plane, ns, workers={})
+    eventually("its Deployment", lambda: SHARD in plane.deployments(ns))
     plane.make_pods_ready(ns)
     eventually("its workers", lambda: row(isolated)["dedicated"])
     plane.apply(harness.scale(ns))
@@ -106,6 +107,7 @@ def test_an_operator_that_starts_anew_keeps_them(
     plane: ControlPlane, ns: str, isolated: Stores, operator: Operator
 ) -> None:
     make(plane, ns, workers={})
+    eventually("its Deployment", lambda: SHARD in plane.deployments(ns))
     plane.make_pods_ready(ns)
     eventually("its workers", lambda: row(isolated)["dedicated"])
     uid = plane.deployments(ns)[SHARD]["metadata"]["uid"]
