@@ -282,8 +282,8 @@ BAD_SPECS: tuple[BadSpec, ...] = (
     BadSpec(
         "own-annotation",
         _template(annotations={"scale.synapseorch.com/config-hash": "1"}),
-        "workers.template.annotations: scale.synapseorch.com/config-hash, scale.synapseorch.com/stored-settings are "
-        "the operator's",
+        "workers.template.annotations: scale.synapseorch.com/config-hash, scale.synapseorch.com/stored-settings, "
+        "scale.synapseorch.com/template-secrets are the operator's",
     ),
     BadSpec("own-variable", _template(env=[{"name": "REDIS_URL", "value": "x"}]), _OWN_VARIABLE),
     BadSpec("own-setting", _template(env=[{"name": "WORKER_CONCURRENCY", "value": "3"}]), _OWN_VARIABLE),
