@@ -10,6 +10,7 @@ import base64
 import http.client
 import json
 import ssl
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -56,7 +57,10 @@ class Resource:
 
 
 class Api:
-    """One connection with the rights of a kubeconfig's user, whose token and certificate authority it names."""
+    """One connection with the rights of a kubeconfig's user, whose token and certificate authority it names.
+
+    Threads that ask at the same time take turns.
+    """
 
     def __init__(self, kubeconfig: Path) -> None:
         config: Json = json.loads(kubeconfig.read_text())
@@ -71,6 +75,7 @@ class Api:
             timeout=TIMEOUT_SECONDS,
             context=ssl.create_default_context(cadata=authority),
         )
+        self._turn = threading.Lock()
 
     def close(self) -> None:
         """Close the connection; the next request opens another."""
@@ -155,7 +160,7 @@ class Api:
         data = None if body is None else json.dumps(body)
         try:
             code, text = self._once(method, path, data, headers)
-        except (http.client.HTTPException, ConnectionError):
+        except (http.client.HTTPException, ConnectionError, ssl.SSLEOFError):
             # The server restarted since the last request. All that is sent here can be sent twice.
             code, text = self._once(method, path, data, headers)
         try:
@@ -165,10 +170,11 @@ class Api:
         return code, answer
 
     def _once(self, method: str, path: str, data: str | None, headers: Mapping[str, str]) -> tuple[int, bytes]:
-        try:
-            self._connection.request(method, path, data, headers)
-            answer = self._connection.getresponse()
-            return answer.status, answer.read()
-        except (OSError, http.client.HTTPException):
-            self._connection.close()
-            raise
+        with self._turn:
+            try:
+                self._connection.request(method, path, data, headers)
+                answer = self._connection.getresponse()
+                return answer.status, answer.read()
+            except (OSError, http.client.HTTPException):
+                self._connection.close()
+                raise
