@@ -5,15 +5,20 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from decimal import Decimal
 
 import pytest
 from redis.asyncio import Redis
 
 from synapse_worker.nested_runs import nested_run_id
 from synapse_worker.queueing import keys
-from synapse_worker.queueing.client import NewRun, answer_run, enqueue_run, new_run_id
-from synapse_worker.store import definitions
+from synapse_worker.queueing.client import NewRun, answer_run, cancel_run, enqueue_run, new_run_id, resume_run
+from synapse_worker.store import claims, definitions, nested, runs, turns
+from synapse_worker.store.claims import ClaimRequest, OwnedRun, Verdict
 from synapse_worker.store.database import Database
+from synapse_worker.store.runs import DeadLetter, Folded, RunStatus, RunWriter
+from synapse_worker.store.turns import TurnRow
 from tests.support import nesting_worker
 from tests.support.runs import events_of, eventually, said_done, steps_reach, store, until, view
 from tests.support.servers import RedisServer
@@ -157,6 +162,107 @@ async def test_a_cancelled_run_leaves_nothing_open_inside(
     await redis_client.set(keys.cancel(run_id), "1", ex=3600)
     await until(database, run_id, "cancelled", seconds=10)
     assert (await view(database, f"{run_id}.agent.1.1")).status == "cancelled"
+
+
+async def test_a_run_that_is_cancelled_before_it_goes_on_leaves_nothing_open_inside(
+    database: Database, redis_client: Redis, start_nesting: StartWorker
+) -> None:
+    ask = {"id": "ask", "name": "Ask", "type": "human", "human_prompt": "well?", "output_key": "answer"}
+    first = start_nesting().wait_ready()
+    run_id = await enqueue(database, redis_client, chain("inner", [ask]))
+    await until(database, run_id, "paused")
+    first.kill()
+    await answer_run(database, redis_client, run_id, "yes", now_ms=int(time.time() * 1000))
+    await redis_client.set(keys.cancel(run_id), "1", ex=3600)
+    start_nesting().wait_ready()
+    await until(database, run_id, "cancelled", seconds=10)
+    assert (await view(database, f"{run_id}.agent.1.1")).status == "cancelled"
+
+
+async def take(database: Database) -> OwnedRun:
+    """Claim one run, as the next worker that has its job."""
+    request = ClaimRequest("run_1", "run_1", keys.queue("default"), b"x", 1, "around", None, "default", None, None)
+    (answer,) = await claims.take(database, "w", [request])
+    assert answer.run is not None
+    return answer.run
+
+
+async def adopt(database: Database, root: OwnedRun) -> OwnedRun:
+    adopted = await nested.adopt(database, root, run_id=f"{root.run_id}.agent.1.1", orchestration_id="inner")
+    assert adopted is not None
+    return adopted.run
+
+
+async def test_a_nested_run_that_took_too_long_has_its_time_anew_when_it_is_retried(database: Database) -> None:
+    root = await take(database)
+    inner = await adopt(database, root)
+    assert (await runs.start_clock(database, inner, -1.0) or 0) < 0
+    assert (await runs.start_clock(database, await adopt(database, root), 60.0) or 0) < 0  # as long as it goes on
+    whole = Folded({}, [], 0)
+    assert await RunWriter(database).finish(inner, RunStatus.FAILED, folded=whole, active_seconds=0.0, error="late")
+    assert (await runs.start_clock(database, await adopt(database, root), 60.0) or 0) > 50
+
+
+async def test_what_an_earlier_owner_left_inside_ends_with_the_run(database: Database) -> None:
+    before = await take(database)
+    await adopt(database, before)
+    root = await take(database)  # goes on elsewhere, say by an end step in another branch
+    await nested.end_with(database, before, RunStatus.CANCELLED)
+    assert (await view(database, "run_1.agent.1.1")).status == "running"
+    await nested.end_with(database, root, RunStatus.CANCELLED)
+    assert (await view(database, "run_1.agent.1.1")).status == "cancelled"
+
+
+async def logs_due(database: Database, run_id: str) -> list[str]:
+    rows = await database.fetch("SELECT status FROM run_logs WHERE run_id = $1 ORDER BY status", run_id)
+    return [row["status"] for row in rows]
+
+
+async def test_what_is_inside_a_waiting_run_ends_with_it_and_gets_its_log(database: Database) -> None:
+    child = "run_1.agent.1.1"
+    root = await take(database)
+    await adopt(database, root)
+    await claims.give_back(database, root, active_seconds=0.0)
+    assert await runs.cancel_queued(database, "run_1") == "queued"
+    assert ((await view(database, child)).status, await logs_due(database, child)) == ("cancelled", ["cancelled"])
+
+
+async def test_what_is_inside_a_run_whose_job_is_rejected_ends_with_it(database: Database) -> None:
+    root = await take(database)
+    await adopt(database, root)
+    await claims.give_back(database, root, active_seconds=0.0)
+    letter = DeadLetter("run_orchestration_job", {}, "payload gone", 1)
+    queue = keys.queue("default")
+    assert await runs.reject(database, job_id="run_1", run_id="run_1", queue=queue, envelope=None, letter=letter)
+    assert (await view(database, "run_1.agent.1.1")).status == "failed"
+    assert await logs_due(database, "run_1.agent.1.1") == ["failed"]
+
+
+async def test_a_nested_run_is_answered_cancelled_and_retried_with_the_run_around_it_only(
+    database: Database, redis_client: Redis
+) -> None:
+    child = "run_1.agent.1.1"
+    await adopt(database, await take(database))
+    for status in ("running", "paused", "failed"):
+        await database.execute("UPDATE orchestration_runs SET status = $2 WHERE run_id = $1", child, status)
+        assert await cancel_run(database, redis_client, child) == "nested in run_1"
+        assert await answer_run(database, redis_client, child, "yes", now_ms=1) == ("nested in run_1", "")
+        assert await resume_run(database, redis_client, child, now_ms=1) == ("nested in run_1", "")
+        request = ClaimRequest("job_2", child, keys.queue("default"), b"x", 1, "", None, "default", None, None)
+        (answer,) = await claims.take(database, "w", [replace(request, job_id=f"job_{status}", answers=True)])
+        assert answer.verdict is Verdict.SUPERSEDED
+        (answer,) = await claims.take(database, "w", [replace(request, job_id=f"again_{status}")])
+        assert answer.verdict is Verdict.SUPERSEDED
+        assert (await view(database, child)).status == status
+    assert not await redis_client.exists(keys.cancel(child))
+
+
+async def test_a_turn_inside_a_nested_run_is_progress_of_its_job(database: Database) -> None:
+    inner = await adopt(database, await take(database))
+    row = TurnRow(1, {}, 0, Decimal(0))
+    assert await turns.record(database, inner, "agent", 1, row, definition=None) is not None
+    assert not (await take(database)).suspect
+    assert (await take(database)).suspect
 
 
 async def test_orchestrations_that_lead_in_a_circle_end_with_a_sentence(

@@ -285,9 +285,7 @@ def cancel(run_id: str, output: str) -> None:
         if not was:
             raise _no_run(run_id)
         if was not in (RunStatus.QUEUED, RunStatus.PAUSED, RunStatus.RUNNING):
-            raise SynapseError(
-                f"run {run_id!r} is {was} already; only queued, running and paused runs can be cancelled"
-            )
+            raise SynapseError(f"run {run_id!r} is {was}; only queued, running and paused runs can be cancelled")
         now = "cancelling" if was == RunStatus.RUNNING else RunStatus.CANCELLED.value
         if output == "json":
             _print_json({"run_id": run_id, "was": was, "now": now})

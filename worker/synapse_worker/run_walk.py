@@ -205,10 +205,12 @@ class Walk:
                         case Enter() | Execute() if halted:
                             held_back = True
                         case Enter():
-                            self._enter(decision)
+                            await self._enter(decision)
                             moved = True
                         case Execute():
                             begin.append(decision)
+                    if moved:  # other branches may have moved too: what was decided beside it may not hold any more
+                        break
                 if moved:
                     continue
                 if not under_way and len(begin) == 1:
@@ -330,11 +332,14 @@ class Walk:
         events = run_events.numbered(self.run.run_id, task.step, task.visit, said, first=1)
         await self._checkpoint(task, human.answered(task.step, answer.value), started_at, duration, events)
 
-    def _enter(self, task: Enter) -> None:
-        self._cursor = runner.enter(self._cursor, task, since=self.steps_done, began=time.time())
-        events = run_events.entered(self.run.run_id, task.step, task.visit)
-        self._entered += events
-        self._hand(events)
+    async def _enter(self, task: Enter) -> None:
+        async with self._writing:  # the checkpoint under way goes on from the cursor that it began with
+            if task.path and self._is_over:
+                return
+            self._cursor = runner.enter(self._cursor, task, since=self.steps_done, began=time.time())
+            events = run_events.entered(self.run.run_id, task.step, task.visit)
+            self._entered += events
+            self._hand(events)
 
     async def _leave(self, task: Leave) -> None:
         step = task.step

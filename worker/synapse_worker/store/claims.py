@@ -107,7 +107,9 @@ _GOT_ON = """(
            EXISTS (SELECT 1 FROM run_steps s WHERE s.run_id = l.run_id AND s.claim = l.claim)
            OR EXISTS (SELECT 1 FROM run_turns t WHERE t.run_id = l.run_id AND t.claim = l.claim)
            OR EXISTS (SELECT 1 FROM orchestration_runs x JOIN run_steps s USING (run_id)
-                       WHERE x.root_run_id = l.run_id AND s.claim = l.claim))"""
+                       WHERE x.root_run_id = l.run_id AND s.claim = l.claim)
+           OR EXISTS (SELECT 1 FROM orchestration_runs x JOIN run_turns t USING (run_id)
+                       WHERE x.root_run_id = l.run_id AND t.claim = l.claim))"""
 
 # One statement, so that the ledger and the runs change together in one round trip.
 # A run is taken when it is queued, when this very job was running it (recovery), or when it had failed or was
@@ -155,11 +157,13 @@ owned AS (
          deadline = CASE WHEN r.status IN ('failed', 'cancelled') THEN NULL ELSE r.deadline END,
          webhook_url = coalesce(r.webhook_url, EXCLUDED.webhook_url),
          webhook_secret = coalesce(r.webhook_secret, EXCLUDED.webhook_secret)
-   WHERE r.status = 'queued'
+   -- A run that is nested in another one is that one's job's.
+   WHERE r.root_run_id IS NULL
+     AND (r.status = 'queued'
       OR (r.status = 'running' AND r.job_id = EXCLUDED.job_id)
       OR (r.status IN ('failed', 'cancelled') AND r.job_id IS DISTINCT FROM EXCLUDED.job_id)
       -- Of the jobs that name no orchestration, only those that bring an answer came past the condition above.
-      OR (r.status = 'paused' AND EXCLUDED.orchestration_id = '')
+      OR (r.status = 'paused' AND EXCLUDED.orchestration_id = ''))
   RETURNING r.run_id, r.job_id, r.orchestration_id, r.tenant_id, r.session_id, r.current_step_id,
             r.cursor::text,
             r.definition_snapshot::text AS definition, nullif(r.shared_state::text, '{{}}') AS shared_state,

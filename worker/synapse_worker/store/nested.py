@@ -42,6 +42,7 @@ async def adopt(database: Database, root: OwnedRun, *, run_id: str, orchestratio
            SET claim = EXCLUDED.claim, worker_id = EXCLUDED.worker_id,
                status = CASE WHEN r.status = 'completed' THEN r.status ELSE 'running' END,
                ended_at = CASE WHEN r.status = 'completed' THEN r.ended_at END, error = NULL,
+               deadline = CASE WHEN r.status IN ('failed', 'cancelled') THEN NULL ELSE r.deadline END,
                waiting_for_human = false, human_prompt = NULL, human_fields = NULL
          WHERE r.root_run_id = EXCLUDED.root_run_id
         RETURNING r.status, r.current_step_id, r.cursor::text, r.definition_snapshot::text AS definition,
@@ -77,14 +78,20 @@ async def adopt(database: Database, root: OwnedRun, *, run_id: str, orchestratio
 
 
 async def end_with(database: Database, root: OwnedRun, status: RunStatus) -> None:
-    """End what is still open inside a run that is about to end so itself, while its claim owns it."""
+    """End what is still open inside a run that is about to end so itself, while its claim owns it.
+
+    That is also what earlier owners began and this one had no need of: it stands under their claims.
+    """
     await database.execute(
         f"""
-        WITH ended AS (
+        WITH root AS (
+          SELECT run_id FROM orchestration_runs
+           WHERE run_id = $1 AND claim = $2 AND status = 'running' FOR SHARE),
+        ended AS (
           UPDATE orchestration_runs
              SET status = $3, error = 'the run that it is nested in has ended', ended_at = now(),
                  waiting_for_human = false
-           WHERE root_run_id = $1 AND claim = $2 AND status IN ('running', 'paused')
+           WHERE root_run_id = (SELECT run_id FROM root) AND status IN ('running', 'paused')
           RETURNING run_id, tenant_id, claim, status, error, ended_at),
         {run_logs.due("ended")}
         SELECT 1

@@ -46,20 +46,20 @@ NOT_NEEDED = """
          NOT EXISTS (SELECT 1 FROM dead_letter_queue d WHERE d.run_id = p.run_id AND d.resolved IS NOT TRUE)
      AND NOT EXISTS (SELECT 1 FROM webhook_outbox w WHERE w.run_id = p.run_id AND w.next_attempt_at IS NOT NULL)
      AND NOT EXISTS (SELECT 1 FROM job_ledger l WHERE l.job_id = p.job_id AND l.outcome IS NULL)
-     AND NOT EXISTS (SELECT 1 FROM orchestration_runs r
-                      WHERE r.run_id = split_part(p.run_id, '.', 1) AND r.run_id <> p.run_id AND r.ended_at IS NULL)
+     AND NOT EXISTS (SELECT 1 FROM orchestration_runs r WHERE r.run_id = p.root_run_id)
 """
 """A condition on an ended run `p`: nothing needs it any more. What may need it is a letter, whose retry goes on behind
-the run's last step; a webhook, signed with the run's secret; a job without an outcome; the run that it is nested in."""
+the run's last step; a webhook, signed with the run's secret; a job without an outcome; the run that it is nested in,
+whose retry takes it up again."""
 
 # Kept rows are looked at too, page by page, so that a call costs the same however many are kept.
 _RUNS = f"""
 WITH old AS (
-  SELECT run_id, job_id, ended_at, coalesce(folded_steps, 0) AS steps FROM orchestration_runs
+  SELECT run_id, job_id, root_run_id, ended_at, coalesce(folded_steps, 0) AS steps FROM orchestration_runs
    WHERE status = $1 AND ended_at < now() - make_interval(days => $2) AND ended_at > $3
    ORDER BY ended_at LIMIT $4 FOR UPDATE SKIP LOCKED),
 page AS (
-  SELECT run_id, job_id, ended_at FROM (
+  SELECT run_id, job_id, root_run_id, ended_at FROM (
     SELECT *, sum(steps) OVER (ORDER BY ended_at, run_id) - steps AS before FROM old) counted
    WHERE before < $5),
 free AS (

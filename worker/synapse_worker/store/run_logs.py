@@ -19,14 +19,15 @@ _PAGE_ROWS = 1_000
 _PAGE_BYTES = 4_000_000
 
 
-def due(source: str) -> str:
-    """Return the CTE `logs` for a statement that ends or pauses runs.
+def due(source: str, name: str = "logs") -> str:
+    """Return a CTE for a statement that ends or pauses runs.
 
     Args:
         source: the CTE before it, which returns run_id, tenant_id, claim, status, error and ended_at of these runs.
+        name: the CTE's own.
     """
     return f"""
-logs AS (
+{name} AS (
   INSERT INTO run_logs (run_id, claim, status, tenant_id, error, ended_at, next_at)
   SELECT run_id, coalesce(claim, 0), status, tenant_id, error, coalesce(ended_at, now()), now() FROM {source}
   ON CONFLICT (run_id, claim, status) DO UPDATE

@@ -21,6 +21,7 @@ from synapse_worker.errors import StoreRefused, StoreUnavailable
 from synapse_worker.store.claims import OwnedRun, State
 from synapse_worker.store.database import Database, from_jsonb, to_jsonb
 from synapse_worker.store.outbox import ENDED, ended, outbox
+from synapse_worker.store.run_logs import due
 from synapse_worker.store.topology import EPOCH_NOW
 
 _MOST_TOGETHER = 100
@@ -382,6 +383,22 @@ class _Together:
         return {row["run_id"] for row in rows}
 
 
+def _inside(status: str) -> str:
+    """Return the CTEs that end, with the runs of the CTE `run`, what is open inside them, and note that logs are due.
+
+    Args:
+        status: how they end, as SQL.
+    """
+    return f"""
+inside AS (
+  UPDATE orchestration_runs
+     SET status = {status}, error = 'the run that it is nested in has ended', ended_at = now(),
+         waiting_for_human = false
+   WHERE root_run_id = (SELECT run_id FROM run) AND status IN ('running', 'paused')
+  RETURNING run_id, tenant_id, claim, status, error, ended_at),
+{due("inside", "inside_logs")}"""  # noqa: S608 - no value in it
+
+
 _REJECT = f"""
 WITH ledger AS (
   INSERT INTO job_ledger AS l (job_id, run_id, queue, envelope, enqueued_at, ended_at, outcome)
@@ -393,6 +410,7 @@ run AS (
   UPDATE orchestration_runs SET status = 'failed', error = $7::text, ended_at = now()
    WHERE run_id = $2::text AND status = 'queued' AND EXISTS (SELECT 1 FROM ledger) RETURNING {ENDED}),
 {outbox("run")},
+{_inside("'failed'")},
 letter AS (
   INSERT INTO dead_letter_queue (id, run_id, orchestration_id, job_function, job_payload, error_message,
       attempt_count, first_failed_at, last_failed_at, resolved)
@@ -436,15 +454,16 @@ async def reject(
     return bool(row and row["ended"])
 
 
+_STANDS = "CASE WHEN root_run_id IS NULL THEN status ELSE 'nested in ' || root_run_id END"
+"""A run's status as who wants to change it is told: one that is nested in another waits, goes on and ends with that."""
+
 _CANCEL_WAITING = f"""
-WITH was AS (SELECT run_id, status, job_id FROM orchestration_runs WHERE run_id = $1),
+WITH was AS (SELECT {_STANDS} AS status FROM orchestration_runs WHERE run_id = $1),
 run AS (
   UPDATE orchestration_runs SET status = 'cancelled', error = 'cancelled', ended_at = now(), waiting_for_human = false
-   WHERE run_id = $1 AND status IN ('queued', 'paused') RETURNING job_id, {ENDED}),
+   WHERE run_id = $1 AND status IN ('queued', 'paused') AND root_run_id IS NULL RETURNING job_id, {ENDED}),
 {outbox("run")},
-inside AS (
-  UPDATE orchestration_runs SET status = 'cancelled', error = 'cancelled', ended_at = now(), waiting_for_human = false
-   WHERE root_run_id = (SELECT run_id FROM run) AND status IN ('running', 'paused')),
+{_inside("'cancelled'")},
 ledger AS (
   UPDATE job_ledger SET outcome = 'cancelled', owner = NULL, ended_at = now()
    WHERE job_id = (SELECT job_id FROM run) AND outcome IS NULL)
@@ -453,7 +472,11 @@ SELECT (SELECT status FROM was) AS status
 
 
 async def cancel_queued(database: Database, run_id: str) -> str:
-    """Cancel a run that waits; returns the status that it had, "" for a run that does not exist."""
+    """Cancel a run that waits.
+
+    Returns:
+        The status that it had, "nested in" another run for one that ends with that, "" for a run that does not exist.
+    """
     row = await database.fetchrow(_CANCEL_WAITING, run_id)
     return "" if row is None or row["status"] is None else str(row["status"])
 
@@ -477,12 +500,14 @@ async def requeue(
         epoch: of the topology by which `queue` was chosen.
 
     Returns:
-        The status that the run had; another than those when nothing was written; "" = no such run.
+        The status that the run had; another than those when nothing was written, such as "nested in" another run;
+        "" = no such run.
         None when the topology has another epoch now and nothing was written.
     """
     row = await database.fetchrow(
         f"""
-        WITH was AS (SELECT run_id, status FROM orchestration_runs WHERE run_id = $1 FOR UPDATE),
+        WITH was AS (
+          SELECT run_id, {_STANDS} AS status FROM orchestration_runs WHERE run_id = $1 FOR UPDATE),
         run AS (
           UPDATE orchestration_runs r
              SET status = 'queued', job_id = $2::text, ended_at = NULL, error = NULL,
@@ -570,9 +595,7 @@ WITH run AS (
    WHERE run_id = $1 AND (status IN ('queued', 'paused') AND deadline < now()
          OR status = 'paused' AND human_deadline < now()) RETURNING job_id, {ENDED}),
 {outbox("run")},
-inside AS (
-  UPDATE orchestration_runs SET status = 'failed', error = $2, ended_at = now(), waiting_for_human = false
-   WHERE root_run_id = (SELECT run_id FROM run) AND status IN ('running', 'paused')),
+{_inside("'failed'")},
 ledger AS (
   UPDATE job_ledger SET outcome = 'failed', owner = NULL, ended_at = now()
    WHERE job_id = (SELECT job_id FROM run) AND outcome IS NULL),

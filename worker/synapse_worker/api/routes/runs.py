@@ -169,7 +169,7 @@ async def cancel(context: ContextDep, run_id: OwnRun) -> Changed:
     if not was:
         raise _no_run(run_id)
     if was not in (RunStatus.QUEUED, RunStatus.PAUSED, RunStatus.RUNNING):
-        raise Problem(409, f"the run is {was} already; only queued, running and paused runs can be cancelled")
+        raise Problem(409, f"the run is {was}; only queued, running and paused runs can be cancelled")
     now = was if was == RunStatus.RUNNING else RunStatus.CANCELLED
     if now == RunStatus.CANCELLED:  # its tenant need not wait until a worker has seen it
         tenant_id = (await claims.tenants_of(context.database, [run_id]))[run_id]
