@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from synapse_worker.engine.snapshot import Near
 from synapse_worker.store import definitions
 from synapse_worker.store.database import Database
 from synapse_worker.store.definitions import AGENTS, MCP_SERVERS, ORCHESTRATIONS, SETTINGS, TOOLS, Document, Key
@@ -133,3 +134,25 @@ async def test_text_that_jsonb_cannot_hold_is_stored_without_it(database: Databa
     row = await database.fetchrow("SELECT name, definition->>'text' AS text FROM agents")
     assert row is not None
     assert tuple(row) == ("name \ufffd", "zero \ufffd")
+
+
+async def a_tool(database: Database, tenant: str, key: str, name: str) -> None:
+    await definitions.upsert(database, [Document(TOOLS, key, name, "", {"id": key, "name": name})], tenant_id=tenant)
+
+
+async def test_tools_are_those_of_the_tenants_that_a_run_reaches(database: Database) -> None:
+    await definitions.upsert(database, [an_agent("ada")], tenant_id="acme")
+    # An agent may have the id of another tenant's orchestration.
+    await definitions.upsert(database, [Document(ORCHESTRATIONS, "ada", "O", "", {"id": "ada"})], tenant_id="other")
+    for tenant in ("acme", "other", "shared"):
+        await a_tool(database, tenant, f"{tenant}-1", "search")
+        await a_tool(database, tenant, f"{tenant}-2", f"of-{tenant}")
+        server = Document(MCP_SERVERS, f"mcp-{tenant}", "M", "", {"name": f"mcp-{tenant}"})
+        await definitions.upsert(database, [server], tenant_id=tenant)
+    read = definitions.Reached(database, "shared")
+    near = Near(agents=["ada"], orchestrations=["o"])
+    # Another tenant's tool of the same name would come with that tenant's headers.
+    assert sorted(await read.tools(["search", "other-2", "of-shared"], near)) == ["acme-1", "shared-1", "shared-2"]
+    assert sorted(await read.tools(None, near)) == ["acme-1", "acme-2"]
+    assert sorted(await read.mcp_servers(["mcp-acme", "mcp-other", "mcp-shared"], near)) == ["mcp-acme", "mcp-shared"]
+    assert sorted(await read.mcp_servers(None, near)) == ["mcp-acme"]

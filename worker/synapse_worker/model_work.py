@@ -92,7 +92,7 @@ async def prepare(surroundings: Surroundings, definition: Definition, document: 
     database = surroundings.database
 
     async def reached() -> Snapshot:
-        return await collect(definition, definitions.Reached(database))
+        return await collect(definition, definitions.Reached(database, surroundings.settings.default_tenant_id))
 
     snapshot = Snapshot.found_in(document)
     if snapshot is None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import tenacity
 
 from synapse_worker import tracing
 from synapse_worker.engine.errors import ModelUnavailable
-from synapse_worker.engine.json_values import JsonObject
+from synapse_worker.engine.json_values import JsonObject, NotJson, loads
 from synapse_worker.engine.providers import Endpoint
 
 log = logging.getLogger(__name__)
@@ -221,9 +220,9 @@ def _wait(state: tenacity.RetryCallState) -> float:
 
 
 def json_arguments(call: ToolCall) -> JsonObject | None:
-    """Return the arguments of a call; None when the model wrote no JSON object."""
+    """Return the arguments of a call; None when the model wrote no JSON object, or one that cannot be stored."""
     try:
-        value = json.loads(call.arguments or "{}")
-    except ValueError:
+        value = loads(call.arguments or "{}")
+    except NotJson:
         return None
     return value if isinstance(value, dict) else None

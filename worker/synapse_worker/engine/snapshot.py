@@ -101,6 +101,14 @@ class Snapshot:
         return cls(**{kind: cast(Mapping[str, Document], stored.get(kind) or {}) for kind in cls.__slots__})
 
 
+@dataclass(frozen=True, slots=True)
+class Near:
+    """Ids of the agents and orchestrations that a run reaches; tools and MCP servers are those of their tenants."""
+
+    agents: Collection[str]
+    orchestrations: Collection[str]
+
+
 class Definitions(Protocol):
     """Where definitions are read; each call answers with what exists, by id or name."""
 
@@ -110,10 +118,13 @@ class Definitions(Protocol):
     async def agents(self, ids: Collection[str]) -> Mapping[str, Document]:
         """The agents among `ids`."""
 
-    async def tools(self, names: Collection[str] | None, near: Collection[str]) -> Mapping[str, Document]:
-        """The custom tools of these names; None = all of the tenants of the agents and orchestrations `near`."""
+    async def tools(self, names: Collection[str] | None, near: Near) -> Mapping[str, Document]:
+        """The custom tools of these ids or names that the tenants of `near` or all tenants have; None = all of them.
 
-    async def mcp_servers(self, names: Collection[str] | None, near: Collection[str]) -> Mapping[str, Document]:
+        Names are not unique: another tenant's tool may have the same one, and with it come that tenant's secrets.
+        """
+
+    async def mcp_servers(self, names: Collection[str] | None, near: Near) -> Mapping[str, Document]:
         """The same for MCP servers."""
 
 
@@ -146,13 +157,13 @@ async def collect(definition: Definition, read: Definitions) -> Snapshot:
         pending = [Definition.parse(document) for document in found.values()]
     for agent_id, document in agents.items():
         wanted.update(Agent.parse(agent_id, document).tools)
-    near = sorted({definition.id, *nested, *agents})
+    near = Near(sorted(agents), sorted({definition.id, *nested}))
     tools = await _tools(wanted, near, read)
     servers = await _servers(wanted, tools, near, read)
     return Snapshot(agents, tools, servers, nested)
 
 
-async def _tools(wanted: set[str], near: Collection[str], read: Definitions) -> dict[str, Document]:
+async def _tools(wanted: set[str], near: Near, read: Definitions) -> dict[str, Document]:
     if not wanted:
         return {}
     found = await read.tools(None if ALL_TOOLS in wanted else sorted(wanted), near)
@@ -160,7 +171,7 @@ async def _tools(wanted: set[str], near: Collection[str], read: Definitions) -> 
 
 
 async def _servers(
-    wanted: set[str], tools: Mapping[str, Document], near: Collection[str], read: Definitions
+    wanted: set[str], tools: Mapping[str, Document], near: Near, read: Definitions
 ) -> dict[str, Document]:
     """The servers that MCP tools are of; a bare name may be any server's."""
     others = wanted - tools.keys()

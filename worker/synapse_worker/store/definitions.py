@@ -13,10 +13,13 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from synapse_worker.store.claims import State
 from synapse_worker.store.database import Database, from_jsonb, to_jsonb
+
+if TYPE_CHECKING:
+    from synapse_worker.engine.snapshot import Near
 
 ORCHESTRATIONS = "orchestrations"
 AGENTS = "agents"
@@ -150,10 +153,16 @@ def _listing(table: str, columns: str = "") -> str:
 
 
 class Reached:
-    """Reads what an orchestration reaches; see `engine.snapshot.Definitions`."""
+    """Reads what an orchestration reaches; see `engine.snapshot.Definitions`.
 
-    def __init__(self, database: Database) -> None:
+    Args:
+        database: where.
+        shared_tenant: the tenant whose tools and MCP servers the others may name too.
+    """
+
+    def __init__(self, database: Database, shared_tenant: str) -> None:
         self._database = database
+        self._shared_tenant = shared_tenant
 
     async def orchestrations(self, ids: Collection[str]) -> Mapping[str, State]:
         """The active orchestrations among `ids`."""
@@ -161,31 +170,33 @@ class Reached:
 
     async def agents(self, ids: Collection[str]) -> Mapping[str, State]:
         """The agents among `ids`."""
-        return await self._documents("SELECT id AS key, definition::text FROM agents WHERE id = ANY($1::text[])", ids)
+        return await self._documents(
+            "SELECT id AS key, definition::text FROM agents WHERE id = ANY($1::text[])", list(ids)
+        )
 
-    async def tools(self, names: Collection[str] | None, near: Collection[str]) -> Mapping[str, State]:
-        """The custom tools of these ids or names; None = all of the tenants of the agents and orchestrations `near`."""
+    async def tools(self, names: Collection[str] | None, near: Near) -> Mapping[str, State]:
+        """The custom tools of these ids or names that tenants of `near` may name; None = all that are theirs."""
         return await self._of("SELECT id AS key, definition::text FROM tools", "id", names, near)
 
-    async def mcp_servers(self, names: Collection[str] | None, near: Collection[str]) -> Mapping[str, State]:
+    async def mcp_servers(self, names: Collection[str] | None, near: Near) -> Mapping[str, State]:
         """The same for MCP servers."""
         return await self._of("SELECT name AS key, definition::text FROM mcp_servers", "name", names, near)
 
-    async def _of(
-        self, select: str, key: str, names: Collection[str] | None, near: Collection[str]
-    ) -> Mapping[str, State]:
-        if names is not None:
-            named = f"{key} = ANY($1::text[]) OR definition->>'name' = ANY($1::text[])"
-            return await self._documents(f"{select} WHERE {named} ORDER BY 1", names)
+    async def _of(self, select: str, key: str, names: Collection[str] | None, near: Near) -> Mapping[str, State]:
         tenants = (
             "tenant_id IN (SELECT tenant_id FROM agents WHERE id = ANY($1::text[])"
-            " UNION SELECT tenant_id FROM orchestrations WHERE id = ANY($1::text[]))"
+            " UNION SELECT tenant_id FROM orchestrations WHERE id = ANY($2::text[]))"
         )
-        return await self._documents(f"{select} WHERE {tenants} ORDER BY 1", near)
+        of = (list(near.agents), list(near.orchestrations))
+        if names is None:
+            return await self._documents(f"{select} WHERE {tenants} ORDER BY 1", *of)
+        named = f"({key} = ANY($3::text[]) OR definition->>'name' = ANY($3::text[]))"
+        statement = f"{select} WHERE {named} AND (tenant_id = $4 OR {tenants}) ORDER BY 1"
+        return await self._documents(statement, *of, list(names), self._shared_tenant)
 
-    async def _documents(self, statement: str, values: Collection[str]) -> dict[str, State]:
+    async def _documents(self, statement: str, *values: object) -> dict[str, State]:
         found: dict[str, State] = {}
-        for row in await self._database.fetch(statement, list(values)):
+        for row in await self._database.fetch(statement, *values):
             definition: object = from_jsonb(row["definition"], {})
             found[row["key"]] = definition if isinstance(definition, dict) else {}
         return found

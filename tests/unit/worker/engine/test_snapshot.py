@@ -8,7 +8,7 @@ import pytest
 
 from synapse_worker.engine.errors import DefinitionError
 from synapse_worker.engine.model import Definition
-from synapse_worker.engine.snapshot import Agent, Snapshot, collect
+from synapse_worker.engine.snapshot import Agent, Near, Snapshot, collect
 from tests.unit.worker.engine.documents import Document, a_definition, a_print
 
 HTTP: Document = {"name": "look_up", "url": "https://x.example", "headers": {"Authorization": "secret-header"}}
@@ -31,10 +31,10 @@ class Stored:
     async def agents(self, ids: Collection[str]) -> Mapping[str, Document]:
         return self._of("agents", ids)
 
-    async def tools(self, names: Collection[str] | None, near: Collection[str]) -> Mapping[str, Document]:
+    async def tools(self, names: Collection[str] | None, near: Near) -> Mapping[str, Document]:
         return self._of("tools", names)
 
-    async def mcp_servers(self, names: Collection[str] | None, near: Collection[str]) -> Mapping[str, Document]:
+    async def mcp_servers(self, names: Collection[str] | None, near: Near) -> Mapping[str, Document]:
         return self._of("servers", names)
 
 

@@ -6,16 +6,19 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from pathlib import Path
+from typing import cast
 
 import pytest
 from pydantic import SecretStr
 
+from synapse_worker.egress_policy import Address, Allowed
 from synapse_worker.engine.json_values import JsonObject
 from synapse_worker.engine.models import ToolCall
 from synapse_worker.engine.sandbox import Sandbox
 from synapse_worker.engine.snapshot import Snapshot
-from synapse_worker.engine.tools import ToolSecrets, Vault, open_tools
+from synapse_worker.engine.tools import ToolSecrets, Vault, http_tool, open_tools
 from synapse_worker.engine.tools.http_tool import MAX_BYTES, filled
 from synapse_worker.engine.tools.toolbox import MAX_RESULT_CHARACTERS, Tool, Toolbox, ToolFailed
 from synapse_worker.store.local_blobs import LocalBlobs
@@ -47,6 +50,8 @@ class Endpoint:
                     return
                 content = {"/big": b"x" * (MAX_BYTES + 1)}.get(path, b'{"ok": true}')
                 self.send_response(418 if path == "/teapot" else 200)
+                if path == "/charset":
+                    self.send_header("content-type", f"text/plain; charset={target}")
                 self.send_header("content-length", str(len(content)))
                 self.end_headers()
                 try:
@@ -135,6 +140,62 @@ async def test_a_host_that_a_model_names_is_no_private_one(sandbox: Sandbox, sit
         True,
     )
     assert site.requests == []
+
+
+async def test_a_host_that_a_model_names_is_connected_to_at_the_address_that_was_judged(
+    sandbox: Sandbox, site: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def addresses(host: str) -> list[Address]:
+        return [ip_address("127.0.0.1")] if host == "tools.invalid" else []
+
+    # Nobody else can resolve that name: a connection that looked it up once more would fail.
+    monkeypatch.setattr(http_tool, "_addresses", addresses)
+    monkeypatch.setattr(http_tool, "_PUBLIC", Allowed.parse("127.0.0.1"))
+    port = site.url.rpartition(":")[2]
+    answer = await call_tool(sandbox, {"url": "http://{host}:" + port + "/redirect?to=/there"}, host="tools.invalid")
+    assert answer == ('{"ok": true}', False)
+    assert [(path, headers["host"]) for _, path, headers, _ in site.requests] == [
+        ("/redirect?to=/there", f"tools.invalid:{port}"),
+        ("/there", f"tools.invalid:{port}"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("document", "arguments"),
+    [
+        ({"url": "http://{host}/"}, {"host": "a..b"}),
+        ({"url": "http://{host}/"}, {"host": "a" * 70 + ".com"}),
+        ({"url": "http://127.0.0.1:1/"}, {"q": "x" * 70_000}),
+        ({"url": "http://127.0.0.1:1/{q}"}, {"q": "\ud800"}),
+        ({"url": "http://127.0.0.1:1/", "method": "POST"}, {"q": float("nan")}),
+        ({"url": "http://127.0.0.1:1/", "method": "POST"}, {"q": "\ud800"}),
+    ],
+)
+async def test_arguments_that_make_no_request_are_told_to_the_model(
+    sandbox: Sandbox, document: dict[str, object], arguments: dict[str, object]
+) -> None:
+    assert (await call_tool(sandbox, document, **arguments))[1]
+    with pytest.raises(ToolFailed):  # also where a toolbox would let them pass
+        await http_tool.http_tool("t", document, {}).call(cast(JsonObject, arguments), "k")
+
+
+@pytest.mark.parametrize("charset", ["rot13", "base64", "idna", "punycode", "undefined", "utf-7", "nonsense"])
+async def test_an_answer_in_no_charset_of_texts_is_read_as_utf_8(
+    sandbox: Sandbox, site: Endpoint, charset: str
+) -> None:
+    assert await call_tool(sandbox, {"url": f"{site.url}/charset?to={charset}"}) == ('{"ok": true}', False)
+
+
+async def test_an_idempotency_key_is_sent_whatever_ids_it_is_made_of(site: Endpoint) -> None:
+    tool = http_tool.http_tool("t", {"url": site.url + "/"}, {"X-Name": "\u00e9"})
+    await tool.call({}, "run_1:\u00e9tape 1\n:1:2")
+    assert site.requests[0][2]["idempotency-key"] == "run_1:%C3%A9tape%201%0A:1:2"
+
+
+@pytest.mark.parametrize("arguments", ["[" * 100_000, '{"a": ' * 100_000, '{"a": NaN}', '{"a": "\\u0000"}', "9" * 5000])
+async def test_arguments_that_cannot_be_stored_are_told_to_the_model(arguments: str) -> None:
+    result = await Toolbox([a_tool("t")]).call(ToolCall("1", "t", arguments), "k")
+    assert (result.content, result.failed) == ("The arguments are no JSON object.", True)
 
 
 def test_a_value_stays_in_its_part_of_the_url() -> None:

@@ -129,6 +129,7 @@ def _named(tools: Iterable[Tool]) -> dict[str, Tool]:
 
 
 def _bounded(text: str) -> str:
+    text = text.encode(errors="replace").decode()  # half a character could be sent to no provider
     if len(text) <= MAX_RESULT_CHARACTERS:
         return text
     return f"{text[:MAX_RESULT_CHARACTERS]}\n[cut: {len(text)} characters in all]"
