@@ -9,16 +9,19 @@ import httpx2
 import pytest
 from redis.asyncio import Redis
 
+from synapse_worker.api import process
+from synapse_worker.api.sse import Streams
 from synapse_worker.gate import StoreGate
 from synapse_worker.housekeeping import Housekeeper
 from synapse_worker.queueing import keys
+from synapse_worker.settings import load
 from synapse_worker.store.database import Database
 from tests.page.support import printing
 from tests.support.api import ApiProcess, StartApi
 from tests.support.dying_api import POINTS
 from tests.support.runs import eventually, store, until
-from tests.support.servers import RedisServer
-from tests.support.workers import StartWorker
+from tests.support.servers import RedisServer, free_port
+from tests.support.workers import StartWorker, environment
 
 RUN = "/orchestrations/hello/run"
 
@@ -118,3 +121,19 @@ async def test_killed_under_load_every_202_is_run_once(
     assert set(accepted) <= {row["run_id"] for row in rows}
     assert {row["steps"] for row in rows} == {1}
     await until(database, accepted[0], "completed")
+
+
+async def test_a_process_that_can_read_no_streams_any_more_ends(
+    database: Database, redis_server: RedisServer, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would answer, and send nobody an event: it is to be started anew."""
+
+    async def broken(streams: Streams) -> None:
+        await asyncio.sleep(0.1)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Streams, "read", broken)
+    settings = load(environment(redis_server.url, postgres_url, API_PORT=str(free_port())))
+    async with asyncio.timeout(20):
+        with pytest.raises(ZeroDivisionError):
+            await process.ApiProcess(settings).run()

@@ -163,6 +163,18 @@ async def test_a_silent_stream_says_that_it_is_there(redis_client: Redis, monkey
         reading.cancel()
 
 
+async def test_an_entry_that_cannot_be_read_ends_nobodys_stream(redis_client: Redis) -> None:
+    await redis_client.xadd("odd", {"data": "[" * 100_000})
+    await redis_client.xadd("good", {"data": '{"type": "x"}'})
+    streams = Streams(redis_client)
+    reading = asyncio.create_task(streams.read())
+    try:
+        assert [entry.event for entry in await streams.after("odd", "", timeout=5)] == [{}]
+        assert [entry.event for entry in await streams.after("good", "", timeout=5)] == [{"type": "x"}]
+    finally:
+        reading.cancel()
+
+
 async def test_without_redis_a_stream_ends_and_asks_to_come_back() -> None:
     client = open_redis(SecretStr("redis://127.0.0.1:1"))
     try:

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 import pytest
 from redis.asyncio import Redis
 
+from synapse_worker.errors import SessionTaken
 from synapse_worker.queueing import client as queue_client
 from synapse_worker.queueing import keys, producer
-from synapse_worker.queueing.client import NewRun
+from synapse_worker.queueing.client import NewRun, NewTurn, enqueue_turn
 from synapse_worker.queueing.producer import Producer
 from synapse_worker.routing import ONE_QUEUE, Topology, shard_of_job
 from synapse_worker.store import topology
@@ -152,3 +153,25 @@ async def test_an_epoch_is_reported_once_what_began_before_it_has_ended(
         await eventually("the epoch is reported", reported)
     assert await redis_client.zscore(keys.queue("default"), "run_1_1") is not None
     assert await database.fetch("SELECT 1 FROM workers") == []
+
+
+async def test_of_two_tenants_one_gets_a_chat_session_and_the_other_writes_nothing(
+    database: Database, redis_client: Redis
+) -> None:
+    async def turn(tenant: str, job_id: str) -> None:
+        asked = NewTurn("s", "agent", "hi", tenant)
+        await enqueue_turn(database, redis_client, asked, job_id=job_id, now_ms=1)
+
+    answers = await asyncio.gather(
+        *(turn(tenant, f"chat_{tenant}_{number}") for number in range(3) for tenant in ("a", "b")),
+        turn("a", "same"),
+        turn("a", "same"),
+        return_exceptions=True,
+    )
+    refused = [answer for answer in answers if answer is not None]
+    assert len(refused) in (3, 5)
+    assert all(isinstance(answer, SessionTaken) for answer in refused)
+    (owner,) = await database.fetch("SELECT tenant_id FROM chat_sessions")
+    jobs = {row["job_id"] for row in await database.fetch("SELECT job_id FROM job_ledger")}
+    own = {f"chat_{owner['tenant_id']}_{number}" for number in range(3)}
+    assert jobs == (own | {"same"} if owner["tenant_id"] == "a" else own)

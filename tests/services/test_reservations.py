@@ -160,3 +160,15 @@ async def test_a_tenant_over_its_limit_holds_nobody_up(
     steps = await database.fetch("SELECT run_id, count(*) AS n FROM run_steps GROUP BY run_id")
     assert {row["n"] for row in steps} == {3}
     await eventually("nothing is left", lambda: _empty(redis_client, keys.again(Q), keys.leases(Q)))
+
+
+async def test_nothing_is_kept_of_tenants_whose_jobs_have_ended(database: Database, redis_client: Redis) -> None:
+    mine = reservations(redis_client, StoreGate(database, redis_client), {"acme": 2})
+    mine.hold("1", "acme")
+    mine.hold("2", "acme")
+    for number in range(100):
+        mine.free(f"job-{number}", f"tenant-{number}")
+    mine.free("1", "acme")
+    assert dict(mine._held) == {"acme": {"2"}}
+    mine.free("2", "acme")
+    assert not mine._held

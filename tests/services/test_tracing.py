@@ -15,7 +15,8 @@ from redis.asyncio import Redis
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import RUN_FUNCTION
 from synapse_worker.queueing.payload import decode
-from synapse_worker.store import definitions
+from synapse_worker.routing import ONE_QUEUE
+from synapse_worker.store import definitions, topology
 from synapse_worker.store.database import Database
 from synapse_worker.store.definitions import Document
 from tests.support.api import StartApi
@@ -220,6 +221,29 @@ async def test_without_tracing_the_api_hands_a_clients_trace_on(
             assert raw is not None
             found.append(decode(raw).extras.get("traceparent"))
     assert found == [given, None]
+
+
+async def test_what_an_api_does_for_all_its_jobs_is_in_no_requests_trace(
+    database: Database, redis_client: Redis, start_api: StartApi, collector: Collector
+) -> None:
+    """Scale mode off: the loop that claims jobs starts with the first request, and takes others' jobs later."""
+    await store(database, chain("slow", slow_steps(4, 0.3)))
+    await topology.write(database, None, ONE_QUEUE, enabled=False, owner_uid="scale")
+    api = await asyncio.to_thread(start_api, **traced(collector))
+    async with api.client() as client:
+        first = asyncio.create_task(client.post("/orchestrations/slow/run", json={}))
+        await asyncio.sleep(0.5)
+        second = await client.post("/orchestrations/slow/run", json={})
+        assert {(await first).status_code, second.status_code} == {200}
+    runs = [answer.json()["run_id"] for answer in (await first, second)]
+    spans = collector.wait_for(lambda found: all(has_ended(run_id)(found) for run_id in runs))
+    spans = collector.wait_for(lambda found: sum(span.parent == "" for span in found) == 2)
+
+    began = next(span.start for span in spans if span.attributes.get("synapse.run_id") == runs[1])
+    request = min((span for span in spans if span.parent == ""), key=lambda span: span.start)
+    theirs = [span for span in spans if span.parent == request.id and span.start > began]
+    own = {"postgresql SELECT job_ledger", "postgresql SELECT run_steps"}  # whether its run has ended, and how
+    assert {span.name for span in theirs} == own
 
 
 async def test_a_webhook_is_in_the_trace_of_its_run(

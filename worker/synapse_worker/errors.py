@@ -55,6 +55,10 @@ class PayloadError(SynapseError):
     """A job's payload cannot be read or names something that does not exist: final."""
 
 
+class SessionTaken(SynapseError):
+    """A chat session is another tenant's: nothing was written, and another id has to be chosen."""
+
+
 class OwnershipLost(SynapseError):
     """Another claim owns the run: stop at once and write nothing more."""
 

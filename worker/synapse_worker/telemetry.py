@@ -17,6 +17,7 @@ from synapse_worker import __version__
 
 _MOST_LABEL_VALUES = 200
 _OTHER = "other"
+_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 _DURATIONS = (0.005, 0.02, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
 
 
@@ -194,7 +195,8 @@ class ApiMetrics:
         self._refused.labels(reason).inc()
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Observe an answer."""
+        """Observe an answer; whoever asks chooses the method, with or without a key."""
+        method = method if method in _METHODS else _OTHER
         self._answered.labels(method, route, str(status)).observe(seconds)
 
     def installation(self, *, workers: int, active: int, waiting: Mapping[str, int]) -> None:

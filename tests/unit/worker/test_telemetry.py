@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from synapse_worker.telemetry import Metrics
+from synapse_worker.telemetry import ApiMetrics, Metrics
 
 UPSTREAMS = {
     "synapse_runs_completed": ("tenant_id", "status"),
@@ -58,3 +58,16 @@ def test_queues_beyond_the_bound_are_added_up() -> None:
     assert found["synapse_parked_jobs", other] == 5
     assert found["synapse_oldest_job_seconds", other] == 204
     assert found["synapse_queue_depth", (("queue_name", "q0"),)] == 2
+
+
+def test_methods_that_nobody_knows_are_one_series() -> None:
+    metrics = ApiMetrics()
+    for method in ("GET", *(f"X{number}" for number in range(5))):
+        metrics.answered(method, "unknown", 401, 0.1)
+    counted = {
+        sample.labels["method"]: sample.value
+        for family in text_string_to_metric_families(metrics.text().decode())
+        for sample in family.samples
+        if sample.name == "synapse_api_request_seconds_count"
+    }
+    assert counted == {"GET": 1, "other": 5}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import AsyncExitStack, suppress
+from contextvars import Context
 from dataclasses import replace
 
 from redis.asyncio import Redis
@@ -97,22 +98,28 @@ class Inline:
                 raise StoreUnavailable("this process", "cannot run jobs any more; its log says why")
             if self._loop is not None:
                 return
-            # Seconds and megabytes that only an API without workers pays for.
-            from synapse_worker.hosting import hosting
+            # What runs for all jobs from here on is no part of the request, and of the trace, that came first.
+            await asyncio.create_task(self._open(settings), context=Context())
 
-            own = replace(settings, worker_id=self._worker_id)
-            known = await tenants.read_all(self._database)
+    async def _open(self, settings: Settings) -> None:
+        # Seconds and megabytes that only an API without workers pays for.
+        from synapse_worker.hosting import hosting
+
+        own = replace(settings, worker_id=self._worker_id)
+        known = await tenants.read_all(self._database)
+        async with AsyncExitStack() as stack:
             blobs = open_blobs(own.s3, own.data_dir)
-            self._stack.push_async_callback(blobs.close)
-            host = await self._stack.enter_async_context(
+            stack.push_async_callback(blobs.close)
+            host = await stack.enter_async_context(
                 hosting(self._database, self._client, self._gate, blobs, self._served, own, known, Metrics())
             )
-            self._settings = own
-            self._loop = ClaimLoop(
-                self._served, host.jobs, self._gate, slots=own.concurrency, lease_seconds=own.lease_seconds
-            )
-            self._claiming = asyncio.create_task(self._loop.run())
-            log.info("scale mode is off: this process runs jobs itself")
+            self._stack = stack.pop_all()
+        self._settings = own
+        self._loop = ClaimLoop(
+            self._served, host.jobs, self._gate, slots=own.concurrency, lease_seconds=own.lease_seconds
+        )
+        self._claiming = asyncio.create_task(self._loop.run())
+        log.info("scale mode is off: this process runs jobs itself")
 
     def _queue(self, settings: Settings, queue_key: str) -> ChosenJobs:
         queue = self._queues.get(queue_key)

@@ -207,7 +207,7 @@ def _formatted(event: Mapping[str, object], entry_id: str = "") -> bytes:
 def _entry(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Entry:
     try:
         event = json.loads(fields[b"data"])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, RecursionError):  # what fails here would end the reader of all streams
         event = {}
     return Entry(entry_id.decode(), event if isinstance(event, dict) else {})
 

@@ -165,6 +165,7 @@ async def enqueue_turn(
 
     Raises:
         StoreUnavailable, SynapseError: as there.
+        SessionTaken: the session is another tenant's.
     """
     webhook_secret = turn.webhook_secret.get_secret_value() if turn.webhook_secret else None
     arguments: dict[str, object] = {

@@ -89,7 +89,10 @@ class Reservations:
 
     def free(self, job_id: str, tenant: str) -> None:
         """Give a place back, if the job has one."""
-        self._held[tenant].discard(job_id)
+        if (held := self._held.get(tenant)) is not None:
+            held.discard(job_id)
+            if not held:
+                del self._held[tenant]  # tenants come and go, and users name them
         if tenant in self._tenants:
             self._freed[tenant].append(job_id)
             self._something_freed.set()

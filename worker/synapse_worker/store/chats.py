@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from synapse_worker.errors import SessionTaken
 from synapse_worker.store.database import Database, from_jsonb
 from synapse_worker.store.topology import EPOCH_NOW
 
@@ -37,6 +38,9 @@ async def create_queued(database: Database, turn: QueuedTurn, *, epoch: int) -> 
     Returns:
         The queue that the ledger names, the one of the first writing; None when the topology has another epoch now
         and nothing was written.
+
+    Raises:
+        SessionTaken: the session is another tenant's, if only since a moment ago.
     """
     row = await database.fetchrow(
         f"""
@@ -50,12 +54,14 @@ async def create_queued(database: Database, turn: QueuedTurn, *, epoch: int) -> 
                  webhook_secret = EXCLUDED.webhook_secret, last_message_at = now(),
                  status = CASE WHEN c.status = 'running' THEN c.status ELSE 'queued' END,
                  job_id = CASE WHEN c.status = 'running' THEN c.job_id ELSE EXCLUDED.job_id END
-           WHERE c.tenant_id = EXCLUDED.tenant_id),
+           WHERE c.tenant_id = EXCLUDED.tenant_id
+          RETURNING c.session_id),
         job AS (
           INSERT INTO job_ledger (job_id, session_id, queue, envelope, enqueued_at)
-          SELECT $4::text, $1::text, $7, $8, now() WHERE {EPOCH_NOW} = $9
+          SELECT $4::text, session_id, $7, $8, now() FROM session
           ON CONFLICT (job_id) DO NOTHING RETURNING queue)
-        SELECT coalesce((SELECT queue FROM job), (SELECT queue FROM job_ledger WHERE job_id = $4::text)) AS queue
+        SELECT coalesce((SELECT queue FROM job), (SELECT queue FROM job_ledger WHERE job_id = $4::text)) AS queue,
+               {EPOCH_NOW} = $9 AND NOT EXISTS (SELECT 1 FROM session) AS taken
         """,  # noqa: S608 - no value in it
         turn.session_id,
         turn.agent_id,
@@ -67,6 +73,8 @@ async def create_queued(database: Database, turn: QueuedTurn, *, epoch: int) -> 
         turn.envelope,
         epoch,
     )
+    if row is not None and row["queue"] is None and row["taken"]:
+        raise SessionTaken(f"the session_id {turn.session_id!r} is taken; choose another one")
     return None if row is None else row["queue"]
 
 

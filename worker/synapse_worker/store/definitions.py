@@ -119,7 +119,7 @@ async def list_table(database: Database, table: str, *, tenants: Sequence[str] |
     Args:
         tenants: whose; None = everybody's.
     """
-    rows = await database.fetch(f"{_listing(table)} ORDER BY id LIMIT $2", tenants, limit)
+    rows = await database.fetch(f"{_listing(table, _listed_of(table))} ORDER BY id LIMIT $2", tenants, limit)
     return [Listed(row["id"], row["name"], row["description"], row["tenant_id"], row["updated_at"]) for row in rows]
 
 
@@ -127,7 +127,8 @@ async def find(
     database: Database, table: str, key: str, *, tenants: Sequence[str] | None
 ) -> tuple[Listed, State] | None:
     """Return an active row of `ORCHESTRATIONS` or `AGENTS` with its definition; arguments as for `list_table`."""
-    row = await database.fetchrow(f"{_listing(table)} AND id = $2", tenants, key)
+    columns = f"{_listed_of(table)}, definition::text"
+    row = await database.fetchrow(f"{_listing(table, columns)} AND id = $2", tenants, key)
     if row is None:
         return None
     listed = Listed(row["id"], row["name"], row["description"], row["tenant_id"], row["updated_at"])
@@ -140,14 +141,16 @@ async def exists(database: Database, table: str, key: str, *, tenants: Sequence[
     return bool(await database.fetch(f"{_listing(table, 'id')} AND id = $2", tenants, key))
 
 
-def _listing(table: str, columns: str = "") -> str:
+def _listed_of(table: str) -> str:
+    description = "description" if table == ORCHESTRATIONS else "definition->>'description' AS description"
+    return f"id, name, {description}, tenant_id, updated_at"
+
+
+def _listing(table: str, columns: str) -> str:
     """$1: the tenants."""
-    orchestrations = table == ORCHESTRATIONS
-    description = "description" if orchestrations else "definition->>'description' AS description"
-    active = "coalesce(is_active, true)" if orchestrations else "true"
-    wanted = columns or f"id, name, {description}, tenant_id, updated_at, definition::text"
+    active = "coalesce(is_active, true)" if table == ORCHESTRATIONS else "true"
     return (
-        f"SELECT {wanted} FROM {table}"  # noqa: S608  # names of our own
+        f"SELECT {columns} FROM {table}"  # noqa: S608  # names of our own
         f" WHERE {active} AND ($1::text[] IS NULL OR tenant_id = ANY($1::text[]))"
     )
 

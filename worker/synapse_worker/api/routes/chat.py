@@ -27,6 +27,7 @@ from synapse_worker.api.problems import Problem, answers
 from synapse_worker.api.sse import Snapshot
 from synapse_worker.api.streaming import STREAM_ANSWERS, LastEventId, snapshot_event, stored_events, stream_answer
 from synapse_worker.api.submission import same_request, submit
+from synapse_worker.errors import SessionTaken
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import NewTurn, cancel_turn, new_turn_id
 from synapse_worker.store import chats, definitions
@@ -92,9 +93,16 @@ async def enqueue(
     turn = NewTurn(
         session_id, body.agent_id, body.message, tenant_id, body.images, body.webhook_url, body.webhook_secret
     )
-    await submit(
-        request, context, tenant_id, job_id, lambda: context.producer.enqueue_turn(turn, job_id=job_id, now_ms=now_ms)
-    )
+    try:
+        await submit(
+            request,
+            context,
+            tenant_id,
+            job_id,
+            lambda: context.producer.enqueue_turn(turn, job_id=job_id, now_ms=now_ms),
+        )
+    except SessionTaken as error:  # by another tenant's request, meanwhile
+        raise Problem(409, str(error)) from None
     if mode.inline and await context.inline.run(context.settings, job_id, context.stopping):
         response.status_code = 200
         return ChatState.model_validate(await _view(context.database, session_id), from_attributes=True)
