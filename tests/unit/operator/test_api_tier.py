@@ -131,13 +131,16 @@ def test_each_entry_is_a_key_of_which_only_a_hash_is_kept() -> None:
     [
         ("hidden-token", "it is no JSON; accepted:"),
         (["hidden-token"], "it is no JSON object"),
-        ({"token": "hidden-token", "tenant": "a"}, "it has the field 'tenant', which is not known"),
+        ("[" * 200_000, "it is no JSON; accepted:"),
+        ({"token": "hidden-token", "tenant": "a"}, "it has a field that is not known"),
+        ({"hidden-token": "acme"}, "it has a field that is not known"),
         ({}, "token is not 1 to 1024 characters"),
         ({"token": ""}, "token is not 1 to 1024 characters"),
         ({"token": "hidden token"}, "token is not 1 to 1024 characters"),
         ({"token": "hidden-tökén"}, "token is not 1 to 1024 characters"),
         ({"token": 7}, "token is not 1 to 1024 characters"),
         ({"token": "hidden-token", "tenantId": ""}, "tenantId is not a text of 1 to 255 characters"),
+        ({"token": "hidden-token", "tenantId": "\ud800"}, "tenantId is not a text of 1 to 255 characters"),
         ({"token": "hidden-token", "tenantId": 3}, "tenantId is not a text of 1 to 255 characters"),
     ],
 )
