@@ -220,10 +220,14 @@ class Reconciler:
         wanted: KeyEntries | SecretMissing | Unknown | None,
         previous: JsonObject,
     ) -> frozenset[str] | Unknown:
-        """Store the API keys; those of a Secret that is missing or cannot be read stay as they are."""
+        """Store the API keys; those of a Secret that is missing or cannot be read stay as they are.
+
+        While the API is served, this is asked without a Secret too: a key of one that is named no more, or of a scale
+        that had these stores before, would open it for ever.
+        """
         if isinstance(wanted, SecretMissing | Unknown):
             return Unknown(wanted.sentence)
-        if wanted is None and "keys" not in (previous.get("api") or {}):
+        if wanted is None and not scale.spec.api.enabled and "keys" not in (previous.get("api") or {}):
             return frozenset()
         return await self._backends.keep_keys(key, scale.metadata.uid, () if wanted is None else wanted.keys)
 

@@ -709,7 +709,10 @@ class SynapseScaleStatus(ApiModel):
         default=None,
         description="Settings that the spec, the stored ones or the image decide, for workers of no pool.",
     )
-    api: ApiTierStatus | None = Field(default=None, description="The V2 API as it is. Absent: spec.api is off.")
+    api: ApiTierStatus | None = Field(
+        default=None,
+        description=("The V2 API as it is. Absent: spec.api is off, and no key of its Secret is left in PostgreSQL."),
+    )
     image: str | None = Field(default=None, max_length=1024, description="Image that the workers are given.")
 
 

@@ -224,6 +224,18 @@ def test_its_troubles_are_the_scales(changes: dict[str, Any], reason: str, stall
         assert status["api"]["keys"] == 3, "what was stored holds"
 
 
+def test_keys_that_could_not_be_revoked_are_remembered() -> None:
+    api = {"desired": 2, "ready": 2, "service": NAME, "port": 8765, "keys": 3}
+    away = Unknown("PostgreSQL does not answer")
+    unnamed = scale()
+    assert told(seen(unnamed, keys_left=away), unnamed, {"api": api})["api"]["keys"] == 3
+    assert "keys" not in told(seen(unnamed), unnamed, {"api": api})["api"]
+    off = a_scale()
+    children = children_of(what_is_desired(off))
+    assert told(an_observed(children=children, keys_left=away), off, {"api": api})["api"] == api
+    assert "api" not in told(an_observed(children=children), off, {"api": api})
+
+
 def test_a_pod_of_it_that_cannot_start_is_told() -> None:
     home = scale()
     pod = a_pod("api-1", waiting={"reason": "ImagePullBackOff", "message": "no such image"})

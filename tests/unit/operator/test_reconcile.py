@@ -191,3 +191,12 @@ def test_one_whose_pods_are_refused_keeps_no_other_waiting() -> None:
     for name in names:
         world.reconcile(name)
     assert f"deployments/{deployments['three']}" in world.patched
+
+
+def test_keys_are_looked_after_while_the_api_is_served() -> None:
+    world = World("demo", spec={"api": {"enabled": True}})
+    world.reconcile()
+    assert world.kept == [0], "keys of a Secret that is named no more, or of a scale before this one, are revoked"
+    off = World("demo")
+    off.reconcile()
+    assert off.kept == []
