@@ -27,7 +27,7 @@ from synapse_operator.deletion_costs import after_a_resize, before_a_resize, shr
 from synapse_operator.desired import desired_for_scale
 from synapse_operator.desired.shards import queues_of, recommendations, serving
 from synapse_operator.drains import drained, emptied
-from synapse_operator.naming import SCALE_KIND
+from synapse_operator.naming import SCALE_KIND, Kind
 from synapse_operator.observed import DedicatedTenant, Observed, SecretLookup, SecretMissing, Unknown
 from synapse_operator.plan import plan
 from synapse_operator.status import figures_due, invalid_status, next_status
@@ -98,6 +98,7 @@ class Reconciler:
                 return None
             previous = stored.get("status") or {}
             if isinstance(scale, InvalidScale):
+                self._waves.forget(key)
                 now = datetime.now(UTC)
                 status = invalid_status(scale, previous=previous, now=now)
                 await self._reporter.report(scale.metadata, previous, status, (), now)
@@ -116,6 +117,8 @@ class Reconciler:
 
         await self._spare_busy_pods(key, scale, observed, shrinking(todo))
         report = await apply.carry_out(self._client, todo)
+        if todo.rolls and not observed.rolling and not any(ref.kind is Kind.DEPLOYMENT for ref in report.applied):
+            self._waves.forget(key)  # what is refused at each try must not keep other scales waiting
         if todo.flip is not None:
             failure = await self._backends.flip(key, todo.flip, scale.metadata.uid)
             report = replace(report, flip_failure=failure)
@@ -217,10 +220,14 @@ class Reconciler:
         wanted: KeyEntries | SecretMissing | Unknown | None,
         previous: JsonObject,
     ) -> frozenset[str] | Unknown:
-        """Store the API keys; those of a Secret that is missing or cannot be read stay as they are."""
+        """Store the API keys; those of a Secret that is missing or cannot be read stay as they are.
+
+        While the API is served, this is asked without a Secret too: a key of one that is named no more, or of a scale
+        that had these stores before, would open it for ever.
+        """
         if isinstance(wanted, SecretMissing | Unknown):
             return Unknown(wanted.sentence)
-        if wanted is None and "keys" not in (previous.get("api") or {}):
+        if wanted is None and not scale.spec.api.enabled and "keys" not in (previous.get("api") or {}):
             return frozenset()
         return await self._backends.keep_keys(key, scale.metadata.uid, () if wanted is None else wanted.keys)
 

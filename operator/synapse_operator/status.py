@@ -172,6 +172,8 @@ def next_status(
         status["effective"] = effective
     if scale.spec.api.enabled:
         status["api"] = _api_figures(scale, observed, previous, redact)
+    elif isinstance(observed.keys_left, Unknown) and "api" in previous:
+        status["api"] = previous["api"]  # its keys are to be revoked still, which is known from here
     image = desired.image if isinstance(desired, Desired) else previous.get("image")
     if image is not None:
         status["image"] = image
@@ -587,7 +589,7 @@ def _api_figures(scale: SynapseScale, observed: Observed, previous: JsonObject, 
     }
     if isinstance(observed.api_keys, KeyEntries) and not isinstance(observed.keys_left, Unknown):
         told["keys"] = len(observed.api_keys.keys) - len(observed.keys_left)
-    elif observed.api_keys is not None and "keys" in (previous.get("api") or {}):
+    elif isinstance(observed.keys_left, Unknown) and "keys" in (previous.get("api") or {}):
         told["keys"] = previous["api"]["keys"]  # they stay as they are
     if problems := _key_problems(observed):
         told["keyErrors"] = [redact(problem)[:MAX_KEY_ERROR] for problem in problems[:MAX_KEY_ERRORS]]

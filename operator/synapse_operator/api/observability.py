@@ -18,7 +18,8 @@ class PodMonitorSpec(ApiModel):
     enabled: bool = Field(
         default=False,
         description=(
-            "Whether the scale has a PodMonitor, so that a Prometheus Operator finds the workers and their token. "
+            "Whether the scale has a PodMonitor, so that a Prometheus Operator finds the workers, the V2 API and "
+            "their token. "
             "Where the cluster does not know the kind, the condition ChildrenApplied says KindAbsent. Default: false."
         ),
     )
@@ -33,7 +34,7 @@ class PodMonitorSpec(ApiModel):
 
 
 class ObservabilitySpec(ApiModel):
-    """Traces and metrics of the workers."""
+    """Traces and metrics of the workers and of the V2 API."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -80,9 +81,9 @@ class ObservabilitySpec(ApiModel):
     metrics_auth: Literal["Generated", "SecretRef", "None"] = Field(
         default="Generated",
         description=(
-            "Who may read the workers' metrics. Generated: who has the token that the operator makes once, in the "
-            "Secret `<scale>-metrics-token-<hash>` under the key `token`. SecretRef: who has the token of "
-            "metricsTokenSecretRef. None: everybody who reaches the port. Default: Generated."
+            "Who may read the metrics of the workers and of the V2 API. Generated: who has the token that the operator "
+            "makes once, in the Secret `<scale>-metrics-token-<hash>` under the key `token`. SecretRef: who has the "
+            "token of metricsTokenSecretRef. None: everybody who reaches the port. Default: Generated."
         ),
     )
     metrics_token_secret_ref: SecretKeySelector | None = Field(

@@ -322,7 +322,8 @@ class NetworkPolicySpec(ApiModel):
     enabled: bool = Field(
         default=False,
         description=(
-            "Whether workers get a NetworkPolicy: in, only the port of probes and metrics; out, only DNS, the hosts' "
+            "Whether workers and the V2 API get a NetworkPolicy: in, only the port of probes and metrics, and of the "
+            "API where it is served; out, only DNS, the hosts' "
             "ports of both stores, of storage.s3.endpointUrl and of the collector of traces, cloud credentials "
             "(169.254.169.254, 169.254.170.2, 169.254.170.23) and port 443. It needs a network plugin that enforces "
             "policies. Default: false."
@@ -344,8 +345,8 @@ class PodDisruptionBudgetSpec(ApiModel):
     enabled: bool = Field(
         default=True,
         description=(
-            "Whether each shard has a PodDisruptionBudget that lets one worker go at a time, and any that is not "
-            "ready. Default: true."
+            "Whether each shard, and the V2 API, has a PodDisruptionBudget that lets one pod go at a time, and any "
+            "that is not ready. Default: true."
         ),
     )
 
@@ -709,7 +710,10 @@ class SynapseScaleStatus(ApiModel):
         default=None,
         description="Settings that the spec, the stored ones or the image decide, for workers of no pool.",
     )
-    api: ApiTierStatus | None = Field(default=None, description="The V2 API as it is. Absent: spec.api is off.")
+    api: ApiTierStatus | None = Field(
+        default=None,
+        description=("The V2 API as it is. Absent: spec.api is off, and no key of its Secret is left in PostgreSQL."),
+    )
     image: str | None = Field(default=None, max_length=1024, description="Image that the workers are given.")
 
 

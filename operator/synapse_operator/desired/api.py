@@ -18,12 +18,12 @@ from synapse_operator.desired.configmap import environment_config_map
 from synapse_operator.desired.deployment import OLD_REPLICA_SETS, probe, with_hashes, worker_pod_spec
 from synapse_operator.desired.environment import api_environment, stored_settings, template_secrets
 from synapse_operator.desired.manifest import Manifest, manifest
+from synapse_operator.desired.observability import API_PORT_NAME
 from synapse_operator.naming import Kind
 from synapse_operator.observed import Child, Observed
 from synapse_worker import contract
 
 CONTAINER = "api"
-PORT_NAME = "http"
 
 GRACE_SECONDS = contract.grace_period_seconds(int(contract.BY_NAME["WORKER_DRAIN_SECONDS"].default or 0))
 """A stopping pod takes requests until Services know, and ends those that have begun."""
@@ -75,11 +75,11 @@ def _deployment(
     container |= {
         "name": CONTAINER,
         "args": ["api"],
-        "ports": [{"name": PORT_NAME, "containerPort": API_PORT, "protocol": "TCP"}],
+        "ports": [{"name": API_PORT_NAME, "containerPort": API_PORT, "protocol": "TCP"}],
         # It answers /livez at once and /readyz when both stores have answered.
-        "startupProbe": probe("/livez", PORT_NAME, contract.STARTUP_PROBE),
-        "readinessProbe": probe("/readyz", PORT_NAME, contract.READINESS_PROBE),
-        "livenessProbe": probe("/livez", PORT_NAME, contract.LIVENESS_PROBE),
+        "startupProbe": probe("/livez", API_PORT_NAME, contract.STARTUP_PROBE),
+        "readinessProbe": probe("/readyz", API_PORT_NAME, contract.READINESS_PROBE),
+        "livenessProbe": probe("/livez", API_PORT_NAME, contract.LIVENESS_PROBE),
     }
     template: JsonObject = {
         "metadata": {
@@ -111,7 +111,7 @@ def _service(scale: SynapseScale) -> Manifest:
     spec = {
         "type": service.type,
         "selector": naming.api_selector(scale.metadata.name),
-        "ports": [{"name": PORT_NAME, "port": service.port, "targetPort": PORT_NAME, "protocol": "TCP"}],
+        "ports": [{"name": API_PORT_NAME, "port": service.port, "targetPort": API_PORT_NAME, "protocol": "TCP"}],
     }
     name = naming.api_name(scale.metadata.name)
     return manifest(scale, Kind.SERVICE, name, {"spec": spec}, annotations=service.annotations)

@@ -12,6 +12,8 @@ from synapse_operator.desired.service import METRICS_PORT_NAME
 from synapse_operator.naming import Kind
 from synapse_worker.contract import BY_NAME, OTLP_HEADERS
 
+API_PORT_NAME = "http"
+
 OTLP_ENDPOINT = BY_NAME["OTLP_ENDPOINT"].name
 METRICS_TOKEN = BY_NAME["METRICS_TOKEN"].name
 
@@ -20,7 +22,8 @@ _RELABELINGS = [
     {"sourceLabels": [f"__meta_kubernetes_pod_label_{re.sub('[^a-z]', '_', label)}"], "targetLabel": target}
     for label, target in ((naming.SCALE_LABEL, "scale"), (naming.SHARD_LABEL, "shard"))
 ]
-"""Which scale and which shard a series is of; the rules and the dashboard of manifests/observability go by these."""
+"""Which scale and which shard a series is of (the API is of none); the rules and the dashboard of
+manifests/observability go by these."""
 
 
 def metrics_token_ref(scale: SynapseScale) -> SecretKeySelector | None:
@@ -49,13 +52,18 @@ def secret_references(scale: SynapseScale) -> dict[str, SecretKeySelector]:
 
 
 def pod_monitor(scale: SynapseScale) -> Manifest:
-    """Return the PodMonitor of the workers; their token is named in it, never copied."""
-    endpoint: JsonObject = {"port": METRICS_PORT_NAME, "path": "/metrics", "relabelings": _RELABELINGS}
-    if (token := metrics_token_ref(scale)) is not None:
-        endpoint["authorization"] = {"type": "Bearer", "credentials": {"name": token.name, "key": token.key}}
+    """Return the PodMonitor of the workers, and of the V2 API where it is served.
+
+    Their token is named in it, never copied. An endpoint is looked for in every pod that is selected, and the ports of
+    workers and of the API have different names, so each is asked at its own path only.
+    """
+    selector, paths = naming.worker_selector(scale.metadata.name), {METRICS_PORT_NAME: "/metrics"}
+    if scale.spec.api.enabled:
+        del selector[naming.ROLE_LABEL]
+        paths[API_PORT_NAME] = "/api/v2/metrics"
     spec = {
-        "selector": {"matchLabels": naming.worker_selector(scale.metadata.name)},
-        "podMetricsEndpoints": [endpoint],
+        "selector": {"matchLabels": selector},
+        "podMetricsEndpoints": [_endpoint(scale, port, path) for port, path in paths.items()],
     }
     return manifest(
         scale,
@@ -64,3 +72,10 @@ def pod_monitor(scale: SynapseScale) -> Manifest:
         {"spec": spec},
         labels=scale.spec.observability.pod_monitor.labels,
     )
+
+
+def _endpoint(scale: SynapseScale, port: str, path: str) -> JsonObject:
+    endpoint: JsonObject = {"port": port, "path": path, "relabelings": _RELABELINGS}
+    if (token := metrics_token_ref(scale)) is not None:
+        endpoint["authorization"] = {"type": "Bearer", "credentials": {"name": token.name, "key": token.key}}
+    return endpoint

@@ -132,13 +132,16 @@ def test_each_entry_is_a_key_of_which_only_a_hash_is_kept() -> None:
     [
         ("hidden-token", "it is no JSON; accepted:"),
         (["hidden-token"], "it is no JSON object"),
-        ({"token": "hidden-token", "tenant": "a"}, "it has the field 'tenant', which is not known"),
+        ("[" * 200_000, "it is no JSON; accepted:"),
+        ({"token": "hidden-token", "tenant": "a"}, "it has a field that is not known"),
+        ({"hidden-token": "acme"}, "it has a field that is not known"),
         ({}, "token is not 1 to 1024 characters"),
         ({"token": ""}, "token is not 1 to 1024 characters"),
         ({"token": "hidden token"}, "token is not 1 to 1024 characters"),
         ({"token": "hidden-tökén"}, "token is not 1 to 1024 characters"),
         ({"token": 7}, "token is not 1 to 1024 characters"),
         ({"token": "hidden-token", "tenantId": ""}, "tenantId is not a text of 1 to 255 characters"),
+        ({"token": "hidden-token", "tenantId": "\ud800"}, "tenantId is not a text of 1 to 255 characters"),
         ({"token": "hidden-token", "tenantId": 3}, "tenantId is not a text of 1 to 255 characters"),
     ],
 )
@@ -220,6 +223,18 @@ def test_its_troubles_are_the_scales(changes: dict[str, Any], reason: str, stall
     assert words in by_type(status)[ConditionType.READY]["message"]
     if reason == "SecretNotFound":
         assert status["api"]["keys"] == 3, "what was stored holds"
+
+
+def test_keys_that_could_not_be_revoked_are_remembered() -> None:
+    api = {"desired": 2, "ready": 2, "service": NAME, "port": 8765, "keys": 3}
+    away = Unknown("PostgreSQL does not answer")
+    unnamed = scale()
+    assert told(seen(unnamed, keys_left=away), unnamed, {"api": api})["api"]["keys"] == 3
+    assert "keys" not in told(seen(unnamed), unnamed, {"api": api})["api"]
+    off = a_scale()
+    children = children_of(what_is_desired(off))
+    assert told(an_observed(children=children, keys_left=away), off, {"api": api})["api"] == api
+    assert "api" not in told(an_observed(children=children), off, {"api": api})
 
 
 def test_a_pod_of_it_that_cannot_start_is_told() -> None:

@@ -90,6 +90,26 @@ def test_a_pod_monitor_comes_last_and_names_the_token() -> None:
     assert body["spec"]["selector"] == {"matchLabels": naming.worker_selector("demo")}
 
 
+def test_the_api_is_scraped_where_it_is_served() -> None:
+    spec = {"observability": {"podMonitor": {"enabled": True}}, "api": {"enabled": True}}
+    desired = what_is_desired(a_scale(spec=spec))
+    monitor = manifest_of(desired, Kind.POD_MONITOR).body["spec"]
+    assert [(each["port"], each["path"]) for each in monitor["podMetricsEndpoints"]] == [
+        ("metrics", "/metrics"),
+        ("http", "/api/v2/metrics"),
+    ]
+    selected = {}
+    for each in desired.manifests:
+        if each.ref.kind is Kind.DEPLOYMENT:
+            template = each.body["spec"]["template"]
+            assert monitor["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+            (container,) = template["spec"]["containers"]
+            selected[container["name"]] = [port["name"] for port in container["ports"]]
+            assert "METRICS_TOKEN" in {entry["name"] for entry in container["env"]}
+    assert selected == {"worker": ["metrics"], "api": ["http"]}, "neither answers at the path of the other"
+    assert all(each["authorization"]["credentials"] == GENERATED for each in monitor["podMetricsEndpoints"])
+
+
 def test_open_metrics_are_scraped_without_a_token() -> None:
     spec = {"metricsAuth": "None", "podMonitor": {"enabled": True}}
     (endpoint,) = manifest_of(what_is_desired(a_scale(spec={"observability": spec})), Kind.POD_MONITOR).body["spec"][

@@ -16,7 +16,7 @@ from synapse_operator.backends import Backends, View
 from synapse_operator.cluster.client import Client
 from synapse_operator.cluster.observe import Key, ScaleKey, TenantsKey
 from synapse_operator.dedicated import Dedicated
-from synapse_operator.errors import ApiNotFound
+from synapse_operator.errors import ApiNotFound, ApiRefused
 from synapse_operator.naming import Kind
 from synapse_operator.observed import Overview, PostgresAnswers, QueueFigures, RedisAnswers, TopologyRecord, Unknown
 from synapse_operator.reconcile import Reconciler
@@ -54,6 +54,8 @@ class World:
         self.children: list[JsonObject] = []
         self.asked: list[str] = []
         self.patched: list[str] = []
+        self.refused: set[str] = set()
+        self.kept: list[int] = []
         self.woken: list[Key] = []
         self.migrated = True
         self.isolation = bool(spec)
@@ -78,6 +80,8 @@ class World:
     async def request(self, method: str, path: str, *, query: dict[str, str] | None = None, **_: Any) -> JsonObject:
         name = path.rpartition("/")[2]
         if method != "GET":
+            if name in self.refused:
+                raise ApiRefused(422, "Invalid", "no such volume")
             self.patched.append(f"{path.split('/')[-2]}/{name}")
             return {}
         self.asked.append(path)
@@ -116,6 +120,10 @@ class World:
 
     async def jobs_held(self, *_: object) -> dict[str, int]:
         return {}
+
+    async def keep_keys(self, _key: ScaleKey, _uid: str, keys: Sequence[object]) -> frozenset[str]:
+        self.kept.append(len(keys))
+        return frozenset()
 
     def present(self, scale: str, *, image: str, rolling: bool = False) -> None:
         """Have the children of a scale there, with another image than the one of now."""
@@ -171,3 +179,24 @@ def test_a_third_scale_waits_until_one_is_through() -> None:
     world.reconcile("one")
     world.reconcile("three")
     assert third in world.patched
+
+
+def test_one_whose_pods_are_refused_keeps_no_other_waiting() -> None:
+    names = ("one", "two", "three")
+    world = World(*names)
+    for name in names:
+        world.present(name, image="before")
+    deployments = {name: naming.deployment_name(name, "0") for name in names}
+    world.refused = {deployments["one"], deployments["two"]}
+    for name in names:
+        world.reconcile(name)
+    assert f"deployments/{deployments['three']}" in world.patched
+
+
+def test_keys_are_looked_after_while_the_api_is_served() -> None:
+    world = World("demo", spec={"api": {"enabled": True}})
+    world.reconcile()
+    assert world.kept == [0], "keys of a Secret that is named no more, or of a scale before this one, are revoked"
+    off = World("demo")
+    off.reconcile()
+    assert off.kept == []
