@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import time
@@ -16,6 +17,7 @@ from synapse_worker.store import chats, dead_letters, definitions
 from synapse_worker.store.chats import SessionView
 from synapse_worker.store.database import Database
 from synapse_worker.store.definitions import Document
+from tests.support.api import StartApi, following
 from tests.support.model_server import ModelServer, call, model_server, script
 from tests.support.runs import Event, enqueue_as_upstream, eventually, outcome
 from tests.support.workers import StartWorker
@@ -163,3 +165,99 @@ async def test_a_turn_that_fails_for_good_is_a_dead_letter(
     # A payload that cannot be used ends its turn too.
     await enqueue_as_upstream(redis_client, "chat_s_2", CHAT_FUNCTION, session_id="s", agent_id="helper", message=3)
     assert await outcome(database, "chat_s_2") == "failed"
+
+
+async def turns_kept(database: Database, count: int) -> None:
+    """Poll until so many answers and results of a turn are kept."""
+
+    async def are_there() -> bool:
+        return len(await database.fetch("SELECT 1 FROM run_turns")) == count
+
+    await eventually(f"{count} are kept", are_there)
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
+async def test_another_worker_goes_on_within_a_turn(
+    database: Database, redis_client: Redis, server: ModelServer, start_worker: StartWorker, ending: signal.Signals
+) -> None:
+    slow = "Double 21. " + script(call("double", n=21), {**call("double", n=2), "wait": 2}, {"say": "it is $last"})
+    first = start_worker(WORKER_LEASE_SECONDS="5", K8S_MODE="1").wait_ready()
+    job_id = await say(database, redis_client, slow)
+    await turns_kept(database, 2)
+    await eventually("the model is asked again", lambda: len(server.asked) == 2)
+    first.signal(ending)
+    first.wait()
+    start_worker(WORKER_LEASE_SECONDS="5").wait_ready()
+    assert await outcome(database, job_id) == "completed"
+    # After kill -9 the request under way is made again; a drain waits for its answer. Nothing else is done again.
+    assert server.turns == ([0, 1, 1, 2] if ending is signal.SIGKILL else [0, 1, 2])
+    told = [event["type"] for event in await said_done(redis_client, job_id)]
+    assert told == [
+        "worker_picked_up",
+        "tool_execution",
+        "tool_result",
+        *(
+            ["tool_execution", "worker_picked_up"]
+            if ending is signal.SIGTERM
+            else ["worker_picked_up", "tool_execution"]
+        ),
+        "tool_result",
+        "final",
+        "done",
+    ]
+    assert len((await session(database)).messages) == 2
+
+
+async def test_a_cancelled_turn_ends_and_the_next_one_is_answered(
+    database: Database, redis_client: Redis, server: ModelServer, start_worker: StartWorker
+) -> None:
+    start_worker().wait_ready()
+    job_id = await say(database, redis_client, "Wait. " + script({"say": "late", "wait": 20}))
+    await eventually("the model is asked", lambda: server.asked)
+    next_one = await say(database, redis_client, "hello")
+    assert (await session(database)).job_id == job_id
+    await cancel_turn(redis_client, "s")
+    assert await outcome(database, job_id) == "cancelled"
+    told = await said_done(redis_client, job_id)
+    assert [(event["type"], event.get("error")) for event in told][1:] == [("error", "cancelled"), ("done", None)]
+    assert await outcome(database, next_one) == "completed"
+    view = await session(database)
+    assert (view.status, view.job_id) == ("completed", next_one)
+    assert view.messages == [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hello"}]
+    assert await redis_client.exists(keys.cancel_chat("s")) == 0
+
+
+async def test_what_may_pass_is_tried_again_before_the_turn_fails(
+    database: Database, redis_client: Redis, server: ModelServer, start_worker: StartWorker
+) -> None:
+    start_worker(WORKER_MAX_RETRIES="1").wait_ready()
+    # A server of tools that nobody answers for: its tools cannot be listed now.
+    rows = [
+        Document(definitions.MCP_SERVERS, "gone", "gone", "", {"name": "gone", "url": "http://127.0.0.1:9/mcp"}),
+        Document(definitions.AGENTS, "helper", "Helper", "", {**AGENT, "tools": ["gone__tool"]}),
+    ]
+    await definitions.upsert(database, rows, tenant_id="default")
+    job_id = await say(database, redis_client, "hello")
+    assert await outcome(database, job_id) == "failed"
+    (letter,) = await dead_letters.unresolved(database, limit=10)
+    assert letter.attempts == 2
+    assert "(after 2 executions)" in letter.error
+    assert server.asked == []
+
+
+async def test_a_turn_through_the_api_is_streamed(
+    database: Database, redis_client: Redis, start_api: StartApi, start_worker: StartWorker
+) -> None:
+    api = await asyncio.to_thread(start_api)
+    start_worker()
+    async with api.client() as client:
+        answer = await client.post("/chat", json={"message": "hello", "agent_id": "helper"})
+        assert answer.status_code == 202, answer.text
+        path = str(answer.json()["stream_url"]).removeprefix("/api/v2")
+        async with following(client, path) as messages:
+            told = [message.event async for message in messages if message.event]
+        assert [event["type"] for event in told] == ["worker_picked_up", "final", "done"]
+        assert told[1]["response"] == "hello"
+        status = (await client.get(path.replace("/stream", "/status"))).json()
+    assert status["status"] == "completed"
+    assert [message["content"] for message in status["messages"]] == ["hello", "hello"]
