@@ -10,9 +10,9 @@ import asyncio
 import json
 import logging
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
@@ -37,7 +37,7 @@ _PACE_SECONDS = 0.02
 @dataclass(slots=True)
 class _Waiting:
     claim: int
-    events: deque[str] = field(default_factory=lambda: deque(maxlen=keys.RUN_STREAM_MAX_LENGTH))
+    events: deque[str]
 
 
 async def append(client: Redis, run_id: str, claim: int, events: Iterable[Event], *, ttl_seconds: int) -> None:
@@ -49,11 +49,24 @@ async def append(client: Redis, run_id: str, claim: int, events: Iterable[Event]
 
 
 class EventWriter:
-    """Writes events of all runs of a process. Run `write` as a task."""
+    """Writes events of all runs of a process. Run `write` as a task.
 
-    def __init__(self, client: Redis, *, ttl_seconds: int) -> None:
+    `stream` names the stream of an id, `length` is the number of its events: those of runs, or of chats by their
+    sessions' ids.
+    """
+
+    def __init__(
+        self,
+        client: Redis,
+        *,
+        ttl_seconds: int,
+        stream: Callable[[str], str] = keys.run_events,
+        length: int = keys.RUN_STREAM_MAX_LENGTH,
+    ) -> None:
         self._client = client
         self._ttl = ttl_seconds
+        self._stream = stream
+        self._length = length
         self._append = load_script(client, "append_events")
         self._waiting: dict[str, _Waiting] = {}
         self._writing: dict[str, _Waiting] = {}
@@ -64,15 +77,15 @@ class EventWriter:
 
     def hand(self, run_id: str, claim: int, events: Iterable[Event]) -> None:
         """Take events to write to a run's stream, after those handed before."""
-        stream = keys.run_events(run_id)
-        waiting = self._waiting.setdefault(stream, _Waiting(claim))
+        stream = self._stream(run_id)
+        waiting = self._waiting.setdefault(stream, _Waiting(claim, deque(maxlen=self._length)))
         waiting.claim = claim
         waiting.events.extend(map(_ENCODE, events))
         self._handed.set()
 
     async def written(self, run_id: str) -> None:
         """Wait until all events handed for this run so far are in Redis."""
-        stream = keys.run_events(run_id)
+        stream = self._stream(run_id)
         if stream in self._waiting:
             self._urgent.add(stream)
             self._hurry.set()
@@ -83,7 +96,7 @@ class EventWriter:
     async def tail_ids(self, run_id: str) -> set[str]:
         """Return the event_ids at the end of a run's stream, enough to cover its last step."""
         with redis_errors_as_ours():
-            entries = await self._client.xrevrange(keys.run_events(run_id), count=_TAIL)
+            entries = await self._client.xrevrange(self._stream(run_id), count=_TAIL)
         found: set[str] = set()
         for _, fields in entries:
             try:
@@ -150,6 +163,6 @@ class EventWriter:
         pipeline = self._client.pipeline(transaction=False)
         for stream in streams:
             waiting = self._writing[stream]
-            fence = (str(waiting.claim), str(self._ttl), str(keys.RUN_STREAM_MAX_LENGTH))
+            fence = (str(waiting.claim), str(self._ttl), str(self._length))
             pipeline.evalsha(self._append.sha, 2, stream, keys.event_claim(stream), *fence, *waiting.events)
         return dict(zip(streams, await pipeline.execute(raise_on_error=False), strict=True))

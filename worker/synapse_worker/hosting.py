@@ -20,6 +20,7 @@ from synapse_worker.engine.sandbox import Sandbox
 from synapse_worker.events import EventWriter
 from synapse_worker.gate import StoreGate
 from synapse_worker.jobs import Jobs
+from synapse_worker.queueing import keys
 from synapse_worker.queueing.reservations import Reservations
 from synapse_worker.queueing.served import Served
 from synapse_worker.settings import Settings
@@ -53,6 +54,9 @@ async def hosting(
 ) -> AsyncIterator[Host]:
     """Open it; what runs beside the jobs (events, cancels, reservations) runs while the block lasts."""
     events = EventWriter(client, ttl_seconds=settings.event_ttl)
+    chat_events = EventWriter(
+        client, ttl_seconds=settings.event_ttl, stream=keys.chat_events, length=keys.CHAT_STREAM_MAX_LENGTH
+    )
     async with (
         LockedPython() as whole,
         Sandbox(processes=min(settings.concurrency, _SANDBOX_PROCESSES), whole=whole) as sandbox,
@@ -69,9 +73,12 @@ async def hosting(
             default_tenant=settings.default_tenant_id,
         )
         jobs = Jobs(
-            Surroundings(database, client, gate, events, sandbox, models, blobs, reservations, metrics, settings)
+            Surroundings(
+                database, client, gate, events, chat_events, sandbox, models, blobs, reservations, metrics, settings
+            )
         )
-        beside = [asyncio.create_task(work) for work in (events.write(), jobs.watch_cancels(), reservations.keep())]
+        works = (events.write(), chat_events.write(), jobs.watch_cancels(), reservations.keep())
+        beside = [asyncio.create_task(work) for work in works]
         try:
             yield Host(jobs, reservations)
         finally:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from synapse_worker.errors import PayloadError
-from synapse_worker.queueing.client import ANSWER_FUNCTION, RESUME_FUNCTION, RUN_FUNCTION
+from synapse_worker.queueing.client import ANSWER_FUNCTION, CHAT_FUNCTION, RESUME_FUNCTION, RUN_FUNCTION
 from synapse_worker.queueing.lease import Lease
 from synapse_worker.queueing.payload import JobPayload, encode_result
 from synapse_worker.store.claims import ClaimRequest
@@ -31,6 +31,7 @@ PARAMETERS = {
     ),
     RESUME_FUNCTION: ("run_id",),
     ANSWER_FUNCTION: ("run_id", "human_response", "webhook_url", "webhook_secret"),
+    CHAT_FUNCTION: ("session_id", "agent_id", "message", "images", "webhook_url", "webhook_secret", "tenant_id"),
 }
 """The functions of this release, each with its arguments in the order of upstream's function."""
 
@@ -60,8 +61,22 @@ def storable(text: str, most: int = MAX_ID) -> bool:
         return False
 
 
+def is_a_sessions(payload: JobPayload) -> bool:
+    """Whether a job is a turn of a chat and names a session that can have a stream."""
+    session_id = payload.arguments.get("session_id")
+    return payload.function == CHAT_FUNCTION and isinstance(session_id, str) and _streams(session_id)
+
+
+def _streams(name: str) -> bool:
+    """Whether a run or a session of this id can have a stream.
+
+    With braces in it, on a Redis Cluster, the stream and the claim on it would live in different hash slots.
+    """
+    return storable(name) and not set("{}") & set(name)
+
+
 def claim_request(lease: Lease, envelope: bytes, payload: JobPayload, default_tenant: str) -> ClaimRequest:
-    """Check a job's arguments and return what it asks for.
+    """Check a job's arguments and return what it asks for; a chat's turn runs under its job's id.
 
     Raises:
         PayloadError: the function is not run by this release, or an argument is missing or of the wrong kind.
@@ -71,9 +86,10 @@ def claim_request(lease: Lease, envelope: bytes, payload: JobPayload, default_te
             f"unknown job function {payload.function[:80]!r}; this release runs {' and '.join(PARAMETERS)}"
         )
     arguments = payload.arguments
-    if set("{}") & set(str(arguments.get("run_id"))):
-        # On a Redis Cluster the run's stream and the claim on it would live in different hash slots.
-        raise PayloadError("the job's argument run_id must not hold braces")
+    chat = payload.function == CHAT_FUNCTION
+    streamed = "session_id" if chat else "run_id"
+    if set("{}") & set(str(arguments.get(streamed))):
+        raise PayloadError(f"the job's argument {streamed} must not hold braces")
 
     def text(name: str, *, required: bool = False, most: int = MAX_ID) -> str | None:
         value = arguments.get(name)
@@ -87,14 +103,20 @@ def claim_request(lease: Lease, envelope: bytes, payload: JobPayload, default_te
         raise PayloadError("the job's argument initial_state must be a mapping of state keys")
     if payload.function == ANSWER_FUNCTION and arguments.get("human_response") is None:
         raise PayloadError("the job's argument human_response is missing; it is a text, or an object of the fields")
+    started = {RUN_FUNCTION: "orch_id", CHAT_FUNCTION: "agent_id"}.get(payload.function)
+    if chat and not isinstance(arguments.get("message"), str):
+        raise PayloadError("the job's argument message must be a text")
+    images = arguments.get("images")
+    if chat and not (images is None or (isinstance(images, list) and all(isinstance(image, str) for image in images))):
+        raise PayloadError("the job's argument images must be a list of texts")
     return ClaimRequest(
         job_id=lease.job_id,
-        run_id=str(text("run_id", required=True)),
+        run_id=lease.job_id if chat else str(text("run_id", required=True)),
         queue=lease.queue_key,
         envelope=envelope,
         enqueued_ms=payload.enqueued_ms or (int(lease.score) if 0 < lease.score < 2**42 else 0),
-        orchestration_id=str(text("orch_id", required=True)) if payload.function == RUN_FUNCTION else "",
-        session_id=text("session_id"),
+        orchestration_id="" if started is None else str(text(started, required=True)),
+        session_id=text("session_id", required=chat),
         tenant_id=text("tenant_id") or default_tenant,
         webhook_url=text("webhook_url", most=8192),
         webhook_secret=text("webhook_secret", most=8192),

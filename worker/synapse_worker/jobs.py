@@ -12,11 +12,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
-from synapse_worker import run_events
+from synapse_worker import chat_job, run_events
 from synapse_worker.connections import read_each
 from synapse_worker.errors import PayloadError, StoreRefused, StoreUnavailable
-from synapse_worker.job_payloads import MAX_ID, claim_request, named, result, storable
+from synapse_worker.job_payloads import MAX_ID, claim_request, is_a_sessions, named, result, storable
 from synapse_worker.queueing import keys, stops
+from synapse_worker.queueing.client import CHAT_FUNCTION
 from synapse_worker.queueing.lease import HandBack, Lease, Release
 from synapse_worker.queueing.loop import Control, Job, StopReason
 from synapse_worker.queueing.payload import EXPIRED, JobPayload, decode
@@ -90,6 +91,8 @@ class Jobs:
                 requests[lease.job_id] = (lease, payload, request)
         await self._name_tenants(requests)
         started += await self._park_what_is_over(requests)
+        turns = [job_id for job_id, (_, payload, _) in requests.items() if payload.function == CHAT_FUNCTION]
+        started += await chat_job.begin(self._with, self._running, [requests.pop(job_id) for job_id in turns])
         if requests:
             asked = [request for _, _, request in requests.values()]
             if self._aborts:
@@ -167,6 +170,8 @@ class Jobs:
 
     async def _reject(self, lease: Lease, envelope: bytes | None, payload: JobPayload | None, sentence: str) -> Release:
         job_id = lease.job_id
+        if payload is not None and storable(job_id) and is_a_sessions(payload):
+            return await chat_job.reject(self._with, lease, envelope, payload, sentence)
         if not storable(job_id):  # a name for it that the ledger can hold, the same each time
             job_id = "unusable_" + hashlib.sha256(job_id.encode(errors="surrogateescape")).hexdigest()[:32]
         log.warning("job %s cannot be run: %s", job_id, sentence)

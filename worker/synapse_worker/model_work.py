@@ -13,13 +13,14 @@ from pydantic import SecretStr
 from synapse_worker.engine.errors import CostLimit
 from synapse_worker.engine.json_values import JsonObject
 from synapse_worker.engine.model import ASKS_MODELS, Definition, Step
+from synapse_worker.engine.models import Message
 from synapse_worker.engine.providers import Providers
 from synapse_worker.engine.runner import Execute
 from synapse_worker.engine.snapshot import Snapshot, collect
 from synapse_worker.engine.steps.context import ModelMeans
 from synapse_worker.engine.steps.suspension import Halted
 from synapse_worker.engine.tools import ToolSecrets, Vault
-from synapse_worker.engine.turns import Done
+from synapse_worker.engine.turns import Done, Turns
 from synapse_worker.errors import OwnershipLost, StoreRefused, StoreUnavailable
 from synapse_worker.store import definitions, turns
 from synapse_worker.store.claims import OwnedRun, State
@@ -71,16 +72,27 @@ class ModelWork:
             return None
         kept = document if run.definition is None else None
         turns = await StepTurns.open(self._with, run, task.step, task.visit, definition, kept, halts)
-        means = ModelMeans(
+        return self.given(run.tenant_id, turns, past=history), turns
+
+    def given(
+        self,
+        tenant_id: str,
+        turns: Turns,
+        *,
+        past: Sequence[Mapping[str, object]] = (),
+        before: Sequence[Message] = (),
+    ) -> ModelMeans:
+        """Return what one conversation is given; see `ModelMeans`."""
+        return ModelMeans(
             models=self._with.models,
             providers=self._providers,
             snapshot=self._snapshot,
             secrets=self._secrets,
-            vault=Vault(self._with.blobs, run.tenant_id),
-            past=tuple(history),
+            vault=Vault(self._with.blobs, tenant_id),
+            past=tuple(past),
             turns=turns,
+            before=tuple(before),
         )
-        return means, turns
 
 
 async def prepare(surroundings: Surroundings, definition: Definition, document: State) -> ModelWork:

@@ -41,10 +41,17 @@ log = logging.getLogger(__name__)
 _RETRY_BASE_SECONDS = 1.0
 _RETRY_MOST_SECONDS = 300.0
 _NEWER_CURSOR_DELAY_MS = 5_000
-_LAST_WRITE_SECONDS = 2.0
+LAST_WRITE_SECONDS = 2.0
 
 CRASH_LIMIT = 3
 """Crashes of a job that ran alone, without a step finished in between, until it is given up."""
+
+
+def retry_delay_ms(job: str, failures: int) -> int:
+    """Return how long a job waits that has failed so often."""
+    delay = min(_RETRY_MOST_SECONDS, _RETRY_BASE_SECONDS * 2 ** (failures - 1))
+    # Half of the delay is jitter, so that what failed together does not come back together.
+    return int(delay * (0.5 + (hash((job, failures)) % 1000) / 2000) * 1000)
 
 
 class RunJob:
@@ -276,10 +283,7 @@ class RunJob:
         )
         if not await self._give_back(failed=True):
             return None
-        delay = min(_RETRY_MOST_SECONDS, _RETRY_BASE_SECONDS * 2 ** (failures - 1))
-        # Half of the delay is jitter, so that what failed together does not come back together.
-        spread = 0.5 + (hash((self._run.run_id, failures)) % 1000) / 2000
-        return HandBack(self.lease, int(delay * spread * 1000))
+        return HandBack(self.lease, retry_delay_ms(self._run.run_id, failures))
 
     async def _hand_over(self) -> Ending:
         return HandBack(self.lease, None) if await self._give_back(failed=False) else None
@@ -293,7 +297,7 @@ class RunJob:
         # The lease is lost, the run may still be ours: the fence decides. Given back here, it need not wait for
         # somebody to notice; whether its queue entry is still there the sweep finds out.
         with suppress(StoreUnavailable, StoreRefused, TimeoutError):
-            async with asyncio.timeout(_LAST_WRITE_SECONDS):
+            async with asyncio.timeout(LAST_WRITE_SECONDS):
                 await claims.give_back(
                     self._with.database, self._run, active_seconds=self._active(), alone=self.lease.alone
                 )

@@ -31,6 +31,7 @@ class Surroundings:
     client: Redis
     gate: StoreGate
     events: EventWriter
+    chat_events: EventWriter
     sandbox: Sandbox
     models: Models
     blobs: Blobs

@@ -85,6 +85,12 @@ class Metrics:
             buckets=_DURATIONS,
             registry=self.registry,
         )
+        self._chat_jobs = Counter(
+            "synapse_chat_jobs",
+            "Turns of chats that ended, by tenant and status",
+            ["tenant_id", "status"],
+            registry=self.registry,
+        )
         self._webhook_deliveries = Counter(
             "synapse_webhook_deliveries", "Attempts to deliver a webhook", ["status"], registry=self.registry
         )
@@ -118,6 +124,10 @@ class Metrics:
     def runs_completed(self, tenant_id: str, status: str) -> None:
         """Count a run that ended."""
         self._runs_completed.labels(self._bounded("tenant_id", tenant_id), status).inc()
+
+    def chat_job(self, tenant_id: str, status: str) -> None:
+        """Count a turn of a chat that ended."""
+        self._chat_jobs.labels(self._bounded("tenant_id", tenant_id), status).inc()
 
     def run_duration(self, tenant_id: str, seconds: float) -> None:
         """Observe a run's active seconds."""

@@ -31,7 +31,7 @@ from pydantic_ai.tools import ToolDefinition
 
 from synapse_worker.engine.errors import ModelRefused
 from synapse_worker.engine.json_values import JsonObject
-from synapse_worker.engine.models import Answer, Busy, Message, Request, Said, ToolCall, ToolResult
+from synapse_worker.engine.models import Answer, Busy, Message, Replied, Request, Said, ToolCall, ToolResult
 from synapse_worker.engine.providers import Endpoint, WireProtocol
 
 _MOST_MODELS = 64
@@ -126,9 +126,12 @@ def _messages(request: Request) -> list[ModelMessage]:
     said: list[ModelRequestPart] = []
     instructions = request.system or None
     for message in request.messages:
-        if isinstance(message, Answer):
+        if isinstance(message, Answer | Replied):
             messages.append(ModelRequest(said, instructions=instructions))
-            messages += ModelMessagesTypeAdapter.validate_python([message.message])
+            if isinstance(message, Replied):
+                messages.append(ModelResponse([TextPart(message.text)]))
+            else:
+                messages += ModelMessagesTypeAdapter.validate_python([message.message])
             said = []
         else:
             said.append(_part(message))

@@ -59,6 +59,13 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
+class Replied:
+    """What a model answered in a conversation before this one, of which only the text is kept."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What a model answered.
 
@@ -106,7 +113,7 @@ class ToolResult:
     failed: bool
 
 
-Message: TypeAlias = Said | Answer | ToolResult
+Message: TypeAlias = Said | Replied | Answer | ToolResult
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ ACTIVE_TENANTS = "synapse:tenants:active"
 ACTIVE_TENANTS_TICK = ACTIVE_TENANTS + ":tick"
 """string: present = a worker of the tenant pool has looked through all tenants' queues within the last second."""
 RUN_STREAM_MAX_LENGTH = 10_000
+CHAT_STREAM_MAX_LENGTH = 5_000
 JOB_TTL_MS = 8 * 86_400_000
 """How long we keep an envelope in Redis: arq's own 24 h is shorter than a full queue may take."""
 RESULT_TTL_MS = 3_600_000

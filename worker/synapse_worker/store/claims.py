@@ -34,7 +34,8 @@ class Verdict(StrEnum):
 class ClaimRequest:
     """A leased job whose payload could be read and names a run.
 
-    `orchestration_id` is "" for a job that goes on with a run that exists; it creates none.
+    `orchestration_id` is "" for a job that goes on with a run that exists; it creates none. A chat's turn has its
+    agent's id there, and its own job's as `run_id`.
     """
 
     job_id: str

@@ -425,7 +425,7 @@ async def reject(
     database: Database,
     *,
     job_id: str,
-    run_id: str,
+    run_id: str | None,
     queue: str,
     envelope: bytes | None,
     letter: DeadLetter,
@@ -434,6 +434,7 @@ async def reject(
     """End a job that cannot even start (payload unreadable or gone, unknown function): once, however often called.
 
     Args:
+        run_id: of the run that it was to do; None for a job that is none of a run.
         outcome: what the ledger says of the job, failed or expired.
 
     Returns:

@@ -268,6 +268,13 @@ superseded, expired."""
 
 Index("idx_ledger_open", job_ledger.c.enqueued_at, postgresql_where=job_ledger.c.outcome.is_(None))
 
+Index(
+    "idx_ledger_session",
+    job_ledger.c.session_id,
+    job_ledger.c.enqueued_at,
+    postgresql_where=text("session_id IS NOT NULL AND outcome IS NULL"),
+)
+
 Index("idx_ledger_ended", job_ledger.c.ended_at, postgresql_where=job_ledger.c.outcome.is_not(None))
 
 run_steps = Table(

@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias
 
 from synapse_worker.engine.json_values import JsonObject, JsonValue
 from synapse_worker.engine.model import Definition, Step
-from synapse_worker.engine.models import Models
+from synapse_worker.engine.models import Message, Models
 from synapse_worker.engine.outcome import StepOutcome
 from synapse_worker.engine.providers import Providers
 from synapse_worker.engine.sandbox import Sandbox
@@ -34,6 +34,7 @@ class ModelMeans:
         vault: the files of the run's tenant.
         past: the run's step_history before this visit, oldest first.
         turns: does each turn of this visit once.
+        before: what was said before the task, as a chat's earlier turns.
     """
 
     models: Models
@@ -43,6 +44,7 @@ class ModelMeans:
     vault: Vault
     past: Sequence[Mapping[str, object]]
     turns: Turns
+    before: Sequence[Message] = ()
 
 
 @dataclass(frozen=True, slots=True)

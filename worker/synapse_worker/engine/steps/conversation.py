@@ -32,7 +32,7 @@ class Conversation:
         self._key = context.idempotency_key
         self._endpoint = endpoint
         self._system = system
-        self._messages: list[Message] = []
+        self._messages: list[Message] = list(self._means.before)
         self._turn = 0
 
     def say(self, text: str) -> None:
