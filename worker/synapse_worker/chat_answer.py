@@ -44,7 +44,9 @@ async def answer(
         OwnershipLost: another claim owns the session.
     """
     database = surroundings.database
-    if not await surroundings.persist(lambda: definitions.Reached(database).agents([agent_id])):
+    if not await surroundings.persist(
+        lambda: definitions.Reached(database, surroundings.settings.default_tenant_id).agents([agent_id])
+    ):
         raise DefinitionError(f"agent {agent_id!r} does not exist; sync it, then send the message again")
     # The agent's tools are those of its tenant; the id of what stands for an orchestration names none.
     document: State = {
