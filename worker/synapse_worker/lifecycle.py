@@ -316,7 +316,7 @@ class Worker:
     async def _count_workers(self, database: Database, gate: StoreGate) -> None:
         """Keep the gauge of all workers current."""
         while True:
-            if gate.is_open:
+            if await gate.wait(_BEAT_SECONDS):
                 try:
                     self._metrics.active_workers.set(await workers.count_online(database))
                 except (StoreUnavailable, StoreRefused) as error:

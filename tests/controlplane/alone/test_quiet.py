@@ -48,11 +48,12 @@ def test_a_reconcile_without_a_change_sends_no_write_and_neither_does_a_restart(
         eventually("ten looks at each scale", lambda: operator.reconciles() >= looks + 20, seconds=60)
         eventually("three renewals of the Lease", lambda: (operator.metric(RENEWALS) or 0) >= renewed + 3)
         assert plane.writes(mark) == [], "it writes its Lease and nothing else"
-        # What it does read is bounded too: the scale, its children, its Secret, and pods that are not ready; of the
-        # scale that syncs also its two sources, once a resync. Nine each, then, and two more for one of the two.
+        # What it does read is bounded too: the scale, its children, its Secrets (that of the stores, and the
+        # token of its metrics), and pods that are not ready; of the scale that syncs also its two sources, once a resync.
+        # Ten each, then, and two more for one of the two.
         # Tenants have looks of their own, here three beside two of scales: the scale again, and the list of them.
         reads = [call for call in plane.audit(mark) if not call.is_write and call.namespace in (live_ns, other)]
-        assert len(reads) <= (10 + 3) * (operator.reconciles() - looks + 2)
+        assert len(reads) <= (11 + 3) * (operator.reconciles() - looks + 2)
         sources_read = [call for call in reads if call.name in ("definitions", "keys")]
         assert 4 <= len(sources_read) <= 2 * (operator.reconciles() - looks + 2)
         operator.terminate()
