@@ -87,6 +87,23 @@ async def test_what_no_store_can_hold_ends_alone(
     assert SECRET not in worker.log
 
 
+async def test_sentences_that_no_store_can_hold_are_said_as_far_as_they_can(
+    database: Database, redis_client: Redis, start_worker: StartWorker
+) -> None:
+    await store(
+        database,
+        chain("bad", [{"id": "t", "type": "transform", "transform_code": "raise ValueError('a\\x00b')"}]),
+        chain("ask", [{"id": "h", "type": "human", "human_prompt": "is it {state.user_input}?"}]),
+    )
+    start_worker().wait_ready()
+    failed = await until(database, await enqueue(database, redis_client, "bad"), "failed", seconds=10)
+    assert "ValueError: a\ufffdb" in str(failed.error)
+    for run_id, given in (("run_nul", "a\x00b"), ("run_half", "a\ud800b")):
+        await enqueue_as_upstream(redis_client, run_id, RUN_FUNCTION, run_id=run_id, orch_id="ask", initial_input=given)
+        paused = await until(database, run_id, "paused", "failed", seconds=10)
+        assert paused.human_prompt == "is it a\ufffdb?"
+
+
 async def test_positional_arguments_of_a_producer_are_named(
     database: Database, redis_client: Redis, start_worker: StartWorker
 ) -> None:

@@ -48,8 +48,8 @@ def test_a_reconcile_without_a_change_sends_no_write_and_neither_does_a_restart(
         eventually("ten looks at each scale", lambda: operator.reconciles() >= looks + 20, seconds=60)
         eventually("three renewals of the Lease", lambda: (operator.metric(RENEWALS) or 0) >= renewed + 3)
         assert plane.writes(mark) == [], "it writes its Lease and nothing else"
-        # What it does read is bounded too: the scale, its children, its Secrets (that of the stores, and the
-        # token of its metrics), and pods that are not ready; of the scale that syncs also its two sources, once a resync.
+        # What it does read is bounded too: the scale, its children, its Secrets (that of the stores, and the token of
+        # its metrics), and pods that are not ready; of the scale that syncs also its two sources, once a resync.
         # Ten each, then, and two more for one of the two.
         # Tenants have looks of their own, here three beside two of scales: the scale again, and the list of them.
         reads = [call for call in plane.audit(mark) if not call.is_write and call.namespace in (live_ns, other)]

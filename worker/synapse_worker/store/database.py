@@ -219,6 +219,11 @@ def to_jsonb(value: object) -> str:
     return _ENCODE(_clean(value))
 
 
+def to_text(value: str) -> str:
+    """Return `value` as a text column can hold it, replaced as in `to_jsonb`: users' code writes sentences too."""
+    return value if value.isascii() and "\x00" not in value else str(_clean(value))
+
+
 def from_jsonb(text: str | None, default: T) -> T:
     """Return the value of a jsonb column as text; NULL becomes `default`."""
     if text is None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from synapse_worker.store import run_logs
 from synapse_worker.store.claims import OwnedRun, State
-from synapse_worker.store.database import Database, from_jsonb, to_jsonb
+from synapse_worker.store.database import Database, from_jsonb, to_jsonb, to_text
 from synapse_worker.store.runs import Folded
 
 
@@ -79,7 +79,7 @@ async def pause(database: Database, run: OwnedRun, pause: Pause, *, active_secon
         """,  # noqa: S608 - no value in it
         run.run_id,
         run.claim,
-        pause.question.prompt,
+        to_text(pause.question.prompt),
         to_jsonb([dict(field) for field in pause.question.fields]),
         pause.question.step_id,
         to_jsonb(pause.cursor),

@@ -19,7 +19,7 @@ import asyncpg
 from synapse_worker import tracing
 from synapse_worker.errors import StoreRefused, StoreUnavailable
 from synapse_worker.store.claims import OwnedRun, State
-from synapse_worker.store.database import Database, from_jsonb, to_jsonb
+from synapse_worker.store.database import Database, from_jsonb, to_jsonb, to_text
 from synapse_worker.store.outbox import ENDED, ended, outbox
 from synapse_worker.store.run_logs import due
 from synapse_worker.store.topology import EPOCH_NOW
@@ -275,12 +275,12 @@ class RunWriter:
             to_jsonb(folded.state),
             to_jsonb(list(folded.history)),
             folded.steps,
-            error,
+            None if error is None else to_text(error),
             run.job_id,
             active_seconds,
             None if dead_letter is None else dead_letter.function,
             None if dead_letter is None else to_jsonb(dict(dead_letter.payload)),
-            None if dead_letter is None else dead_letter.error,
+            None if dead_letter is None else to_text(dead_letter.error),
             None if dead_letter is None else dead_letter.attempts,
         )
 
@@ -448,7 +448,7 @@ async def reject(
         envelope,
         letter.function,
         to_jsonb(dict(letter.payload)),
-        letter.error,
+        to_text(letter.error),
         letter.attempts,
         outcome,
     )
