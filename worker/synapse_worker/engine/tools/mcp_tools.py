@@ -1,6 +1,7 @@
 """The tools of MCP servers, over streamable HTTP or SSE; a server's connection lasts as long as its step.
 
-The client's package is large: it is imported with the first server, in a thread.
+A connection that breaks cancels the task that opened it, so that is a task of its own and never the step's. The
+client's package is large: it is imported with the first server, in a thread.
 """
 
 from __future__ import annotations
@@ -8,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack
 from types import ModuleType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import httpx2
 from pydantic import SecretStr
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
     from mcp.client.client import Client
     from mcp_types import RequestParamsMeta
 
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
 CONNECT_SECONDS = 15.0
 CALL_SECONDS = 120.0
 
@@ -31,6 +37,8 @@ IDEMPOTENCY_META = "synapse-scale/idempotency-key"
 """Where a server finds the call's idempotency key, in the request's `_meta`."""
 
 _MOST_PAGES = 20
+_LEAVE_SECONDS = 1.0
+"""How long a call that is given up may take to end."""
 
 
 def is_stdio(document: Mapping[str, object]) -> bool:
@@ -60,17 +68,19 @@ async def mcp_tools(
     headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token is not None else {}
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            client = await _connected(url, headers, document, stack)
+            connection = _Connection()
+            stack.push_async_callback(connection.close)
+            await connection.open(url, headers, document)
             found: list[Tool] = []
             cursor: str | None = None
             for _ in range(_MOST_PAGES):
-                page = await client.list_tools(cursor=cursor)
+                page = await connection.wait_for(connection.client.list_tools(cursor=cursor))
                 found += [
                     Tool(
                         f"{name}__{tool.name}",
                         tool.description or "",
                         object_schema(tool.input_schema),
-                        _caller(client, tool.name),
+                        _caller(connection, tool.name),
                     )
                     for tool in page.tools
                 ]
@@ -82,6 +92,67 @@ async def mcp_tools(
         raise ToolsUnavailable(f"{title} has not answered within {CONNECT_SECONDS:g} s") from None
     except Exception as error:  # transports raise whatever they meet, in groups
         raise ToolsUnavailable(f"{title} cannot be used: {_reason(error)}") from None
+
+
+class _Lost(Exception):
+    """The connection is gone."""
+
+    def __init__(self) -> None:
+        super().__init__("the connection to it was lost")
+
+
+class _Connection:
+    """A server's connection in a task of its own; `client` is there once it is open."""
+
+    client: Client
+
+    def __init__(self) -> None:
+        self._holder: asyncio.Task[None] | None = None
+        self._is_open = asyncio.Event()
+        self._closing = asyncio.Event()
+
+    async def open(self, url: str, headers: dict[str, str], document: Mapping[str, object]) -> None:
+        """Connect; raises whatever the transport meets."""
+        self._holder = asyncio.create_task(self._hold(url, headers, document))
+        await self.wait_for(self._is_open.wait())
+
+    async def _hold(self, url: str, headers: dict[str, str], document: Mapping[str, object]) -> None:
+        async with AsyncExitStack() as stack:
+            self.client = await _connected(url, headers, document, stack)
+            self._is_open.set()
+            await self._closing.wait()
+
+    async def wait_for(self, call: Coroutine[object, object, T]) -> T:
+        """Return what a call of the client gives, as long as the connection lasts."""
+        holder = self._holder
+        assert holder is not None  # noqa: S101 - nothing is called before it is opened
+        task = asyncio.create_task(call)
+        try:
+            await asyncio.wait({task, holder}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done() and not task.cancelled():
+                return task.result()
+            if holder.done() and not holder.cancelled() and (error := holder.exception()) is not None:
+                raise error
+            raise _Lost
+        finally:
+            task.cancel()
+            task.add_done_callback(_forget)
+            await asyncio.wait({task}, timeout=_LEAVE_SECONDS)
+
+    async def close(self) -> None:
+        """End it; what goes wrong with that concerns nobody."""
+        holder = self._holder
+        if holder is None:
+            return
+        self._closing.set()
+        if not self._is_open.is_set():
+            holder.cancel()
+        try:
+            await asyncio.wait({holder})
+        finally:
+            holder.cancel()
+        if not holder.cancelled() and (error := holder.exception()) is not None:
+            log.info("a connection to an MCP server did not end well: %s", type(error).__name__)
 
 
 async def _connected(
@@ -101,17 +172,22 @@ async def _connected(
     return cast("Client", connected)
 
 
+def _forget(task: asyncio.Task[T]) -> None:
+    """Look at how a call ended that nobody waits for any more, so that nothing complains of it."""
+    if not task.cancelled():
+        task.exception()
+
+
 def _imported(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def _caller(client: Client, tool: str) -> Calls:
+def _caller(connection: _Connection, tool: str) -> Calls:
     async def call(arguments: JsonObject, key: str) -> str:
+        meta = cast("RequestParamsMeta", {IDEMPOTENCY_META: key})
         try:
             async with asyncio.timeout(CALL_SECONDS):
-                result = await client.call_tool(
-                    tool, dict(arguments), meta=cast("RequestParamsMeta", {IDEMPOTENCY_META: key})
-                )
+                result = await connection.wait_for(connection.client.call_tool(tool, dict(arguments), meta=meta))
         except TimeoutError:
             raise ToolFailed(f"The tool has not answered within {CALL_SECONDS:g} s.") from None
         except Exception as error:
