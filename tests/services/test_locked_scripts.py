@@ -328,3 +328,13 @@ async def test_without_a_lock_nothing_runs_and_the_refusal_is_the_interpreters(
 def test_an_unknown_processor_has_no_filter() -> None:
     with pytest.raises(locked_child.CannotLock, match="the system calls of riscv64 are not known here"):
         locked_child.filter_program("riscv64")
+
+
+async def test_a_process_that_was_killed_while_it_waited_fails_no_script() -> None:
+    async with LockedPython(processes=1) as whole:
+        assert (await whole.run("result = 1", "{}", 5.0))[0] == "1"
+        assert whole._spare is not None
+        spare = await whole._spare
+        spare.kill()
+        await spare.wait()
+        assert (await whole.run("result = 2", "{}", 5.0))[0] == "2"

@@ -11,6 +11,7 @@ from decimal import Decimal
 import pytest
 from pydantic import SecretStr
 
+from synapse_worker.engine import model_client
 from synapse_worker.engine.errors import ModelRefused, ModelUnavailable
 from synapse_worker.engine.models import Answer, Models, Request, Said, ToolResult, ToolSpec, json_arguments
 from synapse_worker.engine.providers import Endpoint, WireProtocol
@@ -149,6 +150,20 @@ async def test_nobody_listens() -> None:
 async def test_an_unknown_price_is_no_price(server: ModelServer, models: Models) -> None:
     answer = await models.ask(Request(endpoint(server.url, model="my-own"), "", [Said("hi")]))
     assert (answer.cost_usd, answer.text) == (None, "hi")
+
+
+async def test_a_request_that_waited_finds_a_client_though_others_took_its_place(
+    server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_client, "_MOST_MODELS", 1)
+    client = model_client.ModelClient()
+    first, second = endpoint(server.url), endpoint(server.url, model="gpt-4o-mini")
+    client.prepare(first)
+    client.prepare(second)
+    try:
+        assert (await client.ask(Request(first, "", [Said("hello")]), 10.0)).text
+    finally:
+        await client.close()
 
 
 def test_a_worker_without_model_steps_imports_no_provider() -> None:

@@ -83,6 +83,7 @@ class ApiProcess:
         http = server(application(context), graceful_seconds=_END_SECONDS)
         serving = asyncio.create_task(http.serve(sockets=[port]))
         background = [asyncio.create_task(work) for work in (context.gate.watch(), context.streams.read())]
+        failed: list[asyncio.Task[None]] = []
         try:
             async with AsyncExitStack() as stack:
                 if await self._start_up(stack):
@@ -91,9 +92,9 @@ class ApiProcess:
                         asyncio.create_task(self._repeat(_TIDY_SECONDS, self._tidy)),
                     ]
                     log.info("the API serves port %d", context.settings.api_port)
-                    await asyncio.wait(
-                        {serving, asyncio.create_task(self._stop.wait())}, return_when=asyncio.FIRST_COMPLETED
-                    )
+                    told = asyncio.create_task(self._stop.wait())
+                    await asyncio.wait({serving, told, *background}, return_when=asyncio.FIRST_COMPLETED)
+                    failed = [task for task in background if task.done()]
                 context.stopping.set()
                 await asyncio.gather(self._linger(), context.inline.close())
                 http.should_exit = True
@@ -105,6 +106,8 @@ class ApiProcess:
             await asyncio.wait([serving, *background], timeout=1.0)
             await context.database.close()
             await context.client.aclose()
+        for task in failed:
+            await task  # only an error of ours ends it: show it, and let the pod restart
         log.info("the API has stopped")
 
     async def _start_up(self, stack: AsyncExitStack) -> bool:

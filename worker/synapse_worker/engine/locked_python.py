@@ -120,6 +120,8 @@ class LockedPython:
         spare, self._spare = self._spare, None
         try:
             process = await (spare or _start())
+            if process.returncode is not None:  # the kernel takes idle ones first when memory runs out
+                process = await _start()
         except Unusable as error:
             self._problem = str(error)
             log.warning("transforms that need all of Python are refused here: %s", error)

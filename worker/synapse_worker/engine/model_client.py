@@ -7,6 +7,7 @@ becomes one of two errors with one sentence, in which no key is left.
 from __future__ import annotations
 
 import json
+import threading
 from collections import OrderedDict
 from decimal import Decimal
 from typing import NamedTuple, Protocol, cast
@@ -55,14 +56,22 @@ class ModelClient:
 
     def __init__(self) -> None:
         self._models: OrderedDict[tuple[Endpoint, str], _Connected] = OrderedDict()
+        self._lock = threading.Lock()
 
     def prepare(self, endpoint: Endpoint) -> None:
         """Import what the endpoint's protocol needs and have a client for it; blocks."""
         key = endpoint.key.get_secret_value() if endpoint.key is not None else ""
-        model = self._models.pop((endpoint, key), None)
-        self._models[endpoint, key] = model or _connected(endpoint, key)
-        if len(self._models) > _MOST_MODELS:
-            self._models.popitem(last=False)
+        self._connected(endpoint, key)
+
+    def _connected(self, endpoint: Endpoint, key: str) -> _Connected:
+        """Return the client of an endpoint: also a request that waited long must find one, which may be a new one."""
+        found = self._models.get((endpoint, key)) or _connected(endpoint, key)
+        with self._lock:  # threads prepare while the loop asks
+            found = self._models.setdefault((endpoint, key), found)
+            self._models.move_to_end((endpoint, key))
+            if len(self._models) > _MOST_MODELS:
+                self._models.popitem(last=False)
+            return found
 
     async def close(self) -> None:
         """Close all connections; see `models.Client`."""
@@ -80,7 +89,7 @@ class ModelClient:
         ]
         try:
             response = await model_request(
-                self._models[endpoint, key].model,
+                self._connected(endpoint, key).model,
                 _messages(request),
                 model_settings=ModelSettings(timeout=seconds),
                 model_request_parameters=ModelRequestParameters(

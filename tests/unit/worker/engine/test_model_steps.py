@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
@@ -16,7 +17,7 @@ from synapse_worker.engine.outcome import StepOutcome
 from synapse_worker.engine.providers import Providers
 from synapse_worker.engine.sandbox import Sandbox
 from synapse_worker.engine.snapshot import Snapshot
-from synapse_worker.engine.steps import EXECUTORS, NestedResult, StepContext
+from synapse_worker.engine.steps import EXECUTORS, NestedResult, StepContext, evaluator
 from synapse_worker.engine.steps.context import ModelMeans
 from synapse_worker.engine.tools import ToolSecrets, Vault
 from synapse_worker.engine.turns import Done
@@ -323,3 +324,10 @@ async def test_an_mcp_server_that_cannot_be_used(
     with pytest.raises(kind) as refused:
         await bench(step)
     assert words in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ['{"a":' * 60_000, '{"a": ' + "9" * 5000 + "}"])
+def test_an_answer_of_braces_without_end_is_no_choice(text: str) -> None:
+    began = time.monotonic()
+    assert evaluator._json_choice(text) is None
+    assert time.monotonic() - began < 2.0

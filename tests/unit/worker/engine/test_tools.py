@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
@@ -22,6 +25,7 @@ from synapse_worker.engine.tools import ToolSecrets, Vault, http_tool, open_tool
 from synapse_worker.engine.tools.http_tool import MAX_BYTES, filled
 from synapse_worker.engine.tools.toolbox import MAX_RESULT_CHARACTERS, Tool, Toolbox, ToolFailed
 from synapse_worker.store.local_blobs import LocalBlobs
+from tests.support.mcp_server import mcp_server
 
 VAULT = Vault(LocalBlobs(Path("/nonexistent")), "acme")
 
@@ -293,3 +297,22 @@ async def test_a_step_narrows_its_agents_tools(
     async with open_tools(names, allowed, snapshot, ToolSecrets(), sandbox, VAULT) as toolbox:
         assert [spec.name for spec in toolbox.specs] == expected
         assert toolbox.missing == missing
+
+
+# The server's end, in this process, is torn off: what it has left open is collected here, and not in another test.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("sse", [False, True])
+async def test_an_mcp_server_that_goes_away_is_told_to_the_model(sandbox: Sandbox, sse: bool) -> None:
+    async with AsyncExitStack() as stack:
+        with mcp_server(sse=sse) as server:
+            snapshot = Snapshot(mcp_servers={"demo": {"url": server.url}})
+            opened = open_tools(["demo__weather"], (), snapshot, ToolSecrets(), sandbox, VAULT)
+            toolbox = await stack.enter_async_context(opened)
+            assert not (await toolbox.call(ToolCall("1", "demo__weather", '{"city": "Oslo"}'), "k1")).failed
+        # A connection that breaks cancels the task that holds it: were that this one, the step would look stopped.
+        result = await toolbox.call(ToolCall("2", "demo__weather", '{"city": "Oslo"}'), "k2")
+        assert (result.failed, result.content[:17]) == (True, "The call failed: ")
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    gc.collect()

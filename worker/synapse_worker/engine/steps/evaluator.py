@@ -17,6 +17,9 @@ from synapse_worker.engine.steps.conversation import Conversation
 
 _PREFIX = "route_"
 _ATTEMPTS = 2
+_WASTE_LIMIT = 1_000_000
+"""Characters of an answer that are read for nothing: braces within braces would cost a square of them."""
+_TOO_DEEP_COSTS = 100_000
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_-]")
 _WHY: JsonObject = {"type": "string", "description": "Why this route; whoever works on it next reads it."}
 
@@ -98,11 +101,16 @@ def _json_choice(text: str) -> tuple[str, str] | None:
     """The first JSON object in a text that names a tool, prose around it or not."""
     decoder = json.JSONDecoder()
     start = text.find("{")
-    while start >= 0:
+    wasted = 0
+    while start >= 0 and wasted < _WASTE_LIMIT:
+        value: object = None
         try:
-            value, _ = decoder.raw_decode(text, start)
-        except ValueError:
-            value = None
+            value, end = decoder.raw_decode(text, start)
+            wasted += end - start
+        except json.JSONDecodeError as error:
+            wasted += error.pos - start
+        except (ValueError, RecursionError):  # a number without end, or nesting
+            wasted += _TOO_DEEP_COSTS
         if isinstance(value, dict) and isinstance(value.get("tool"), str):
             arguments = value.get("arguments")
             given = arguments.get("reasoning") if isinstance(arguments, dict) else value.get("reasoning")
