@@ -437,10 +437,11 @@ async def reject(
 
 
 _CANCEL_WAITING = f"""
-WITH was AS (SELECT run_id, status, job_id FROM orchestration_runs WHERE run_id = $1),
+-- Locked first: whoever is told `queued` takes it that the run is cancelled, and a worker may be taking it just now.
+WITH was AS (SELECT run_id, status FROM orchestration_runs WHERE run_id = $1 FOR UPDATE),
 run AS (
   UPDATE orchestration_runs SET status = 'cancelled', error = 'cancelled', ended_at = now(), waiting_for_human = false
-   WHERE run_id = $1 AND status IN ('queued', 'paused') RETURNING job_id, {ENDED}),
+   WHERE run_id = (SELECT run_id FROM was WHERE status IN ('queued', 'paused')) RETURNING job_id, {ENDED}),
 {outbox("run")},
 inside AS (
   UPDATE orchestration_runs SET status = 'cancelled', error = 'cancelled', ended_at = now(), waiting_for_human = false
