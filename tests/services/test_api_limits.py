@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from synapse_worker.connections import open_database, open_redis
 from synapse_worker.queueing import keys
 from synapse_worker.routing import Topology
-from synapse_worker.store import migrate, topology
+from synapse_worker.store import api_keys, migrate, topology
 from synapse_worker.store.database import Database
 from tests.page.support import printing
 from tests.support.api import ApiProcess, StartApi
@@ -115,6 +115,21 @@ async def test_the_rate_of_a_tenant_holds_for_every_route(
     assert {answer.headers["x-ratelimit-remaining"] for answer in refused} == {"0"}
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
     assert await metric(api, "rate") == len(refused)
+
+
+async def test_what_cannot_be_read_counts_too(database: Database, redis_client: Redis, start_api: StartApi) -> None:
+    await add_tenant(database, "acme", rate_limit_rps=2)
+    _, key = await api_keys.create(database, name="acme", tenant_id="acme")
+    (api,) = await replicas(start_api, 1, API_AUTH="keys")
+    async with api.client(key.get_secret_value()) as client:
+        answers = await asyncio.gather(
+            *(client.post(RUN, json={"message": 1}) for _ in range(10)),
+            *(client.post(RUN, content=b"{", headers={"Content-Type": "application/json"}) for _ in range(10)),
+        )
+    counted = Counter(answer.status_code for answer in answers)
+    assert counted[422] >= 2
+    assert counted[429] >= 10, "the rate is 2 in each second"
+    assert {answer.headers["x-ratelimit-limit"] for answer in answers} == {"2"}
 
 
 async def test_a_tenant_that_is_being_deleted_takes_nothing_new(

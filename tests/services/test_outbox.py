@@ -68,3 +68,21 @@ async def test_a_waiting_run_that_is_cancelled_or_cannot_start_is_told_of_once(
         await runs.reject(database, job_id=run_id, run_id=run_id, queue="q", envelope=None, letter=letter)
     assert {row[0]: row[2] for row in await rows(database)} == {"run_cancelled": "cancelled", "run_expired": "failed"}
     assert len(await rows(database)) == 2
+
+
+async def test_a_run_that_a_worker_takes_while_it_is_cancelled_is_told_to_be_running(
+    database: Database, redis_client: Redis
+) -> None:
+    """Who hears `queued` takes the run for cancelled, and nobody would tell the worker."""
+    await database.execute(
+        "INSERT INTO orchestration_runs (run_id, orchestration_id, tenant_id, status, shared_state, step_history)"
+        " VALUES ('r', 'three', 'default', 'queued', '{}', '[]')"
+    )
+    async with database.transaction() as worker:
+        await worker.execute("UPDATE orchestration_runs SET status = 'running' WHERE run_id = 'r'")
+        cancelling = asyncio.create_task(runs.cancel_queued(database, "r"))
+        await asyncio.sleep(0.3)
+        assert not cancelling.done()
+    assert await cancelling == "running"
+    (row,) = await database.fetch("SELECT status FROM orchestration_runs")
+    assert row["status"] == "running"

@@ -11,7 +11,7 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from synapse_worker import __version__, tracing
 from synapse_worker.api import problems
 from synapse_worker.api.auth import MAX_BODY_BYTES, PREFIX, Doorkeeper
-from synapse_worker.api.context import Context
+from synapse_worker.api.context import Context, pass_unread
 from synapse_worker.api.docs_page import page
 from synapse_worker.api.problems import Detail
 from synapse_worker.api.routes import chat, definitions, operations, probes, runs
@@ -34,7 +34,7 @@ def application(context: Context) -> FastAPI:
         telemetry=_telemetry(),
     )
     app.state.context = context
-    problems.install(app)
+    problems.install(app, pass_unread)
     # Keys are looked at before a body is read, in `Doorkeeper`; this says so in the document.
     key = Depends(HTTPBearer(auto_error=False, description="An API key, from `synapse-worker keys create`"))
     for router in (runs.router, chat.router, operations.router, definitions.router):

@@ -144,6 +144,18 @@ async def pass_rate(request: Request, context: Context, tenant_id: str) -> None:
     refuse(request, admission.over_rate(rate))
 
 
+async def pass_unread(request: Request) -> None:
+    """Count a request that cannot be read, unless a route has counted it before; whom it names is not known.
+
+    Raises:
+        Problem, StoreUnavailable, StoreRefused: as `pass_rate`.
+    """
+    caller: Caller | None = getattr(request.state, "caller", None)
+    if caller is not None and not hasattr(request.state, "headers"):
+        context = _context(request)
+        await pass_rate(request, context, tenant_for(request, context, caller, None))
+
+
 def tenants_visible_to(context: Context, caller: Caller) -> list[str] | None:
     """Return whose definitions a caller may see and use: its tenant's and the default tenant's; None = everybody's."""
     return None if caller.tenant_id is None else [caller.tenant_id, context.settings.default_tenant_id]

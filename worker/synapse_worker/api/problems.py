@@ -7,7 +7,7 @@ here. Which problem a request has is decided elsewhere.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -61,8 +61,21 @@ def answers(*statuses: int) -> dict[int | str, dict[str, object]]:
     return {status: {"model": Detail, "description": said[status]} for status in (*statuses, 422, 503)}
 
 
-def install(app: FastAPI) -> None:
-    """Have an application answer in this form."""
+def install(app: FastAPI, count: Callable[[Request], Awaitable[None]]) -> None:
+    """Have an application answer in this form.
+
+    Args:
+        count: takes a request that was not of the accepted form out of its tenant's rate; raises as routes do.
+    """
+
+    async def unread(request: Request, problem: Problem) -> Response:
+        try:
+            await count(request)
+        except Problem as refused:
+            return refused.response()
+        except (StoreUnavailable, StoreRefused) as error:
+            return await away(request, error)
+        return problem.response()
 
     @app.exception_handler(Problem)
     async def problem(request: Request, error: Problem) -> Response:
@@ -77,12 +90,12 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return Problem(422, _sentence(error.errors())).response()
+        return await unread(request, Problem(422, _sentence(error.errors())))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         if error.status_code == 400:  # what FastAPI says of a body that is no text, or nests too deeply
-            return Problem(422, _NO_JSON).response()
+            return await unread(request, Problem(422, _NO_JSON))
         return Problem(error.status_code, str(error.detail), error.headers).response()
 
     @app.exception_handler(Exception)

@@ -459,10 +459,12 @@ _STANDS = "CASE WHEN root_run_id IS NULL THEN status ELSE 'nested in ' || root_r
 """A run's status as who wants to change it is told: one that is nested in another waits, goes on and ends with that."""
 
 _CANCEL_WAITING = f"""
-WITH was AS (SELECT {_STANDS} AS status FROM orchestration_runs WHERE run_id = $1),
+-- Locked first: whoever is told `queued` takes it that the run is cancelled, and a worker may be taking it just now.
+WITH was AS (
+  SELECT run_id, {_STANDS} AS status FROM orchestration_runs WHERE run_id = $1 FOR UPDATE),
 run AS (
   UPDATE orchestration_runs SET status = 'cancelled', error = 'cancelled', ended_at = now(), waiting_for_human = false
-   WHERE run_id = $1 AND status IN ('queued', 'paused') AND root_run_id IS NULL RETURNING job_id, {ENDED}),
+   WHERE run_id = (SELECT run_id FROM was WHERE status IN ('queued', 'paused')) RETURNING job_id, {ENDED}),
 {outbox("run")},
 {_inside("'cancelled'")},
 ledger AS (
