@@ -82,16 +82,19 @@ class TenantReconciler:
                     tenants.living(listed, over=over),
                 )
                 self._dedicated.want(key.scale, tenants.dedicated(home, claims))
-            written = await self._finalizers.write(
+            written, refused = await self._finalizers.write(
                 (tenant.metadata, finalizers)
                 for tenant, _ in mine
                 if (finalizers := with_finalizer(tenant, home, claims, over=tenant.metadata.uid in over)) is not None
             )
-            if view is None:
-                return Again(after=_FIRST_LOOK_SECONDS)
-            _log_changes(key, view.changes)
-            again = await self._tell(key, here, home, claims, view)
-            return _sooner(again, None if written else _FIRST_LOOK_SECONDS, _wait(here, view.changes))
+            again = Again(after=_FIRST_LOOK_SECONDS)
+            if view is not None:
+                _log_changes(key, view.changes)
+                told = await self._tell(key, here, home, claims, view)
+                again = _sooner(told, None if written else _FIRST_LOOK_SECONDS, _wait(here, view.changes))
+            if refused is not None:
+                raise refused  # only now: what the API server refuses of one tenant concerns that one alone
+            return again
 
     async def _over(
         self, key: TenantsKey, home: tenants.Home, mine: Sequence[SynapseTenant | InvalidTenant]

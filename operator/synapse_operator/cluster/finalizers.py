@@ -20,15 +20,20 @@ class Finalizers:
         self._client = client
         self._rate = Rate(TENANT_WRITES_PER_SECOND)
 
-    async def write(self, wanted: Iterable[tuple[ObjectMeta, tuple[str, ...]]]) -> bool:
-        """Give each tenant its finalizers; returns whether all have them, False = somebody wrote one meanwhile.
+    async def write(self, wanted: Iterable[tuple[ObjectMeta, tuple[str, ...]]]) -> tuple[bool, ApiRefused | None]:
+        """Give each tenant its finalizers; one that is refused keeps no other from them.
+
+        Returns:
+            Whether all have them, False = somebody wrote one meanwhile; and the first refusal, None = there was none.
 
         Raises:
-            ApiUnavailable, ApiRefused: not all could be written.
+            ApiUnavailable: not all could be written.
         """
-        return all(await asyncio.gather(*(self._write(metadata, names) for metadata, names in wanted)))
+        answers = await asyncio.gather(*(self._write(metadata, names) for metadata, names in wanted))
+        refused = [answer for answer in answers if isinstance(answer, ApiRefused)]
+        return all(answer is not False for answer in answers), refused[0] if refused else None
 
-    async def _write(self, metadata: ObjectMeta, names: tuple[str, ...]) -> bool:
+    async def _write(self, metadata: ObjectMeta, names: tuple[str, ...]) -> bool | ApiRefused:
         await self._rate.turn()
         # A list is replaced as a whole, so only in the version that was read.
         body = {
@@ -44,7 +49,5 @@ class Finalizers:
         except ApiNotFound:
             return True
         except ApiRefused as error:
-            if error.status != 409:
-                raise
-            return False
+            return False if error.status == 409 else error
         return True

@@ -43,6 +43,7 @@ class World:
         self.wanted: list[ManagedRow] = []
         self.living: Sequence[str] = ()
         self.told: list[str] = []
+        self.refused: set[str] = set()
         self.left: Mapping[str, Remains] | Unknown = {}
         self.woken: list[Key] = []
         self.dedicated = Dedicated(lambda key, _: self.woken.append(key))
@@ -80,6 +81,8 @@ class World:
 
     def _finalize(self, name: str, metadata: JsonObject) -> None:
         tenant = next(each for each in self.tenants if each["metadata"]["name"] == name)
+        if name in self.refused:
+            raise ApiRefused(422, "Invalid", "spec.tenantId: Too long")
         if metadata["resourceVersion"] != tenant["metadata"]["resourceVersion"]:
             raise ApiRefused(409, "Conflict", "the object has been modified")
         tenant["metadata"]["finalizers"] = metadata["finalizers"] or []
@@ -206,6 +209,15 @@ def test_a_finalizer_that_somebody_else_wrote_between_is_looked_at_again() -> No
     again = there.look()
     assert again is not None
     assert again.after == 1.0
+
+
+def test_a_finalizer_that_is_refused_concerns_its_tenant_alone() -> None:
+    there = isolated("a", "b")
+    there.refused = {"a"}
+    with pytest.raises(ApiRefused, match="Too long"):
+        there.look()
+    assert there.tenants[1]["metadata"]["finalizers"] == [DRAIN_FINALIZER]
+    assert sorted(there.told) == ["a", "b"]
 
 
 def test_isolation_off_takes_the_finalizer_away() -> None:
