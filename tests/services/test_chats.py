@@ -6,13 +6,13 @@ import asyncio
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 from redis.asyncio import Redis
 
 from synapse_worker.queueing import keys
-from synapse_worker.queueing.client import CHAT_FUNCTION, NewTurn, cancel_turn, enqueue_turn, new_turn_id
+from synapse_worker.queueing.client import CHAT_FUNCTION, NewTurn, cancel_turn, enqueue_turn, new_turn_id, retry_letter
 from synapse_worker.store import chats, dead_letters, definitions
 from synapse_worker.store.chats import SessionView
 from synapse_worker.store.database import Database
@@ -48,11 +48,14 @@ async def agents(database: Database, server: ModelServer) -> None:
     await definitions.upsert(database, rows, tenant_id="default")
 
 
-async def say(database: Database, client: Redis, message: str, *, session: str = "s", agent: str = "helper") -> str:
-    """Enqueue a turn as the API does; returns its job's id."""
+async def say(
+    database: Database, client: Redis, message: str, *, agent: str = "helper", images: Sequence[str] | None = None
+) -> str:
+    """Enqueue a turn of the session `s` as the API does; returns its job's id."""
     now_ms = int(time.time() * 1000)
-    job_id = new_turn_id(session, now_ms)
-    await enqueue_turn(database, client, NewTurn(session, agent, message, "default"), job_id=job_id, now_ms=now_ms)
+    job_id = new_turn_id("s", now_ms)
+    turn = NewTurn("s", agent, message, "default", images)
+    await enqueue_turn(database, client, turn, job_id=job_id, now_ms=now_ms)
     return job_id
 
 
@@ -162,6 +165,13 @@ async def test_a_turn_that_fails_for_good_is_a_dead_letter(
     assert (letter.payload["session_id"], letter.payload["message"]) == ("s", "hello")
     view = await session(database)
     assert (view.status, view.messages) == ("failed", [])
+    # Retried, it is a turn of the session again.
+    rows = [Document(definitions.AGENTS, "nobody", "Nobody", "", {**AGENT, "id": "nobody"})]
+    await definitions.upsert(database, rows, tenant_id="default")
+    retried = await retry_letter(database, redis_client, letter, now_ms=int(time.time() * 1000))
+    assert retried is not None
+    assert await outcome(database, retried) == "completed"
+    assert [message["content"] for message in (await session(database)).messages] == ["hello", "hello"]  # type: ignore[index]
     # A payload that cannot be used ends its turn too.
     await enqueue_as_upstream(redis_client, "chat_s_2", CHAT_FUNCTION, session_id="s", agent_id="helper", message=3)
     assert await outcome(database, "chat_s_2") == "failed"
@@ -261,3 +271,24 @@ async def test_a_turn_through_the_api_is_streamed(
         status = (await client.get(path.replace("/stream", "/status"))).json()
     assert status["status"] == "completed"
     assert [message["content"] for message in status["messages"]] == ["hello", "hello"]
+
+
+async def test_images_are_shown_to_the_model_now_and_later(
+    database: Database, redis_client: Redis, server: ModelServer, start_worker: StartWorker
+) -> None:
+    start_worker().wait_ready()
+    image = "data:image/png;base64,iVBORw0KGgo="
+    job_id = await say(database, redis_client, "What is this?", images=[image])
+    assert await outcome(database, job_id) == "completed"
+    assert await outcome(database, await say(database, redis_client, "And its colour?")) == "completed"
+    for asked in server.asked:
+        first = next(message for message in asked.body["messages"] if message["role"] == "user")
+        assert first["content"][0] == {"type": "text", "text": "What is this?"}
+        assert first["content"][1]["image_url"]["url"] == image
+    assert (await session(database)).messages[0] == {"role": "user", "content": "What is this?", "images": [image]}
+
+    refused = await say(database, redis_client, "And this?", images=["http://127.0.0.1/secret.png"])
+    assert await outcome(database, refused) == "failed"
+    (letter,) = await dead_letters.unresolved(database, limit=10)
+    assert letter.error.startswith("image 1 of the message cannot be shown to a model; accepted are base64 data URLs")
+    assert len(server.asked) == 2

@@ -6,11 +6,13 @@ its turns is kept and told as it ends. Claiming a turn and how it ends are `chat
 
 from __future__ import annotations
 
+import base64
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from decimal import Decimal
 
 from synapse_worker import model_work
-from synapse_worker.engine.errors import DefinitionError
+from synapse_worker.engine.errors import DefinitionError, StepFailed
 from synapse_worker.engine.json_values import JsonObject, JsonValue
 from synapse_worker.engine.model import Definition
 from synapse_worker.engine.models import Message, Replied, Said
@@ -25,17 +27,24 @@ from synapse_worker.store.claims import State
 from synapse_worker.store.turns import TurnRow
 from synapse_worker.surroundings import Surroundings
 
+_IMAGE = re.compile(r"data:image/(png|jpeg|gif|webp);base64")
 _OUTPUT = "response"
 _OF_STEPS = ("orch_step_id", "step_name")
 """What events of steps have and those of chats have not."""
 
 
 async def answer(
-    surroundings: Surroundings, turn: OwnedTurn, agent_id: str, message: str, halts: Callable[[], bool]
+    surroundings: Surroundings,
+    turn: OwnedTurn,
+    agent_id: str,
+    message: str,
+    images: Sequence[str],
+    halts: Callable[[], bool],
 ) -> tuple[str, list[State]]:
     """Have the agent answer a message; returns its answer, and the events that end the turn, without `done`.
 
     Args:
+        images: base64 data URLs that come with the message.
         halts: whether the turn is to be given back instead of going on.
 
     Raises:
@@ -44,6 +53,12 @@ async def answer(
         OwnershipLost: another claim owns the session.
     """
     database = surroundings.database
+    for number, image in enumerate(images, 1):
+        if not _is_image(image):
+            raise StepFailed(
+                f"image {number} of the message cannot be shown to a model; accepted are base64 data URLs of PNG, JPEG,"
+                " GIF and WebP, such as data:image/png;base64,..."
+            )
     if not await surroundings.persist(
         lambda: definitions.Reached(database, surroundings.settings.default_tenant_id).agents([agent_id])
     ):
@@ -69,7 +84,7 @@ async def answer(
         sandbox=surroundings.sandbox,
         idempotency_key=f"{turn.job_id}:{STEP_ID}:1",
         nested=nested,
-        means=work.given(turn.tenant_id, turns, before=_before(turn.messages)),
+        means=work.given(turn.tenant_id, turns, before=_before(turn.messages), images=images),
     )
     # A store of ours that a tool needs is waited for, as in a run.
     outcome = await surroundings.persist(lambda: agent.execute(step, {USER_INPUT: message}, context))
@@ -88,10 +103,20 @@ def _before(messages: Sequence[object]) -> list[Message]:
         if not isinstance(content, str) or not content:
             continue
         if message.get("role") == "user":
-            said.append(Said(content))
+            given = message.get("images")
+            images = [image for image in given if isinstance(image, str)] if isinstance(given, list) else []
+            said.append(Said(content, tuple(filter(_is_image, images))))
         elif message.get("role") == "assistant":
             said.append(Replied(content))
     return said
+
+
+def _is_image(url: str) -> bool:
+    head, _, data = url.partition(",")
+    try:
+        return _IMAGE.fullmatch(head) is not None and bool(base64.b64decode(data, validate=True))
+    except ValueError:
+        return False
 
 
 def _of_chat(event: JsonObject) -> State:

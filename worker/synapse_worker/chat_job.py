@@ -168,16 +168,17 @@ class ChatJob:
                 " nothing of it was finished; the last log lines of the worker's pods say more"
             )
         self._say([_picked_up(turn, self._with.settings.worker_id)])
-        message = str(arguments["message"])
+        message, images = str(arguments["message"]), cast(list[str], arguments.get("images") or [])
         try:
             text, said = await chat_answer.answer(
-                self._with, turn, str(arguments["agent_id"]), message, lambda: control.hand_over
+                self._with, turn, str(arguments["agent_id"]), message, images, lambda: control.hand_over
             )
         except Halted:
             return HandBack(self.lease, None) if await self._give_back(failed=False) else None
         except EngineError as error:
             raise (JobFailed if error.final else JobRetry)(str(error)) from None
-        messages: list[State] = [{"role": "user", "content": message}, {"role": "assistant", "content": text}]
+        asked: State = {"role": "user", "content": message, **({"images": images} if images else {})}
+        messages: list[State] = [asked, {"role": "assistant", "content": text}]
         if not await self._end("completed", messages, None):
             return None
         await self._say_last(said)

@@ -81,6 +81,7 @@ class ModelWork:
         *,
         past: Sequence[Mapping[str, object]] = (),
         before: Sequence[Message] = (),
+        images: Sequence[str] = (),
     ) -> ModelMeans:
         """Return what one conversation is given; see `ModelMeans`."""
         return ModelMeans(
@@ -92,6 +93,7 @@ class ModelWork:
             past=tuple(past),
             turns=turns,
             before=tuple(before),
+            images=tuple(images),
         )
 
 

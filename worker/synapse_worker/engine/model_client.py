@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol, cast
 from pydantic_ai import exceptions
 from pydantic_ai.direct import model_request
 from pydantic_ai.messages import (
+    BinaryContent,
     ModelMessage,
     ModelMessagesTypeAdapter,
     ModelRequest,
@@ -151,7 +152,8 @@ def _part(message: Message) -> ModelRequestPart:
     if isinstance(message, ToolResult):
         call = message.call
         return ToolReturnPart(call.tool, message.content, call.id, outcome="failed" if message.failed else "success")
-    return UserPromptPart(cast(Said, message).text)
+    said = cast(Said, message)
+    return UserPromptPart([said.text, *map(BinaryContent.from_data_uri, said.images)] if said.images else said.text)
 
 
 def _answer(response: ModelResponse) -> Answer:

@@ -53,9 +53,10 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What the step says to the model."""
+    """What the step says to the model; `images` are base64 data URLs."""
 
     text: str
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ async def execute(step: Step, state: Mapping[str, object], context: StepContext)
         step_model, agent.model, provider=agent.provider if _is_agents(step_model) else None
     )
     conversation = Conversation(step, context, endpoint, agent.system_prompt)
-    conversation.say(task)
+    conversation.say(task, means.images)
     most = step.max_turns or agent.max_turns or DEFAULT_MAX_TURNS
     async with open_tools(
         agent.tools, step.allowed_tools, means.snapshot, means.secrets, context.sandbox, means.vault

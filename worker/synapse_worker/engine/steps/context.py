@@ -35,6 +35,7 @@ class ModelMeans:
         past: the run's step_history before this visit, oldest first.
         turns: does each turn of this visit once.
         before: what was said before the task, as a chat's earlier turns.
+        images: base64 data URLs of the images that come with the task.
     """
 
     models: Models
@@ -45,6 +46,7 @@ class ModelMeans:
     past: Sequence[Mapping[str, object]]
     turns: Turns
     before: Sequence[Message] = ()
+    images: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,9 +35,9 @@ class Conversation:
         self._messages: list[Message] = list(self._means.before)
         self._turn = 0
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, images: Sequence[str] = ()) -> None:
         """Say something; it reaches the model with the next `ask`."""
-        self._messages.append(Said(text))
+        self._messages.append(Said(text, tuple(images)))
 
     async def ask(
         self, toolbox: Toolbox | None = None, *, specs: tuple[ToolSpec, ...] = (), must_call: bool = False
