@@ -103,7 +103,7 @@ async def test_cancelling_a_waiting_run_is_done_at_once_and_its_job_never_runs(
     assert (found.status, found.steps_done) == ("cancelled", 0)
     assert await redis_client.zcard(Q) == 0
     refused = command(redis_server.url, postgres_url, "runs", "cancel", run_id)
-    assert "is cancelled already" in refused.stderr
+    assert "is cancelled; only queued, running and paused runs" in refused.stderr
     assert "there is no run 'nope'" in command(redis_server.url, postgres_url, "runs", "cancel", "nope").stderr
 
 
