@@ -202,18 +202,11 @@ async def test_another_worker_goes_on_within_a_turn(
     # After kill -9 the request under way is made again; a drain waits for its answer. Nothing else is done again.
     assert server.turns == ([0, 1, 1, 2] if ending is signal.SIGKILL else [0, 1, 2])
     told = [event["type"] for event in await said_done(redis_client, job_id)]
-    assert told == [
-        "worker_picked_up",
-        "tool_execution",
-        "tool_result",
-        *(
-            ["tool_execution", "worker_picked_up"]
-            if ending is signal.SIGTERM
-            else ["worker_picked_up", "tool_execution"]
-        ),
-        "tool_result",
-        "final",
-        "done",
+    # What a killed worker had not written yet its successor says, behind its own first word.
+    assert told.count("worker_picked_up") == 2
+    assert [kind for kind in told if kind != "worker_picked_up"] == [
+        *("tool_execution", "tool_result") * 2,
+        *("final", "done"),
     ]
     assert len((await session(database)).messages) == 2
 

@@ -150,11 +150,15 @@ async def test_every_end_of_a_run_is_told(
 async def test_a_worker_killed_before_it_noted_the_answer_sends_it_again_under_the_same_id(
     database: Database, postgres_url: str, start_worker: StartWorker
 ) -> None:
-    answered = asyncio.Event()
+    locked = asyncio.Event()
 
     async def answer(_: Received) -> str:
-        answered.set()
+        await locked.wait()
         return "200 OK"
+
+    async def note_waits() -> bool:
+        waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        return bool(await database.fetch(waiting))
 
     async with Receiver(answer) as receiver:
         await end_run(database, "run_1", receiver.url)
@@ -162,10 +166,11 @@ async def test_a_worker_killed_before_it_noted_the_answer_sends_it_again_under_t
         transaction = connection.transaction()
         worker = start_worker(WEBHOOK_ALLOW="127.0.0.1")
         await eventually("the attempt is leased", lambda: attempts_of(database, "run_1"))
-        # Its note waits for this lock, which was taken while the row was leased.
+        # Its note waits for this lock, which is taken before the receiver answers.
         await transaction.start()
         await connection.execute("SELECT 1 FROM webhook_outbox FOR UPDATE")
-        await answered.wait()
+        locked.set()
+        await eventually("the answer is to be noted", note_waits)
         worker.kill()
         await transaction.rollback()
         await connection.close()

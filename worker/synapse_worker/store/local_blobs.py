@@ -43,13 +43,13 @@ class LocalBlobs:
         written = self._folder / _PARTIAL / uuid.uuid4().hex
         size = 0
         try:
-            file = await self._run(key, partial(self._create, written, key))
+            file = await self._opened(key, written)
             try:
                 async for chunk in chunks:
                     await self._run(key, partial(file.write, chunk))
                     size += len(chunk)
             finally:
-                await self._run(key, file.close)
+                file.close()
             await self._run(key, lambda: os.replace(written, self._place(key)))
             if key.startswith(_LOGS) and time.monotonic() - self._trimmed_at > _TRIM_SECONDS:
                 self._trimmed_at = time.monotonic()
@@ -99,6 +99,16 @@ class LocalBlobs:
         if not place.is_relative_to(root):
             raise BlobRefused(f"{key!a} leads out of {root}; nothing outside that folder is read or written")
         return place
+
+    async def _opened(self, key: str, written: Path) -> BinaryIO:
+        opening = asyncio.ensure_future(self._run(key, partial(self._create, written, key)))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            await asyncio.wait({opening})  # a moment; nobody else would close it
+            if opening.exception() is None:
+                opening.result().close()
+            raise
 
     def _create(self, written: Path, key: str) -> BinaryIO:
         self._place(key).parent.mkdir(parents=True, exist_ok=True)
