@@ -59,7 +59,7 @@ def test_tokens_end_and_watches_are_cut_and_no_zombie_stays(plane: ControlPlane,
                     operator.kill()
                     operator.start()
                 assert time.monotonic() - asked < DEAF_SECONDS, f"a zombie: {operator.log[-3000:]}"
-                time.sleep(0.5)  # the poll's period
+                time.sleep(0.5)  # the poll's period; the assertion above bounds it
             slowest = max(slowest, time.monotonic() - asked)
             if number > 5:
                 plane.kubectl("delete", f"sscale/s{number - 6}", "-n", ns, "--wait=false")

@@ -45,6 +45,8 @@ def test_the_rules_cover_the_calls_and_nothing_more(plane: ControlPlane, ns: str
         "delete", "secret", "synapse-operator-hash-key", "-n", harness.OPERATOR_NAMESPACE, "--ignore-not-found"
     )
     plane.kubectl("delete", "lease", harness.LEASE, "-n", harness.OPERATOR_NAMESPACE, "--ignore-not-found")
+    # Those could have the turns to replace pods.
+    eventually("scales of namespaces that are going are gone", partial(none_is_going, plane), seconds=60)
     mark = plane.audit_mark()
     with Operator(plane) as operator:
         operator.lead()
@@ -59,9 +61,7 @@ def test_the_rules_cover_the_calls_and_nothing_more(plane: ControlPlane, ns: str
             plane.apply(harness.scale(ns, workers={"concurrency": concurrency}))
             eventually("the new environment", partial(has_concurrency, plane, ns, str(concurrency)))
             plane.make_pods_ready(ns)
-        # Scales of other tests that are going yet may have the turns to replace pods.
-        deleted = partial(was_deleted, plane, mark, "configmaps")
-        eventually("old ConfigMaps are deleted", deleted, seconds=60)
+        eventually("old ConfigMaps are deleted", partial(was_deleted, plane, mark, "configmaps"))
         # When there are to be fewer workers, those that run jobs are marked.
         plane.apply(harness.scale(ns, workers={"replicas": 3}))
         eventually("three workers", lambda: plane.child(ns, "Deployment")["spec"]["replicas"] == 3)
@@ -103,6 +103,11 @@ def test_the_rules_cover_the_calls_and_nothing_more(plane: ControlPlane, ns: str
     granted = rights(plane)
     assert used - granted == set()
     assert granted - used == NEVER_CALLED
+
+
+def none_is_going(plane: ControlPlane) -> bool:
+    going = [each["metadata"]["name"] for each in plane.find("", ["ns"]) if "deletionTimestamp" in each["metadata"]]
+    return all(each["metadata"]["namespace"] not in going for each in plane.find("", ["sscale"]))
 
 
 def was_deleted(plane: ControlPlane, mark: int, resource: str) -> bool:

@@ -79,7 +79,7 @@ class Collector(TraceServiceServicer):
         deadline = time.monotonic() + seconds
         while not what(list(self.spans)):
             assert time.monotonic() < deadline, [(span.name, span.trace) for span in self.spans]
-            time.sleep(0.02)
+            time.sleep(0.02)  # the poll's period; the deadline above bounds it
         return list(self.spans)
 
 

@@ -263,7 +263,7 @@ def serve(port: int, host: str = "127.0.0.1") -> tuple[ThreadingHTTPServer, Log]
     handler = type("ScriptedHandler", (Handler,), {"log": log})
     server = ThreadingHTTPServer((host, port), handler)
     server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     return server, log
 
 
