@@ -24,7 +24,7 @@ test: $(VENV)/ready ## Every test: unit, contract, control plane, services, faul
 	@$(BIN)/python -m tests.support.run_layers
 
 .PHONY: check
-check: $(VENV)/ready ## Lint, types, unit and contract tests; under a minute
+check: $(VENV)/ready ## Lint, types, unit and contract tests; a minute and a half
 	@$(BIN)/python -m tests.support.run_layers lint unit contract
 
 .PHONY: e2e
