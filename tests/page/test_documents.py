@@ -33,6 +33,7 @@ from tests.support.runs import store
 from tests.support.servers import PostgresServer, RedisServer
 
 README = Path("README.md").read_text(encoding="utf-8")
+PAGES = ["README.md", *(str(path) for path in sorted(Path("docs").glob("*.md")))]
 OPERATIONS = Path("docs/operations.md").read_text(encoding="utf-8")
 
 NOTHING_TO_DO = {
@@ -114,18 +115,23 @@ def test_every_command_exists() -> None:
     assert used <= set(re.findall(r"^    ([a-z-]+)", shown.stdout, re.MULTILINE))
 
 
-def test_every_command_of_the_worker_exists() -> None:
-    """README and docs/operations.md: `synapse-worker ...`."""
-    used = re.findall(r"\bsynapse-worker ([a-z]+)(?: ([a-z]+))?", README + OPERATIONS)
-    assert used
-    for first, second in used:
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_the_worker_exists(page: str) -> None:
+    """`synapse-worker ...`, with its subcommand and options; prose alone may name a group as a whole."""
+    text = Path(page).read_text(encoding="utf-8")
+    for words in re.findall(r"\bsynapse-worker ([a-z][^`|&\n]*)", text):
+        first, *rest = re.findall(r"[^\s()\[\]]+", words.partition(" #")[0])
         command = cli.commands.get(first)
         assert command is not None, first
-        # A group may be named as a whole.
-        assert not second or not isinstance(command, click.Group) or second in command.commands, second
+        if isinstance(command, click.Group) and f"`synapse-worker {first}`" != f"`synapse-worker {words}`":
+            assert rest, words
+            command = command.commands.get(rest[0])
+            assert command is not None, words
+        known = {option for parameter in command.params for option in parameter.opts + parameter.secondary_opts}
+        assert {word for word in rest if re.fullmatch(r"--?[a-z-]+", word)} <= known, words
 
 
-@pytest.mark.parametrize("page", ["README.md", *(str(path) for path in sorted(Path("docs").glob("*.md")))])
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
     """Links between the pages and into the tree."""
     text = Path(page).read_text(encoding="utf-8")
