@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import promql_parser as promql
 import pytest
-import yaml
 from prometheus_client import CollectorRegistry
 
 from synapse_operator.telemetry import Metrics as OperatorMetrics
 from synapse_worker.telemetry import ApiMetrics
 from synapse_worker.telemetry import Metrics as WorkerMetrics
+from tests.support.observability import DASHBOARD, RULES, of_the_dashboard, of_the_rules
 
-FOLDER = Path(__file__).parents[2] / "manifests" / "observability"
 TARGET_LABELS = {"namespace", "pod", "scale", "shard", "job", "instance"}
 """Labels that a series gets where it is scraped, by our PodMonitors or by the scrape_configs of docs/metrics.md."""
-
-VARIABLES = {"$__rate_interval": "5m", "$namespace": "n", "$scale": "s"}
-RULES: list[dict[str, Any]] = [
-    rule
-    for group in yaml.safe_load((FOLDER / "alerts.yaml").read_text(encoding="utf-8"))["spec"]["groups"]
-    for rule in group["rules"]
-]
-DASHBOARD: dict[str, Any] = json.loads((FOLDER / "dashboard.json").read_text(encoding="utf-8"))
 
 
 def labels_of(registry: CollectorRegistry) -> dict[str, set[str]]:
@@ -46,15 +35,7 @@ EXPOSED = {
 }
 
 
-def expressions() -> Iterator[tuple[str, str]]:
-    for rule in RULES:
-        yield rule["alert"], rule["expr"]
-    for panel in DASHBOARD["panels"]:
-        for target in panel["targets"]:
-            expression = target["expr"]
-            for variable, value in VARIABLES.items():
-                expression = expression.replace(variable, value)
-            yield panel["title"], expression
+EXPRESSIONS = [*of_the_rules(), *of_the_dashboard(namespace="n", scale="s")]
 
 
 def parts(expression: object) -> Iterator[object]:
@@ -73,7 +54,7 @@ def labels_carried(expression: object) -> set[str]:
     return TARGET_LABELS.union(*(EXPOSED[selector.name] for selector in selected))
 
 
-@pytest.mark.parametrize(("where", "text"), [*expressions()])
+@pytest.mark.parametrize(("where", "text"), EXPRESSIONS)
 def test_an_expression_asks_for_what_there_is(where: str, text: str) -> None:
     expression = promql.parse(text)
     selectors = [part for part in parts(expression) if isinstance(part, promql.VectorSelector)]

@@ -277,7 +277,7 @@ class Operator:
     def __init__(self, plane: ControlPlane, *, server: str = "", **environment: str) -> None:
         self._plane = plane
         self._folder = Path(tempfile.mkdtemp(prefix="synapse-test-operator-"))
-        self._health_port, self._metrics_port = free_port(), free_port()
+        self._health_port, self.metrics_port = free_port(), free_port()
         kubeconfig = self._folder / "kubeconfig"
         plane.operator_kubeconfig(kubeconfig, server=server)
         self._environment = {
@@ -289,7 +289,7 @@ class Operator:
             "POD_NAMESPACE": OPERATOR_NAMESPACE,
             "POD_NAME": f"operator-{self._health_port}",
             "HEALTH_PORT": str(self._health_port),
-            "METRICS_PORT": str(self._metrics_port),
+            "METRICS_PORT": str(self.metrics_port),
             "RESYNC_SECONDS": str(RESYNC_SECONDS),
             "SHARD_EMPTY_SECONDS": str(SHARD_EMPTY_SECONDS),
             "STATUS_FIGURES_SECONDS": str(STATUS_FIGURES_SECONDS),
@@ -340,7 +340,7 @@ class Operator:
 
     def metric(self, name: str) -> float | None:
         """Return the value of a metric, with its labels in the name; None = not there."""
-        code, text = self._fetch(self._metrics_port, "/metrics")
+        code, text = self._fetch(self.metrics_port, "/metrics")
         values = [line.rsplit(" ", 1) for line in text.splitlines() if code == 200 and not line.startswith("#")]
         return next((float(value) for key, value in values if key == name), None)
 

@@ -31,6 +31,7 @@ _SERVERS = {
     "openssl": "openssl",
     "setpriv": "util-linux",
     "faketime": "faketime",
+    "prometheus": "prometheus",
 }
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin"
 
