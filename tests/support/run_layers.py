@@ -1,8 +1,8 @@
 """`make test`: prepare what is missing, run the layers in order, say in words which ran.
 
 A layer that this machine cannot run is named with the reason; with CI=true that is a failure. Layers named on the
-command line run alone. Layers that wait for servers most of the time run beside each other, each in a process of its
-own; what the first says is shown at once, what the others say behind it.
+command line run alone. Layers of one stage run beside each other, each in a process of its own; what the first says is
+shown at once, what the others say behind it.
 """
 
 from __future__ import annotations
@@ -122,10 +122,16 @@ LINT = (
 _ALONE = "tests/controlplane/alone"
 """Tests that start and end operators of their own, or the API server: on a control plane of their own."""
 
+_ENGINE = "tests/unit/worker/engine"
+"""Half of the unit tests' time: in a process of their own, beside the others."""
+
 STAGES = (
-    (Layer("lint", LINT, nothing),),
-    (Layer("unit", [pytest("tests/unit")], nothing),),
-    (Layer("contract", [pytest("tests/contract")], nothing),),
+    (
+        Layer("engine", [pytest(_ENGINE)], nothing),
+        Layer("unit", [pytest("tests/unit", f"--ignore={_ENGINE}")], nothing),
+        Layer("lint", LINT, nothing),
+        Layer("contract", [pytest("tests/contract")], nothing),
+    ),
     (
         Layer("control plane", [pytest("tests/controlplane", f"--ignore={_ALONE}")], control_plane),
         Layer("services", [pytest("tests/services", "tests/page")], servers),
@@ -139,12 +145,15 @@ STAGES = (
 AT_ONCE = 3
 """Enough to keep two cores busy."""
 
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+"""What commands run with. Without kept bytecode each of their processes would compile all tests anew."""
+
 
 def run(layer: Layer, output: BinaryIO | None) -> str:
     """Run one layer that is prepared, with its output to a file or (None) to ours; returns how it went, in words."""
     began = time.monotonic()
     codes = [
-        subprocess.run(command, cwd=ROOT, check=False, stdout=output, stderr=output).returncode
+        subprocess.run(command, cwd=ROOT, check=False, env=ENVIRONMENT, stdout=output, stderr=output).returncode
         for command in layer.commands
     ]
     seconds = f"{time.monotonic() - began:.0f} s"

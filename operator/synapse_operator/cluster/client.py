@@ -59,7 +59,7 @@ async def load_configuration(kubeconfig: str) -> Configuration:
             load_incluster_config(configuration)  # type: ignore[no-untyped-call]
     except (ConfigException, OSError) as error:
         where = f"KUBECONFIG names {kubeconfig}" if kubeconfig else "KUBECONFIG is empty and this is no pod"
-        raise SettingsError(f"{where}; the API server cannot be found: {error}.") from None
+        raise SettingsError(f"{where}; the API server cannot be found: {str(error).rstrip('.')}.") from None
     return configuration
 
 
