@@ -68,10 +68,15 @@ crds: $(VENV)/ready ## Write crds/ and docs/crd-reference.md from the models
 	@$(BIN)/python -m synapse_operator.api.reference --out docs
 
 .PHONY: install-yaml
-install-yaml: ## Write manifests/install.yaml (IMAGE_PREFIX, IMAGE_TAG)
+install-yaml: ## Write manifests/install.yaml from manifests/base
 	@$(CLUSTER_COMMAND) kubectl kustomize manifests/base > manifests/install.yaml.new
-	@sed -E 's#localhost/(synapse-scale-(operator|worker)):dev#$(or $(IMAGE_PREFIX),localhost)/\1:$(or $(IMAGE_TAG),dev)#' \
-	  manifests/install.yaml.new > manifests/install.yaml && rm manifests/install.yaml.new
+	@mv manifests/install.yaml.new manifests/install.yaml
+
+.PHONY: image-names
+image-names: ## Write the images' names (IMAGE_PREFIX, IMAGE_TAG) into what is applied to a cluster
+	@for file in manifests/install.yaml manifests/overlays/namespaced/kustomization.yaml; do \
+	  sed -E 's#[^ ]+/(synapse-scale-(operator|worker)):[^ ]+#$(or $(IMAGE_PREFIX),localhost)/\1:$(or $(IMAGE_TAG),dev)#' \
+	    $$file > $$file.new && mv $$file.new $$file || exit 1; done
 
 .PHONY: docs
 docs: $(VENV)/ready ## Write docs/environment.md from the contract

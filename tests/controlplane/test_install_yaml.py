@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -83,11 +84,17 @@ def test_its_environment_and_ports_are_those_of_the_settings(installed: list[Jso
         assert container[probe]["httpGet"]["port"] == "health"
 
 
-def test_each_image_can_be_replaced_by_its_name(installed: list[Json]) -> None:
-    """`make install-yaml IMAGE_PREFIX=.. IMAGE_TAG=..` replaces this text."""
-    text = (MANIFESTS / "install.yaml").read_text()
-    images = re.findall(r"\S*synapse-scale-(?:operator|worker)\S*", text)
-    assert sorted(images) == ["localhost/synapse-scale-operator:dev", "localhost/synapse-scale-worker:dev"]
+def test_make_image_names_writes_both_names_everywhere(tmp_path: Path) -> None:
+    """`IMAGE_PREFIX=... IMAGE_TAG=... make image-names`, and once more with other names."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copytree(MANIFESTS, tmp_path / "manifests")
+    for prefix, tag in (("registry.example.com:5000/team", "0.1.0"), ("ghcr.io/another", "0.2.0")):
+        subprocess.run(["make", "image-names", f"IMAGE_PREFIX={prefix}", f"IMAGE_TAG={tag}"], cwd=tmp_path, check=True)
+        for file in ("install.yaml", "overlays/namespaced/kustomization.yaml"):
+            text = (tmp_path / "manifests" / file).read_text()
+            images = re.findall(r"(?:image|value): (\S*synapse-scale-(?:operator|worker)\S*)", text)
+            assert sorted(images) == [f"{prefix}/synapse-scale-{name}:{tag}" for name in ("operator", "worker")]
+            assert len(re.findall("/synapse-scale-(?:operator|worker)", text)) == 2
 
 
 def test_the_namespaced_overlay_grants_nothing_outside_its_namespaces() -> None:
