@@ -156,7 +156,7 @@ async def test_turns_of_a_chat_through_the_api(
             assert await runs.outcome(cluster_database, job_id, seconds=60) == "completed"
             status = (await client.get(f"/chat/chat-{agent}/status")).json()
             stored = (await client.get(f"/chat/chat-{agent}/events")).json()["events"]
-            told = [event["type"] for event in stored]
+            told = [entry["event"]["type"] for entry in stored]
             assert status["messages"][-1]["role"] == "assistant"
             assert "no luck" in status["messages"][-1]["content"]
             assert told.count("tool_result") == 2
@@ -177,8 +177,8 @@ async def test_a_vault_file_that_one_pod_wrote_is_read_in_another(
     listed = defined.place.command("vault", "ls")
     fetched = defined.place.command("vault", "get", REPORT)
     print(
-        f"\nwritten in pod {writer[0]}, read in pod {reader[0]}; in the bucket: {defined.s3.keys(defined.bucket)};"
-        f" `vault ls` says {listed.split()[3:5]}, `vault get` {len(fetched)} characters",
+        f"\na vault file written in pod {writer[0]}, which was deleted by force, and read in pod {reader[0]};"
+        f" `vault ls` in a pod says {' '.join(listed.split()[3:5])}, `vault get` brings {len(fetched.encode())} bytes",
         flush=True,
     )
     assert reader[0] != writer[0]
