@@ -53,7 +53,7 @@ def mcp_server(*, sse: bool = False, host: str = "127.0.0.1") -> Iterator[Tools]
                 seen.tokens.add(value.decode())
         await inner(scope, receive, send)
 
-    server = uvicorn.Server(uvicorn.Config(noting, host=host, port=port, log_level="error", lifespan="on"))
+    server = uvicorn.Server(uvicorn.Config(noting, host=host, port=port, log_level="critical", lifespan="on"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()
     wait_until("the MCP server has started", lambda: server.started)
