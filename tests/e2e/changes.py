@@ -178,7 +178,8 @@ async def test_only_the_pods_concerned_are_rolled(
     spec: Object = {"queue": {"shards": 2}, "pools": [{"name": "big", "shards": [1], "replicas": 1, "concurrency": 4}]}
     await asyncio.to_thread(partial(changed, settled, shards={"0", "1"}, **spec))
     async with under_way(settled, cluster_database, tenants=("default",)) as run_ids:
-        first, second = (await asyncio.to_thread(starts, settled, shard) for shard in ("0", "1"))
+        first = await asyncio.to_thread(starts, settled, "0")
+        second = await asyncio.to_thread(starts, settled, "1")
         spec["pools"][0]["concurrency"] = 6
         await asyncio.to_thread(partial(changed, settled, shards={"0", "1"}, **spec))
 

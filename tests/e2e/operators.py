@@ -66,7 +66,7 @@ def kill_from_the_node(pod: Object) -> None:
 
 
 def both_ready() -> bool:
-    return get("deploy", "synapse-operator", *HOME)["status"].get("readyReplicas") == 2
+    return bool(get("deploy", "synapse-operator", *HOME)["status"].get("readyReplicas") == 2)
 
 
 def taken_over(place: Place, end: Callable[[Object], None], replicas: int) -> float:
