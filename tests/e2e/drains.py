@@ -12,16 +12,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
+import httpx2
 import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
+from synapse_operator import naming
 from synapse_worker.connections import open_redis
 from synapse_worker.contract import TENANT_POOL
-from synapse_worker.errors import SynapseError
 from synapse_worker.store.database import Database
 from tests.e2e.changes import changed, open_runs
-from tests.e2e.conftest import Place
+from tests.e2e.conftest import SCALE, Place
 from tests.support import runs
 from tests.support.kube import a_tenant, apply, condition, eventually, get, items, kubectl
 from tests.support.load import judge
@@ -37,20 +38,30 @@ LATE_SECONDS = 10
 
 @pytest.fixture(scope="module")
 def isolated(place: Place) -> Iterator[Place]:
-    """The shared scale with one worker for `default` and one for the pool of tenants; without isolation afterwards."""
-    changed(place, shards={"0", TENANT_POOL}, tenancy={"isolation": True})
+    """The shared scale with a worker for `default`, one for the pool of tenants, and the API; as it was afterwards."""
+    api = {"enabled": True, "replicas": 1}
+    changed(place, shards={"0", TENANT_POOL}, tenancy={"isolation": True}, api=api)
+    kubectl("rollout", "status", f"deploy/{naming.api_name(SCALE)}", "-n", place.namespace, "--timeout=120s")
     yield place
     changed(place, shards={"0"})
 
 
 async def queued(place: Place, database: Database, client: Redis, **spec: object) -> list[str]:
     """Make the tenant, of which two runs run at a time, and queue its runs."""
-    await runs.store(database, chain("leaving", slow_steps(STEPS, 0.15)))
-    apply(a_tenant(TENANT, "flow", maxConcurrentRuns=2, **spec), namespace=place.namespace)
+    await runs.store(database, chain("leaving", slow_steps(STEPS, 0.08)))
+    apply(a_tenant(TENANT, SCALE, maxConcurrentRuns=2, **spec), namespace=place.namespace)
     kubectl("wait", "--for=condition=Ready", f"stenant/{TENANT}", "-n", place.namespace, "--timeout=60s")
     run_ids = [await runs.enqueue(database, client, "leaving", tenant=TENANT) for _ in range(RUNS)]
     await runs.steps_reach(database, run_ids[0], 1)
     return run_ids
+
+
+async def one_more(place: Place) -> httpx2.Response:
+    """Ask the API for another run of the tenant; returns its answer."""
+    key = (await asyncio.to_thread(place.command, "keys", "create", "drains")).strip()
+    async with httpx2.AsyncClient(headers={"Authorization": f"Bearer {key}"}, timeout=30) as client:
+        url = f"{await asyncio.to_thread(place.api_url)}/orchestrations/leaving/run"
+        return await client.post(url, json={"tenant_id": TENANT})
 
 
 def delete(place: Place) -> float:
@@ -73,17 +84,21 @@ async def test_what_a_deleted_tenant_has_queued_is_run_before_it_goes(
     assert left > RUNS / 2
     ready = "--for=jsonpath={.status.conditions[?(@.type=='Ready')].reason}=Draining"
     await asyncio.to_thread(kubectl, "wait", ready, f"stenant/{TENANT}", "-n", isolated.namespace, "--timeout=30s")
-    with pytest.raises(SynapseError, match=TENANT) as refused:
-        await runs.enqueue(cluster_database, cluster_redis, "leaving", tenant=TENANT)
+    refused = await one_more(isolated)
     await asyncio.to_thread(eventually, "the tenant is gone", lambda: is_gone(isolated), seconds=200)
     took = time.monotonic() - began
     open_still = await open_runs(cluster_database, TENANT)
     judged = await judge(cluster_database, cluster_redis, run_ids, steps=STEPS, seconds=1)
-    print(f"\na tenant deleted with {left} runs open, gone after {took:.1f} s: {judged}; {refused.value}", flush=True)
+    print(
+        f"\na tenant deleted with {left} runs open, gone after {took:.1f} s: {judged}; a new run meanwhile:"
+        f" {refused.status_code} {refused.text}",
+        flush=True,
+    )
+    assert refused.status_code == 429
     assert open_still == 0
     assert not judged.lost
     assert not judged.doubled
-    assert await cluster_database.fetch("SELECT 1 FROM tenants WHERE id = $1", TENANT) == []
+    assert await cluster_database.fetch("SELECT 1 FROM tenants WHERE tenant_id = $1", TENANT) == []
 
 
 @contextmanager
@@ -132,7 +147,7 @@ async def test_without_redis_a_deletion_ends_by_its_deadline(
             began = delete(isolated)
             eventually("the tenant is gone", lambda: is_gone(isolated), seconds=DEADLINE_SECONDS + LATE_SECONDS)
             return time.monotonic() - began, condition(
-                get("sscale", "flow", "-n", isolated.namespace), "RedisReachable"
+                get("sscale", SCALE, "-n", isolated.namespace), "RedisReachable"
             )["status"]
 
     took, reachable = await asyncio.to_thread(deleted_without_redis)
