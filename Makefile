@@ -35,10 +35,13 @@ e2e: $(VENV)/ready ## The cluster layer alone: both images, real pods
 chaos: $(VENV)/ready ## Break workers, Redis and PostgreSQL for real, count what is lost or doubled; 15 minutes
 	@$(BIN)/python -m tests.chaos
 
+# In this order: `crowd` leaves its jobs behind.
+CHAOS_CLUSTER := faults changes scaling humans drains outside streams operators crowd
+
 .PHONY: chaos-cluster
 chaos-cluster: $(VENV)/ready ## Break pods and PostgreSQL, change shards, Secret and tenants in the local cluster under load
 	@$(CLUSTER_COMMAND) images && $(CLUSTER_COMMAND) up && $(CLUSTER_COMMAND) load-image
-	@$(BIN)/python -m pytest -q -s tests/e2e/faults.py tests/e2e/changes.py tests/e2e/scaling.py
+	@$(BIN)/python -m pytest -q -s $(addprefix tests/e2e/,$(addsuffix .py,$(CHAOS_CLUSTER)))
 
 .PHONY: soak
 soak: $(VENV)/ready ## The operator for 35 minutes: leaders killed, tokens that end, watches cut (SOAK_SECONDS, SOAK_KILLS)

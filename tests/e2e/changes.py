@@ -10,6 +10,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 from redis.asyncio import Redis
@@ -67,8 +68,8 @@ def changed(place: Place, *, shards: set[str], **spec: object) -> None:
 
 
 def pods(place: Place) -> list[Object]:
-    """The scale's pods, those that are ending too."""
-    return items("pods", "-n", place.namespace, "-l", f"{naming.SCALE_LABEL}={SCALE}")
+    """The scale's worker pods, those that are ending too."""
+    return items("pods", "-n", place.namespace, "-l", naming.selector_text(naming.worker_selector(SCALE)))
 
 
 def shard_of(pod: Object) -> str:
@@ -168,6 +169,36 @@ async def test_one_to_eight_to_two_shards(settled: Place, cluster_database: Data
         assert both.items() >= first.items()
         assert set(first.values()) == {0}
     await nothing_lost(cluster_database, cluster_redis, run_ids, "1 -> 8 -> 2 shards")
+
+
+@pytest.mark.timeout(600)
+async def test_only_the_pods_concerned_are_rolled(
+    settled: Place, cluster_database: Database, cluster_redis: Redis
+) -> None:
+    spec: Object = {"queue": {"shards": 2}, "pools": [{"name": "big", "shards": [1], "replicas": 1, "concurrency": 4}]}
+    await asyncio.to_thread(partial(changed, settled, shards={"0", "1"}, **spec))
+    async with under_way(settled, cluster_database, tenants=("default",)) as run_ids:
+        first = await asyncio.to_thread(starts, settled, "0")
+        second = await asyncio.to_thread(starts, settled, "1")
+        spec["pools"][0]["concurrency"] = 6
+        await asyncio.to_thread(partial(changed, settled, shards={"0", "1"}, **spec))
+
+        def rolled_out() -> bool:
+            return not starts(settled, "1").keys() & second.keys() and all(map(ready, pods(settled)))
+
+        await asyncio.to_thread(eventually, "the pool is rolled", rolled_out, seconds=120)
+        assert await asyncio.to_thread(starts, settled, "0") == first
+        both = await asyncio.to_thread(starts, settled, "0", "1")
+        spec["api"] = {"enabled": True, "replicas": 1}
+        for depth in (5_000, 6_000):  # the API comes, and is rolled
+            spec["queue"] = {"shards": 2, "maxDepth": depth}
+            await asyncio.to_thread(partial(changed, settled, shards={"0", "1"}, **spec))
+            await asyncio.to_thread(
+                kubectl, "rollout", "status", f"deploy/{naming.api_name(SCALE)}", "-n", settled.namespace
+            )
+        assert await asyncio.to_thread(starts, settled, "0", "1") == both
+        await completed_in_each(cluster_database, await completed_in(cluster_database), ["0", "1"])
+    await nothing_lost(cluster_database, cluster_redis, run_ids, "a pool and the API rolled, no other pod")
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
+from synapse_operator import naming
 from synapse_worker.connections import open_database, open_redis
 from synapse_worker.store import migrate
 from synapse_worker.store.database import Database
@@ -32,7 +33,8 @@ class Place:
 
     def worker_pods(self) -> list[dict[str, object]]:
         """The scale's worker pods that are not ending."""
-        pods = items("pods", "-n", self.namespace, "-l", f"scale.synapseorch.com/scale={SCALE}")
+        selector = naming.selector_text(naming.worker_selector(SCALE))
+        pods = items("pods", "-n", self.namespace, "-l", selector)
         return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
     def deployment(self) -> str:
@@ -40,6 +42,30 @@ class Place:
         found = items("deploy", "-n", self.namespace, "-l", f"scale.synapseorch.com/scale={SCALE}")
         (name,) = (each["metadata"]["name"] for each in found)
         return str(name)
+
+    def command(self, *words: str) -> str:
+        """Run `synapse-worker` with some words in a worker pod; returns what it prints."""
+        pod = str(self.worker_pods()[0]["metadata"]["name"])  # type: ignore[index]
+        return kubectl("exec", pod, "-n", self.namespace, "--", "synapse-worker", *words)
+
+    def api_url(self) -> str:
+        """The base URL of the scale's API, through its Service."""
+        service = get("service", naming.api_name(SCALE), "-n", self.namespace)["spec"]
+        return f"http://{service['clusterIP']}:{service['ports'][0]['port']}/api/v2"
+
+    def settled(self) -> None:
+        """Wait until the present spec is rolled out and no pod of another one is left."""
+
+        def done() -> bool:
+            found = get("sscale", SCALE, "-n", self.namespace)
+            return (
+                found["status"].get("observedGeneration") == found["metadata"]["generation"]
+                and condition(found, "Ready")["status"] == "True"
+                and condition(found, "Reconciling")["status"] == "False"
+                and len(self.worker_pods()) == found["spec"]["workers"]["replicas"]
+            )
+
+        eventually("the scale is rolled out", done, seconds=240)
 
 
 @pytest.fixture(scope="session")

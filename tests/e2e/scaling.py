@@ -1,4 +1,4 @@
-"""`make chaos-cluster`, third part: workers counted by their jobs, and a tenant with ten thousand jobs, in real pods.
+"""`make chaos-cluster`, third part: workers counted by their jobs, in real pods.
 
 The rules are tested against a control plane without pods (tests/controlplane/test_autoscale.py); here pods really
 come and go. Kept out of `make test` by its name, since it takes minutes. Each test prints one line of figures.
@@ -7,7 +7,6 @@ come and go. Kept out of `make test` by its name, since it takes minutes. Each t
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -15,22 +14,18 @@ from functools import partial
 import pytest
 from redis.asyncio import Redis
 
-from benchmarks.measure import percentile
 from synapse_operator import naming
-from synapse_worker.queueing import keys
 from synapse_worker.store.database import Database
 from tests.e2e.conftest import SCALE, Place
 from tests.support import runs
 from tests.support.kube import (
     Object,
     a_scale,
-    a_tenant,
     apply,
     condition,
     eventually,
     get,
     items,
-    kubectl,
     localcluster,
 )
 from tests.support.load import judge
@@ -39,8 +34,6 @@ from tests.support.workers import chain, slow_steps
 MOST = 4
 AWAY_SECONDS = 45
 LONG_STEPS, SHORT_STEPS = 120, 3
-TENANTS_JOBS = 10_000
-SAMPLES = 40
 
 
 def by_load(**autoscaling: object) -> Object:
@@ -152,61 +145,3 @@ def signal_redis(pod_uid: str, name: str) -> None:
         f"then kill -{name} $pid && echo signalled; fi; done"
     )
     assert "signalled" in localcluster("exec-node", "sh", "-c", script)
-
-
-@pytest.fixture
-def neighbours(place: Place) -> Iterator[None]:
-    """Two tenants: `crowd` may run five at a time, `other` a hundred."""
-    apply(
-        a_tenant("crowd", SCALE, maxConcurrentRuns=5, maxQueuedRuns=100_000),
-        a_tenant("other", SCALE),
-        namespace=place.namespace,
-    )
-    kubectl("wait", "--for=condition=Ready", "stenant", "--all", "-n", place.namespace, "--timeout=60s")
-    yield
-    kubectl("delete", "stenant", "crowd", "other", "-n", place.namespace)
-
-
-@pytest.mark.timeout(900)
-async def test_a_crowd_of_one_tenant_beside_another(
-    place: Place, neighbours: None, cluster_database: Database, cluster_redis: Redis
-) -> None:
-    await runs.store(cluster_database, chain("slow", slow_steps(20, 1.0)), chain("short", slow_steps(1, 0.001)))
-    alone = await start_times(cluster_database, cluster_redis, "other")
-    pod = str(place.worker_pods()[0]["metadata"]["name"])  # type: ignore[index]
-    command = ("synapse-worker", "enqueue", "slow", "--tenant=crowd", f"--count={TENANTS_JOBS}")
-    began = time.monotonic()
-    run_ids = (await asyncio.to_thread(kubectl, "exec", pod, "-n", place.namespace, "--", *command)).split()
-    assert len(run_ids) == TENANTS_JOBS
-    queue = keys.queue("default")
-
-    async def parked() -> bool:
-        return not await cluster_redis.zcard(queue)
-
-    await runs.eventually("all but five are parked", parked, seconds=120)
-    took = time.monotonic() - began
-    beside = await start_times(cluster_database, cluster_redis, "other")
-    before, after = percentile(alone, 0.99), percentile(beside, 0.99)
-    print(
-        f"\n{TENANTS_JOBS} jobs of one tenant queued and parked in {took:.1f} s; another tenant's p99 from enqueue to"
-        f" start: {before:.0f} ms before, {after:.0f} ms beside them ({after / before:.2f}x)",
-        flush=True,
-    )
-    row = await cluster_database.fetchrow(
-        "SELECT count(*) AS n FROM orchestration_runs WHERE tenant_id = 'crowd' AND status = 'running'"
-    )
-    assert row is not None
-    assert row["n"] <= 5
-
-
-async def start_times(database: Database, client: Redis, tenant: str) -> list[float]:
-    """Enqueue runs of a tenant one by one; returns milliseconds from each one's enqueue to its start."""
-    found: list[float] = []
-    for _ in range(SAMPLES):
-        began = time.time()
-        run_id = await runs.enqueue(database, client, "short", tenant=tenant)
-        await runs.eventually("it starts", partial(client.exists, keys.run_events(run_id)))
-        entries = await client.xrange(keys.run_events(run_id), count=1)
-        found.append((int(entries[0][0].split(b"-")[0]) / 1000 - began) * 1000)
-        await asyncio.sleep(random.uniform(0.3, 0.6))  # between two of them the workers fall back to their idle pace
-    return found

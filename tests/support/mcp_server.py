@@ -27,10 +27,10 @@ class Tools:
 
 
 @contextmanager
-def mcp_server(*, sse: bool = False) -> Iterator[Tools]:
-    """Serve `weather(city)` and `fail(reason)` until the block ends."""
+def mcp_server(*, sse: bool = False, host: str = "127.0.0.1") -> Iterator[Tools]:
+    """Serve `weather(city)` and `fail(reason)` at an address of this machine until the block ends."""
     port = free_port()
-    seen = Tools(f"http://127.0.0.1:{port}/{'sse' if sse else 'mcp'}")
+    seen = Tools(f"http://{host}:{port}/{'sse' if sse else 'mcp'}")
     mcp = MCPServer("demo")
 
     @mcp.tool()
@@ -45,7 +45,7 @@ def mcp_server(*, sse: bool = False) -> Iterator[Tools]:
         seen.calls.append(("fail", {"reason": reason}))
         raise ToolError(reason)
 
-    inner: ASGIApp = mcp.sse_app() if sse else mcp.streamable_http_app()
+    inner: ASGIApp = mcp.sse_app(host=host) if sse else mcp.streamable_http_app(host=host)
 
     async def noting(scope: Scope, receive: Receive, send: Send) -> None:
         for name, value in scope.get("headers", []):
@@ -53,7 +53,7 @@ def mcp_server(*, sse: bool = False) -> Iterator[Tools]:
                 seen.tokens.add(value.decode())
         await inner(scope, receive, send)
 
-    server = uvicorn.Server(uvicorn.Config(noting, host="127.0.0.1", port=port, log_level="error", lifespan="on"))
+    server = uvicorn.Server(uvicorn.Config(noting, host=host, port=port, log_level="critical", lifespan="on"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()
     wait_until("the MCP server has started", lambda: server.started)

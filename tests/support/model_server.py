@@ -30,8 +30,8 @@ _SERVER = _load()
 class ModelServer:
     """A running server."""
 
-    def __init__(self, port: int, log: Any) -> None:
-        self.url = f"http://127.0.0.1:{port}"
+    def __init__(self, host: str, port: int, log: Any) -> None:
+        self.url = f"http://{host}:{port}"
         self._log = log
 
     @property
@@ -57,11 +57,11 @@ class ModelServer:
 
 
 @contextmanager
-def model_server() -> Iterator[ModelServer]:
-    """A server until the block ends."""
-    server, log = _SERVER.serve(0)
+def model_server(host: str = "127.0.0.1") -> Iterator[ModelServer]:
+    """A server at an address of this machine until the block ends."""
+    server, log = _SERVER.serve(0, host)
     try:
-        yield ModelServer(server.server_address[1], log)
+        yield ModelServer(host, server.server_address[1], log)
     finally:
         server.shutdown()
         server.server_close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from arq.jobs import Job
 from redis.asyncio import Redis
@@ -27,6 +27,12 @@ async def store(database: Database, *documents: dict[str, object]) -> None:
         [definitions.Document("orchestrations", str(d["id"]), str(d["name"]), "", d) for d in documents],
         tenant_id="default",
     )
+
+
+async def store_settings(database: Database, settings: Mapping[str, object]) -> None:
+    """Put settings into Postgres as `sync` does."""
+    rows = [definitions.Document(definitions.SETTINGS, key, "", "", value) for key, value in settings.items()]
+    await definitions.upsert(database, rows, tenant_id="default")
 
 
 async def enqueue(

@@ -17,7 +17,7 @@ import boto3
 from pydantic import SecretStr
 
 from synapse_worker.store.blobs import S3Settings
-from tests.support.servers import Server
+from tests.support.servers import Server, accepts
 
 REGION = "eu-central-1"
 
@@ -41,18 +41,22 @@ class User:
 class S3Server(Server):
     """moto, with signatures and rights checked from the first request of a test on."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
         super().__init__("s3")
+        self._host = host
         self._buckets = 0
         self._users: dict[Rights, User] = {}
 
     def command(self) -> list[str]:
-        return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+        return [sys.executable, "-m", "moto.server", "-H", self._host, "-p", str(self.port)]
+
+    def ready(self) -> bool:
+        return accepts(self.port, self._host)
 
     @property
     def url(self) -> str:
         """The endpoint."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self._host}:{self.port}"
 
     def start(self) -> None:
         super().start()
@@ -64,7 +68,7 @@ class S3Server(Server):
             iam.put_user_policy(UserName=rights.name, PolicyName="rights", PolicyDocument=policy)
             key = iam.create_access_key(UserName=rights.name)["AccessKey"]
             self._users[rights] = User(key["AccessKeyId"], key["SecretAccessKey"])
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection(self._host, self.port, timeout=10)
         connection.request("POST", "/moto-api/reset-auth", body=b"0")  # every request from here on is checked
         assert connection.getresponse().status == 200
         connection.close()

@@ -66,10 +66,10 @@ def wait_until(what: str, check: Callable[[], bool], *, seconds: float = START_S
         time.sleep(0.02)  # the poll's period; the deadline above bounds it
 
 
-def accepts(port: int) -> bool:
-    """Return whether something listens on a loopback port."""
+def accepts(port: int, host: str = "127.0.0.1") -> bool:
+    """Return whether something listens on a port of this machine."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1):
+        with socket.create_connection((host, port), timeout=1):
             return True
     except OSError:
         return False
