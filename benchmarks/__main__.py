@@ -20,7 +20,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import claim, inflight, parking, recovery, runs, start, tenants
+from benchmarks import claim, idle, inflight, parking, recovery, runs, shards, start, tenants
 from benchmarks.measure import ROUNDS, Figure, Row, middle, shown, spread
 from benchmarks.servers import Servers, machine
 from tests.support.servers import PostgresServer, RedisServer
@@ -32,7 +32,9 @@ FIGURES: Mapping[str, Figure] = {
     "start": start.FIGURE,
     "recovery": recovery.FIGURE,
     "parking": parking.FIGURE,
+    "shards": shards.FIGURE,
     "tenants": tenants.FIGURE,
+    "idle": idle.FIGURE,
 }
 RESULTS = Path(__file__).with_name("RESULTS.md")
 _HEAD = """\
