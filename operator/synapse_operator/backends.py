@@ -43,12 +43,14 @@ from synapse_worker.contract import DEFAULT_QUEUE, MAX_SHARDS, VARIABLES, Kind, 
 from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import jobs_held, known_queues, queue_figures
+from synapse_worker.queueing.emptiness import all_empty
 from synapse_worker.queueing.owner import disown, own
 from synapse_worker.store import managed_keys, topology
 from synapse_worker.store.database import Database
 from synapse_worker.store.definitions import stored_settings
 from synapse_worker.store.managed_keys import ManagedKey
-from synapse_worker.store.overview import overview, work_due
+from synapse_worker.store.overview import Overview as Totals
+from synapse_worker.store.overview import overview, pulse, work_due
 from synapse_worker.store.schema_version import is_migrated
 from synapse_worker.store.tenants import ManagedRow, RowChanges, bring_to, standing
 
@@ -143,6 +145,33 @@ class Backends:
             stored=said.stored,
             topology=said.topology,
             behind=said.behind,
+        )
+
+    async def is_still(self, scale: Hashable, seen: View, *, run_days: int | None) -> bool:
+        """Return whether no queue holds a job and PostgreSQL has the figures of a look: one question to each.
+
+        Args:
+            scale: whose stores they are.
+            seen: what a look said; one that found a job, or a store away, is never still.
+            run_days: as for `look`.
+        """
+        connections = self._open.get(scale)
+        if connections is None or isinstance(seen.stored, Unknown) or isinstance(seen.overview, Unknown):
+            return False
+        client, database = connections.redis, connections.database
+        if not isinstance(client, Redis) or not isinstance(database, Database) or isinstance(seen.topology, Unknown):
+            return False
+        try:
+            async with asyncio.timeout(QUESTION_SECONDS):
+                if not await all_empty(client, connections.queues):
+                    return False
+                said = await pulse(database, _run_days(run_days, seen.stored))
+        except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError):
+            return False  # a look finds out what it is
+        epoch = 0 if seen.topology is None else seen.topology.epoch
+        return said is not None and (_figures(said.totals, work_due=said.work_due), said.epoch) == (
+            seen.overview,
+            epoch,
         )
 
     async def flip(self, scale: Hashable, flip: Flip, owner_uid: str) -> str:
@@ -433,12 +462,7 @@ async def _ask_postgres(database: Database | Unusable | NotTried, uid: str, run_
                     "the tables are those of an older release; the first worker that starts completes them"
                 )
                 return _PostgresView(PostgresAnswers(None), unknown, unknown, unknown, unknown, None)
-            figures = Overview(
-                dead_letters=totals.dead_letters,
-                slots=totals.slots,
-                active_jobs=totals.active_jobs,
-                open_jobs=totals.open_jobs,
-            )
+            figures = _figures(totals)
             state = PostgresAnswers(totals.schema_version)
             if totals.schema_version is None:
                 unknown = Unknown("the tables of this release are not there yet")
@@ -455,9 +479,7 @@ async def _ask_postgres(database: Database | Unusable | NotTried, uid: str, run_
                 for key, variable in _STORED.items()
                 if (value := _plain(settings.get(key), variable)) is not None
             }
-            kept = stored.get(RUN_DAYS.stored or "")
-            days = run_days or (kept if isinstance(kept, int) else int(RUN_DAYS.default or 0))
-            figures = replace(figures, work_due=await work_due(database, days))
+            figures = replace(figures, work_due=await work_due(database, _run_days(run_days, stored)))
     except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError) as error:
         failed = _failed("PostgreSQL", error)
         unknown = Unknown(failed.sentence)
@@ -466,6 +488,22 @@ async def _ask_postgres(database: Database | Unusable | NotTried, uid: str, run_
         None if row is None else TopologyRecord(row.epoch, row.topology, row.enabled, row.owner_uid, row.owner_gone)
     )
     return _PostgresView(state, figures, stored, record, tuple(behind), known)
+
+
+def _figures(totals: Totals, *, work_due: bool = False) -> Overview:
+    return Overview(
+        dead_letters=totals.dead_letters,
+        slots=totals.slots,
+        active_jobs=totals.active_jobs,
+        open_jobs=totals.open_jobs,
+        work_due=work_due,
+    )
+
+
+def _run_days(given: int | None, stored: Mapping[str, int | str | SecretStr]) -> int:
+    """Return for how many days ended runs are kept."""
+    kept = stored.get(RUN_DAYS.stored or "")
+    return given or (kept if isinstance(kept, int) else int(RUN_DAYS.default or 0))
 
 
 def _plain(value: object, variable: Variable) -> int | str | SecretStr | None:

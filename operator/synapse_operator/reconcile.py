@@ -16,7 +16,7 @@ from synapse_operator.api.scale import InvalidScale, SynapseScale, read_scale
 from synapse_operator.api.tenant import read_tenant
 from synapse_operator.api_keys import KeyEntries
 from synapse_operator.autoscale import Recent
-from synapse_operator.backends import Backends, Stores
+from synapse_operator.backends import Backends, Stores, View
 from synapse_operator.cluster import apply, metrics_token, observe
 from synapse_operator.cluster.client import Client
 from synapse_operator.cluster.costs import write_costs
@@ -30,6 +30,7 @@ from synapse_operator.drains import drained, emptied
 from synapse_operator.naming import SCALE_KIND, Kind
 from synapse_operator.observed import DedicatedTenant, Observed, SecretLookup, SecretMissing, Unknown
 from synapse_operator.plan import plan
+from synapse_operator.rest import Rests, at_rest
 from synapse_operator.status import figures_due, invalid_status, next_status
 from synapse_operator.syncer import Syncer
 from synapse_operator.telemetry import Metrics
@@ -46,6 +47,7 @@ class Reconciler:
         backends: Backends,
         syncer: Syncer,
         dedicated: Dedicated,
+        rests: Rests,
         metrics: Metrics,
         *,
         worker_image: str,
@@ -58,7 +60,7 @@ class Reconciler:
         """Prepare to reconcile.
 
         Args:
-            client, backends, syncer, metrics: what is worked with.
+            client, backends, syncer, dedicated, rests, metrics: what is worked with.
             worker_image: the image where a scale names none.
             hash_key: what URLs are hashed with.
             instance: the name of this process in Events.
@@ -70,6 +72,7 @@ class Reconciler:
         self._backends = backends
         self._syncer = syncer
         self._dedicated = dedicated
+        self._rests = rests
         self._metrics = metrics
         self._worker_image = worker_image
         self._hash_key = hash_key
@@ -91,6 +94,11 @@ class Reconciler:
             ApiUnavailable, ApiRefused: the API server could not be asked or told; try again.
         """
         with self._metrics.reconcile(SCALE_KIND):
+            now = datetime.now(UTC)
+            rest = self._rests.get(key, now)
+            if rest is not None and await self._backends.is_still(key, rest.view, run_days=rest.run_days):
+                return Again(after=min(rest.rhythm, rest.until - now).total_seconds())
+            self._rests.begin(key)
             stored = await observe.read_stored(self._client, key)
             scale = read_scale(stored) if stored is not None else None
             if stored is None or scale is None or scale.metadata.deletion_timestamp is not None:
@@ -106,7 +114,7 @@ class Reconciler:
             return await self._reconcile(key, scale, previous)
 
     async def _reconcile(self, key: ScaleKey, scale: SynapseScale, previous: JsonObject) -> Again:
-        observed = await self._observe(key, scale, previous)
+        observed, view = await self._observe(key, scale, previous)
 
         now = datetime.now(UTC)
         desired = desired_for_scale(scale, observed, default_image=self._worker_image, hash_key=self._hash_key)
@@ -131,7 +139,15 @@ class Reconciler:
         if status is not None and figures:
             self._figures_at[key] = now
         apply.raise_if_unavailable(report)
-        return Again(after=(todo.wake_at - now).total_seconds() if todo.wake_at else None)
+        rhythm = todo.wake_at - now if todo.wake_at else None
+        if (
+            rhythm is not None
+            and status is None
+            and figures
+            and at_rest(scale, desired, observed, todo, self._recommended[key], previous)
+        ):
+            self._rests.settle(key, view, run_days=scale.spec.retention.run_days, rhythm=rhythm, now=now)
+        return Again(after=rhythm.total_seconds() if rhythm else None)
 
     async def _spare_busy_pods(
         self, key: ScaleKey, scale: SynapseScale, observed: Observed, shards: Sequence[str]
@@ -147,7 +163,8 @@ class Reconciler:
         if costs:
             self._without_costs.discard(key)
 
-    async def _observe(self, key: ScaleKey, scale: SynapseScale, previous: JsonObject) -> Observed:
+    async def _observe(self, key: ScaleKey, scale: SynapseScale, previous: JsonObject) -> tuple[Observed, View]:
+        """Return what there is, and beside it what the stores said."""
         dedicated = await self._dedicated_tenants(key, scale)
         secrets, token, otlp_headers = await asyncio.gather(
             observe.read_store_secrets(self._client, scale), self._metrics_token(scale), self._otlp_headers(scale)
@@ -197,7 +214,7 @@ class Reconciler:
             self._wake(TenantsKey(key), 0.0)  # their rows have had to wait
         recent = recommendations(scale, observed, self._recommended.get(key, {}), now)
         self._recommended[key] = recent
-        return replace(observed, recommended={name: asked[0].replicas for name, asked in recent.items()})
+        return replace(observed, recommended={name: asked[0].replicas for name, asked in recent.items()}), view
 
     async def _metrics_token(self, scale: SynapseScale) -> SecretLookup | None:
         if scale.spec.observability.metrics_auth == "Generated":
@@ -247,6 +264,7 @@ class Reconciler:
         return tenants.dedicated(scale, tenants.claims(map(read_tenant, listed)))
 
     def _forget(self, key: ScaleKey) -> None:
+        self._rests.disturb(key)
         self._dedicated.forget(key)
         self._waves.forget(key)
         self._with_tables.discard(key)

@@ -20,6 +20,7 @@ from synapse_operator.errors import ApiNotFound, ApiRefused
 from synapse_operator.naming import Kind
 from synapse_operator.observed import Overview, PostgresAnswers, QueueFigures, RedisAnswers, TopologyRecord, Unknown
 from synapse_operator.reconcile import Reconciler
+from synapse_operator.rest import Rests
 from synapse_operator.syncer import Syncer
 from synapse_operator.telemetry import Metrics
 from synapse_operator.waves import SCALES_AT_ONCE
@@ -65,6 +66,7 @@ class World:
             cast("Backends", self),
             cast("Syncer", type("NoSync", (), {"look": lambda *_: None, "forget": lambda *_: None})()),
             self.dedicated,
+            Rests(),
             Metrics(),
             worker_image=IMAGE,
             hash_key=HASH_KEY,
