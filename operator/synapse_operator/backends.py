@@ -174,6 +174,23 @@ class Backends:
             epoch,
         )
 
+    async def renew(self, scale: Hashable, uid: str, seen: View) -> bool:
+        """Renew a scale's marks and return whether they, and the stored settings, are those of a look.
+
+        Args:
+            scale, uid: whose stores they are, after a `look`.
+            seen: what the look said.
+        """
+        client, database = self._open[scale].redis, self._open[scale].database
+        if not isinstance(client, Redis) or not isinstance(database, Database):
+            return False
+        try:
+            async with asyncio.timeout(QUESTION_SECONDS):
+                await topology.renew(database, uid)
+                return (await own(client, uid), await _stored(database)) == (seen.redis_owner, seen.stored)
+        except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError):
+            return False
+
     async def flip(self, scale: Hashable, flip: Flip, owner_uid: str) -> str:
         """Change the row of the topology, unless somebody else has done so meanwhile: the next look tells.
 
@@ -472,13 +489,7 @@ async def _ask_postgres(database: Database | Unusable | NotTried, uid: str, run_
             row = await topology.read(database)
             behind = await topology.producers_behind(database, 0 if row is None else row.epoch)
             known = await known_queues(database)
-            # Keys of model providers are among them; only what a worker's variables can be is kept.
-            settings = await stored_settings(database)
-            stored = {
-                key: value
-                for key, variable in _STORED.items()
-                if (value := _plain(settings.get(key), variable)) is not None
-            }
+            stored = await _stored(database)
             figures = replace(figures, work_due=await work_due(database, _run_days(run_days, stored)))
     except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError) as error:
         failed = _failed("PostgreSQL", error)
@@ -488,6 +499,14 @@ async def _ask_postgres(database: Database | Unusable | NotTried, uid: str, run_
         None if row is None else TopologyRecord(row.epoch, row.topology, row.enabled, row.owner_uid, row.owner_gone)
     )
     return _PostgresView(state, figures, stored, record, tuple(behind), known)
+
+
+async def _stored(database: Database) -> dict[str, int | str | SecretStr]:
+    """Return the stored settings, without keys of model providers: only what a worker's variables can be."""
+    settings = await stored_settings(database)
+    return {
+        key: value for key, variable in _STORED.items() if (value := _plain(settings.get(key), variable)) is not None
+    }
 
 
 def _figures(totals: Totals, *, work_due: bool = False) -> Overview:

@@ -23,8 +23,8 @@ from synapse_operator.desired.shards import ShardState
 from synapse_operator.observed import Observed, Unknown
 from synapse_operator.plan import Plan
 
-LONGEST = timedelta(seconds=60)
-"""A whole look is due then whatever happened: it renews the marks of the stores and reads Secrets."""
+RESYNCS = 5
+"""Resyncs until a whole look is due whatever happened: what the watch lost of a child is noticed then."""
 
 _AT_REST = {
     ConditionType.READY: ConditionStatus.TRUE,
@@ -35,49 +35,67 @@ _AT_REST = {
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """One scale at rest.
+    """One scale at rest, as a whole look saw it.
 
     Attributes:
+        scale: the scale.
+        previous: its status.
         view: what its stores said.
-        run_days: as its spec has them.
-        rhythm: how soon to ask them again.
-        until: when a whole look is due (UTC).
+        observed: what there was, without the children.
+        rhythm: how soon to ask the stores again.
     """
 
+    scale: SynapseScale
+    previous: JsonObject
     view: View
-    run_days: int | None
+    observed: Observed
     rhythm: timedelta
-    until: datetime
 
 
 class Rests:
     """Which scales are at rest; in memory, so an operator that starts anew looks at each of them."""
 
-    def __init__(self, longest: timedelta = LONGEST) -> None:
-        """`longest` is the time between two whole looks; `LONGEST` at most."""
-        self._longest = min(longest, LONGEST)
+    def __init__(self, resync: timedelta) -> None:
+        """`resync` is the time between two looks at what no watch tells (Secrets, marks, settings)."""
+        self._resync = resync
         self._resting: dict[Key, Rest] = {}
-        self._looking: set[Key] = set()
+        self._looks: dict[Key, datetime] = {}
+        """When the next whole look is due at the latest, of scales to which nothing happened since the last began."""
+        self._checks: dict[Key, datetime] = {}
 
     def disturb(self, key: Key) -> None:
         """Something happened to a scale, or to what belongs to it."""
         self._resting.pop(key, None)
-        self._looking.discard(key)
+        self._looks.pop(key, None)
 
     def get(self, key: Key, now: datetime) -> Rest | None:
         """Return how a scale rests; None = a whole look is due."""
         rest = self._resting.get(key)
-        return rest if rest is not None and now < rest.until else None
+        return rest if rest is not None and now < self._looks[key] else None
 
-    def begin(self, key: Key) -> None:
+    def begin(self, key: Key, now: datetime) -> None:
         """A whole look begins."""
         self._resting.pop(key, None)
-        self._looking.add(key)
+        self._looks[key] = now + RESYNCS * self._resync
 
-    def settle(self, key: Key, view: View, *, run_days: int | None, rhythm: timedelta, now: datetime) -> None:
+    def settle(self, key: Key, rest: Rest, now: datetime) -> None:
         """A whole look has left the scale at rest, unless something happened meanwhile."""
-        if key in self._looking:
-            self._resting[key] = Rest(view, run_days, rhythm, now + self._longest)
+        if key in self._looks:
+            self._resting[key] = rest
+            self.checked(key, now)
+
+    def check_due(self, key: Key, now: datetime) -> bool:
+        """Return whether it is time to look at what no watch tells."""
+        return now >= self._checks[key]
+
+    def checked(self, key: Key, now: datetime) -> None:
+        """It was looked at."""
+        self._checks[key] = now + self._resync
+
+    def forget(self, key: Key) -> None:
+        """Forget a scale that is gone."""
+        self.disturb(key)
+        self._checks.pop(key, None)
 
 
 def at_rest(
@@ -102,6 +120,8 @@ def at_rest(
         return False
     if isinstance(observed.queues, Unknown) or any(each.queued or each.active for each in observed.queues.values()):
         return False
+    if scale.spec.observability.pod_monitor.enabled:
+        return False  # the one kind that is not watched
     if observed.pods or not all(shard.state is ShardState.ACTIVE for shard in desired.shards):
         return False
     if any(len(asked) > 1 for asked in recent.values()):

@@ -66,7 +66,7 @@ class World:
             cast("Backends", self),
             cast("Syncer", type("NoSync", (), {"look": lambda *_: None, "forget": lambda *_: None})()),
             self.dedicated,
-            Rests(),
+            Rests(timedelta(seconds=60)),
             Metrics(),
             worker_image=IMAGE,
             hash_key=HASH_KEY,
