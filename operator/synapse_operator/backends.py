@@ -43,7 +43,7 @@ from synapse_worker.contract import DEFAULT_QUEUE, MAX_SHARDS, VARIABLES, Kind, 
 from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import jobs_held, known_queues, queue_figures
-from synapse_worker.queueing.emptiness import all_empty
+from synapse_worker.queueing.emptiness import holding, none_exists
 from synapse_worker.queueing.owner import disown, own
 from synapse_worker.store import managed_keys, topology
 from synapse_worker.store.database import Database
@@ -134,8 +134,8 @@ class Backends:
         (redis, queues, owner), said = await asyncio.gather(
             _ask_redis(connections.redis, connections.queues, uid), _ask_postgres(connections.database, uid, run_days)
         )
-        if said.queues is not None:
-            connections.queues = said.queues
+        if said.queues is not None and said.queues != connections.queues:
+            connections.know(said.queues)
         return View(
             redis=redis,
             queues=queues,
@@ -163,7 +163,7 @@ class Backends:
             return False
         try:
             async with asyncio.timeout(QUESTION_SECONDS):
-                if not await all_empty(client, connections.queues):
+                if not await none_exists(client, connections.holding):
                     return False
                 said = await pulse(database, _run_days(run_days, seen.stored))
         except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError):
@@ -330,7 +330,7 @@ class _Connections:
         self.uid = uid
         self.stores = stores
         # Until PostgreSQL says which tenants have queues too.
-        self.queues: Sequence[str] = [keys.queue(shard) for shard in (DEFAULT_QUEUE, *map(str, range(MAX_SHARDS)))]
+        self.know([keys.queue(shard) for shard in (DEFAULT_QUEUE, *map(str, range(MAX_SHARDS)))])
         self.redis: Redis | Unusable | NotTried = NotTried(_NO_URL)
         self.database: Database | Unusable | NotTried = NotTried(_NO_URL)
         if isinstance(stores.redis_url, Found):
@@ -352,6 +352,11 @@ class _Connections:
                 )
             except ConfigurationError as error:
                 self.database = Unusable(str(error))
+
+    def know(self, queues: Sequence[str]) -> None:
+        """Go by these queues from now on."""
+        self.queues = queues
+        self.holding = tuple(name for queue in queues for name in holding(queue))
 
     async def close(self, *, gone: bool) -> None:
         if isinstance(self.redis, Redis):

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from synapse_worker.connections import redis_errors_as_ours
 from synapse_worker.queueing import keys
+from synapse_worker.redis_cluster import ClusterClient
 
 
 def holding(queue_key: str) -> tuple[str, ...]:
@@ -18,13 +19,22 @@ def holding(queue_key: str) -> tuple[str, ...]:
     return (queue_key, *(of(queue_key) for of in (keys.again, keys.suspects, keys.leases, keys.parked)))
 
 
-async def all_empty(client: Redis, queue_keys: Sequence[str]) -> bool:
-    """Return whether no queue holds a job, waiting or running.
+_EACH = len(holding(""))
+
+
+async def none_exists(client: Redis, names: Sequence[str]) -> bool:
+    """Return whether no key exists: the queues whose `holding` they are, one after another, hold no job.
 
     Raises:
-        StoreRefused: the keys live in several slots of a cluster, so one command cannot ask for them.
+        StoreRefused: the keys live in several slots of a cluster that does not say that it is one.
         StoreUnavailable: Redis does not answer.
     """
     with redis_errors_as_ours():
-        there: int = await client.exists(*(name for each in queue_keys for name in holding(each)))
+        if isinstance(client, ClusterClient):
+            # Those of one queue share a slot.
+            pipeline = client.pipeline(transaction=False)
+            for start in range(0, len(names), _EACH):
+                pipeline.exists(*names[start : start + _EACH])
+            return not any(await pipeline.execute())
+        there: int = await client.exists(*names)
     return there == 0
