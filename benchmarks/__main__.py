@@ -121,12 +121,13 @@ def section(name: str, figure: Figure, rows: Sequence[Row], about: str) -> str:
 
 
 def with_section(text: str, name: str, new: str) -> str:
-    """Return RESULTS.md with the section of one figure replaced, or added behind the others."""
+    """Return RESULTS.md with the section of one figure replaced, or added; what is no figure stays, and comes last."""
     _, *sections = re.split(r"(?m)^(?=## )", text)
     marker = f"`python -m benchmarks {name}`"
     kept = [each for each in sections if marker not in each]
     by_name = {**{_name(each): each for each in kept}, name: new}
     ordered = [by_name[each] for each in FIGURES if each in by_name]
+    ordered += [each for each in kept if _name(each) not in FIGURES]
     return "\n".join([_HEAD, *(each.rstrip() + "\n" for each in ordered)])
 
 
