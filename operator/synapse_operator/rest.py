@@ -23,8 +23,11 @@ from synapse_operator.desired.shards import ShardState
 from synapse_operator.observed import Observed, Unknown
 from synapse_operator.plan import Plan
 
-RESYNCS = 5
-"""Resyncs until a whole look is due whatever happened: what the watch lost of a child is noticed then."""
+LONGEST_CHECK = timedelta(seconds=60)
+"""What no watch tells is looked at so soon, however long the resync is: a scale's marks in its stores must not run out."""
+
+CHECKS = 5
+"""Such checks until a whole look is due whatever happened: what the watch lost of a child is noticed then."""
 
 _AT_REST = {
     ConditionType.READY: ConditionStatus.TRUE,
@@ -56,8 +59,8 @@ class Rests:
     """Which scales are at rest; in memory, so an operator that starts anew looks at each of them."""
 
     def __init__(self, resync: timedelta) -> None:
-        """`resync` is the time between two looks at what no watch tells (Secrets, marks, settings)."""
-        self._resync = resync
+        """`resync` is the time between two looks at what no watch tells (Secrets, marks, settings), or longer."""
+        self._check = min(resync, LONGEST_CHECK)
         self._resting: dict[Key, Rest] = {}
         self._looks: dict[Key, datetime] = {}
         """When the next whole look is due at the latest, of scales to which nothing happened since the last began."""
@@ -76,7 +79,7 @@ class Rests:
     def begin(self, key: Key, now: datetime) -> None:
         """A whole look begins."""
         self._resting.pop(key, None)
-        self._looks[key] = now + RESYNCS * self._resync
+        self._looks[key] = now + CHECKS * self._check
 
     def settle(self, key: Key, rest: Rest, now: datetime) -> None:
         """A whole look has left the scale at rest, unless something happened meanwhile."""
@@ -90,7 +93,7 @@ class Rests:
 
     def checked(self, key: Key, now: datetime) -> None:
         """It was looked at."""
-        self._checks[key] = now + self._resync
+        self._checks[key] = now + self._check
 
     def forget(self, key: Key) -> None:
         """Forget a scale that is gone."""

@@ -13,8 +13,10 @@ from synapse_operator.autoscale import Recommendation
 from synapse_operator.cluster.observe import ScaleKey
 from synapse_operator.observed import QueueFigures, TopologyRecord, Unknown
 from synapse_operator.plan import plan
-from synapse_operator.rest import RESYNCS, Rest, Rests, at_rest
+from synapse_operator.rest import CHECKS, LONGEST_CHECK, Rest, Rests, at_rest
+from synapse_worker.queueing import owner
 from synapse_worker.routing import Topology
+from synapse_worker.store import topology
 from tests.builders import (
     NOW,
     SCALE_UID,
@@ -47,7 +49,7 @@ def rests() -> Rests:
 def test_a_scale_rests_until_something_happens_or_a_whole_look_is_due() -> None:
     found = rests()
     assert found.get(KEY, NOW + timedelta(seconds=5)) is REST
-    assert found.get(KEY, NOW + RESYNCS * RESYNC) is None
+    assert found.get(KEY, NOW + CHECKS * RESYNC) is None
     found.disturb(KEY)
     assert found.get(KEY, NOW + timedelta(seconds=5)) is None
 
@@ -63,6 +65,14 @@ def test_what_happens_during_a_look_keeps_the_scale_from_rest() -> None:
     assert found.get(KEY, NOW) is REST
 
 
+def test_a_long_resync_lets_no_mark_run_out() -> None:
+    found = Rests(timedelta(hours=1))
+    found.begin(KEY, NOW)
+    found.settle(KEY, REST, NOW)
+    assert found.check_due(KEY, NOW + LONGEST_CHECK)
+    assert LONGEST_CHECK.total_seconds() * 2 < min(owner.OWNER_SECONDS, topology.OWNER_SECONDS)
+
+
 def test_what_no_watch_tells_is_looked_at_once_a_resync() -> None:
     found = rests()
     assert not found.check_due(KEY, NOW + timedelta(seconds=59))
@@ -75,8 +85,8 @@ def verdict(*, spec: JsonObject | None = None, previous: JsonObject = SETTLED, *
     """Judge a scale that has all it wants, but for what is given."""
     scale = a_scale(spec=spec, **changes.pop("metadata", {}))
     recent, todo = changes.pop("recent", {}), changes.pop("todo", None)
-    topology = TopologyRecord(1, Topology(1), enabled=True, owner_uid=SCALE_UID)
-    seen = an_observed(topology=topology)
+    row = TopologyRecord(1, Topology(1), enabled=True, owner_uid=SCALE_UID)
+    seen = an_observed(topology=row)
     seen = replace(seen, children=children_of(what_is_desired(scale, seen)), **changes)
     desired = what_is_desired(scale, seen)
     return at_rest(scale, desired, seen, todo or plan(scale, desired, seen, NOW), recent, previous)
