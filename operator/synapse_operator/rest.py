@@ -24,7 +24,7 @@ from synapse_operator.observed import Observed, Unknown
 from synapse_operator.plan import Plan
 
 LONGEST_CHECK = timedelta(seconds=60)
-"""What no watch tells is looked at so soon, however long the resync is: a scale's marks in its stores must not run out."""
+"""What no watch tells is looked at so soon, however long the resync is: the marks in the stores must not run out."""
 
 CHECKS = 5
 """Such checks until a whole look is due whatever happened: what the watch lost of a child is noticed then."""
