@@ -7,12 +7,13 @@ kubectl is measured no operator runs.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+
+from redis import Redis
 
 from benchmarks.measure import Figure, Row, alternate
 from benchmarks.servers import Servers
@@ -25,14 +26,12 @@ from tests.controlplane.harness import ControlPlane, Json, Operator, eventually
 _PATIENCE = 300.0
 
 
-def _text(objects: list[Json]) -> str:
-    return json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
-
-
 @contextmanager
 def _namespace(plane: ControlPlane, servers: Servers) -> Iterator[str]:
     """Give a namespace with a Secret `stores`; it is gone, with all that is in it, before the next side begins."""
     name = f"bench-{uuid.uuid4().hex[:8]}"
+    with Redis.from_url(servers.redis.url) as client:
+        client.flushall()  # the mark of the scale before this one
     url = harness.migrated(servers.postgres.new_database())
     plane.apply(harness.namespace(name), harness.secret(name, servers.redis.url, url))
     try:
@@ -53,9 +52,7 @@ def _operator(plane: ControlPlane, servers: Servers) -> float:
     with Operator(plane, RESYNC_SECONDS="60") as operator, _namespace(plane, servers) as namespace:
         operator.lead()
         began = time.monotonic()
-        plane.kubectl(
-            "apply", "--server-side", "-f", "-", stdin=_text([harness.scale(namespace, queue={"shards": MAX_SHARDS})])
-        )
+        plane.kubectl_apply(harness.scale(namespace, queue={"shards": MAX_SHARDS}))
         eventually(
             "all is applied",
             lambda: plane.condition(namespace, "ChildrenApplied").get("reason") == "Applied",
@@ -74,9 +71,9 @@ def _kubectl(plane: ControlPlane, servers: Servers) -> float:
     with _namespace(plane, servers) as namespace:
         # Their owner, or the garbage collector would be at work too.
         plane.apply(harness.scale(namespace, queue={"shards": MAX_SHARDS}))
-        text = _text(_manifests(plane, namespace))
+        manifests = _manifests(plane, namespace)
         began = time.monotonic()
-        plane.kubectl("apply", "--server-side", "-f", "-", stdin=text)
+        plane.kubectl_apply(*manifests)
         return time.monotonic() - began
 
 

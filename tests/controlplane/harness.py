@@ -127,6 +127,11 @@ class ControlPlane:
         for each in objects:
             self.api.apply(each)
 
+    def kubectl_apply(self, *objects: Json) -> None:
+        """Apply objects with one `kubectl apply --server-side`, for what is compared with it."""
+        text = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+        self.kubectl("apply", "--server-side", "-f", "-", stdin=text)
+
     def get(self, namespace: str, kind: str, name: str) -> Json:
         """Return one object, {} = there is none."""
         return self.api.get(namespace, kind, name)
