@@ -130,13 +130,12 @@ def _by_load(plane: ControlPlane, namespaces: Sequence[str]) -> None:
 def _windows(plane: ControlPlane, redis: _Redis, postgres: _Postgres, rounds: int) -> dict[str, list[_Window]]:
     with Operator(plane, **_DEFAULTS) as operator:
         operator.lead()
-        alone = [_observe(plane, operator)] * rounds
         namespaces = _with_scales(plane, operator, redis, postgres)
         fixed = [_observe(plane, operator) for _ in range(rounds)]
         _by_load(plane, namespaces)
         counted = [_observe(plane, operator) for _ in range(rounds)]
         operator.terminate()
-    return {"nothing": alone, "replicas given": fixed, "workers by load": counted}
+    return {"load read every 15 s": fixed, "every 5 s, workers by load": counted}
 
 
 async def _measure(servers: Servers, rounds: int) -> list[Row]:
@@ -153,23 +152,24 @@ async def _measure(servers: Servers, rounds: int) -> list[Row]:
         redis.remove()
         postgres.remove()
     core = [100.0] * rounds
-    rows = [
-        Row(f"processor, {name}", "%", [each.percent for each in found], core, "one core", "< 5 %")
-        for name, found in windows.items()
+    return [
+        *(
+            Row(f"processor, {name}", "%", [each.percent for each in found], core, "one core", "< 5 %")
+            for name, found in windows.items()
+        ),
+        *(
+            Row(f"writes but the Lease, {name}", "", _writes(found), _looks(found), "looks at scales meanwhile", "0")
+            for name, found in windows.items()
+        ),
     ]
-    rows += [
-        Row(
-            f"writes but the Lease, {name}",
-            "writes",
-            [each.writes for each in found],
-            [each.looks for each in found],
-            "looks at scales in the same time",
-            "none",
-        )
-        for name, found in windows.items()
-        if name != "nothing"
-    ]
-    return rows
+
+
+def _writes(found: Sequence[_Window]) -> list[float]:
+    return [each.writes for each in found]
+
+
+def _looks(found: Sequence[_Window]) -> list[float]:
+    return [each.looks for each in found]
 
 
 FIGURE = Figure(
@@ -180,6 +180,10 @@ FIGURE = Figure(
         f"threads) and its requests in the API server's audit log are counted for {WINDOW_SECONDS:.0f} s a round; once "
         "with `replicas` and once with mode BuiltIn, where load is read every 5 s instead of every 15 s."
     ),
-    limits="To be written.",
+    limits=(
+        "What is left is asking: a look at a scale at rest is one command of Redis over 325 keys and one statement, "
+        "about 1 ms of Python. Once a minute its Secrets are read, and its tenants are listed and compared with their "
+        "rows, about 10 ms; a whole look, about 25 ms, comes every five minutes."
+    ),
     measure=_measure,
 )
