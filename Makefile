@@ -44,7 +44,7 @@ chaos-cluster: $(VENV)/ready ## Break pods and PostgreSQL, change shards, Secret
 	@$(BIN)/python -m pytest -q -s $(addprefix tests/e2e/,$(addsuffix .py,$(CHAOS_CLUSTER)))
 
 .PHONY: soak
-soak: $(VENV)/ready ## The operator for 35 minutes: leaders killed, tokens that end, watches cut (SOAK_SECONDS, SOAK_KILLS)
+soak: $(VENV)/ready ## The operator for 35 minutes: leaders killed, tokens that end, watches cut, an upgrade (SOAK_SECONDS, SOAK_KILLS)
 	@$(BIN)/python -m pytest -q -s tests/controlplane/soak.py
 
 .PHONY: bench

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import claim, inflight, parking, recovery, runs, start, tenants
+from benchmarks import claim, idle, inflight, parking, recovery, runs, shards, start, tenants
 from benchmarks.measure import ROUNDS, Figure, Row, middle, shown, spread
 from benchmarks.servers import Servers, machine
 from tests.support.servers import PostgresServer, RedisServer
@@ -32,7 +32,9 @@ FIGURES: Mapping[str, Figure] = {
     "start": start.FIGURE,
     "recovery": recovery.FIGURE,
     "parking": parking.FIGURE,
+    "shards": shards.FIGURE,
     "tenants": tenants.FIGURE,
+    "idle": idle.FIGURE,
 }
 RESULTS = Path(__file__).with_name("RESULTS.md")
 _HEAD = """\
@@ -119,12 +121,13 @@ def section(name: str, figure: Figure, rows: Sequence[Row], about: str) -> str:
 
 
 def with_section(text: str, name: str, new: str) -> str:
-    """Return RESULTS.md with the section of one figure replaced, or added behind the others."""
+    """Return RESULTS.md with the section of one figure replaced, or added; what is no figure stays, and comes last."""
     _, *sections = re.split(r"(?m)^(?=## )", text)
     marker = f"`python -m benchmarks {name}`"
     kept = [each for each in sections if marker not in each]
     by_name = {**{_name(each): each for each in kept}, name: new}
     ordered = [by_name[each] for each in FIGURES if each in by_name]
+    ordered += [each for each in kept if _name(each) not in FIGURES]
     return "\n".join([_HEAD, *(each.rstrip() + "\n" for each in ordered)])
 
 

@@ -53,7 +53,7 @@ async def _round(plane: ControlPlane, servers: Servers, stores: Stores) -> tuple
         await asyncio.to_thread(plane.await_condition, namespace, "PostgresReachable", "True")
         before = _peak_megabytes(operator)
         began = time.monotonic()
-        await asyncio.to_thread(plane.apply, *tenants)
+        await asyncio.to_thread(plane.kubectl_apply, *tenants)
         applied = time.monotonic() - began
         while await asyncio.to_thread(_count_ready, plane, namespace) < TENANTS:
             assert time.monotonic() - began < _PATIENCE, operator.log[-2000:]

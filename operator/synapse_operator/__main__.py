@@ -31,6 +31,7 @@ from synapse_operator.errors import ApiNotFound, OperatorError
 from synapse_operator.handlers import Inbox
 from synapse_operator.reconcile import Reconciler
 from synapse_operator.reconcile_tenants import TenantReconciler
+from synapse_operator.rest import Rests
 from synapse_operator.settings import Settings, SettingsError
 from synapse_operator.syncer import Syncer
 from synapse_operator.telemetry import Metrics, configure_logging
@@ -144,11 +145,13 @@ class _Leader:
         backends = Backends()
         syncer = Syncer(self._client, backends, self._wake, resync_seconds=self._given.resync_seconds)
         dedicated = Dedicated(self._wake)
+        rests = Rests(timedelta(seconds=self._given.resync_seconds))
         scales = Reconciler(
             self._client,
             backends,
             syncer,
             dedicated,
+            rests,
             self._metrics,
             worker_image=self._given.worker_image,
             hash_key=await hashkey.provide(self._client, self._given.pod_namespace),
@@ -162,9 +165,11 @@ class _Leader:
         async def reconcile(key: Key) -> Again | None:
             return await (tenants(key) if isinstance(key, TenantsKey) else scales(key))
 
-        self._queue = WorkQueue[Key](reconcile, slots=SLOTS, pace=Pace(resync=self._given.resync_seconds))
+        self._queue = WorkQueue[Key](
+            reconcile, slots=SLOTS, pace=Pace(resync=self._given.resync_seconds), added=rests.disturb
+        )
         self._metrics.watch_queue(self._queue.__len__)
-        inbox = Inbox(self._queue, self.echo, syncer.edited)
+        inbox = Inbox(self._queue, self.echo, syncer.edited, rests.disturb)
         watching = watch(inbox, self._configuration, self._given.watch_namespaces, self._take_signals)
         try:
             await _until_one_ends(self._queue.run(), self.echo.run(), watching)

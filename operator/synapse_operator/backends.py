@@ -43,12 +43,14 @@ from synapse_worker.contract import DEFAULT_QUEUE, MAX_SHARDS, VARIABLES, Kind, 
 from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import jobs_held, known_queues, queue_figures
+from synapse_worker.queueing.emptiness import holding, none_exists
 from synapse_worker.queueing.owner import disown, own
 from synapse_worker.store import managed_keys, topology
 from synapse_worker.store.database import Database
 from synapse_worker.store.definitions import stored_settings
 from synapse_worker.store.managed_keys import ManagedKey
-from synapse_worker.store.overview import overview, work_due
+from synapse_worker.store.overview import Overview as Totals
+from synapse_worker.store.overview import overview, pulse, work_due
 from synapse_worker.store.schema_version import is_migrated
 from synapse_worker.store.tenants import ManagedRow, RowChanges, bring_to, standing
 
@@ -132,8 +134,8 @@ class Backends:
         (redis, queues, owner), said = await asyncio.gather(
             _ask_redis(connections.redis, connections.queues, uid), _ask_postgres(connections.database, uid, run_days)
         )
-        if said.queues is not None:
-            connections.queues = said.queues
+        if said.queues is not None and said.queues != connections.queues:
+            connections.know(said.queues)
         return View(
             redis=redis,
             queues=queues,
@@ -144,6 +146,50 @@ class Backends:
             topology=said.topology,
             behind=said.behind,
         )
+
+    async def is_still(self, scale: Hashable, seen: View, *, run_days: int | None) -> bool:
+        """Return whether no queue holds a job and PostgreSQL has the figures of a look: one question to each.
+
+        Args:
+            scale: whose stores they are.
+            seen: what a look said; one that found a job, or a store away, is never still.
+            run_days: as for `look`.
+        """
+        connections = self._open.get(scale)
+        if connections is None or isinstance(seen.stored, Unknown) or isinstance(seen.overview, Unknown):
+            return False
+        client, database = connections.redis, connections.database
+        if not isinstance(client, Redis) or not isinstance(database, Database) or isinstance(seen.topology, Unknown):
+            return False
+        try:
+            async with asyncio.timeout(QUESTION_SECONDS):
+                if not await none_exists(client, connections.holding):
+                    return False
+                said = await pulse(database, _run_days(run_days, seen.stored))
+        except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError):
+            return False  # a look finds out what it is
+        epoch = 0 if seen.topology is None else seen.topology.epoch
+        return said is not None and (_figures(said.totals, work_due=said.work_due), said.epoch) == (
+            seen.overview,
+            epoch,
+        )
+
+    async def renew(self, scale: Hashable, uid: str, seen: View) -> bool:
+        """Renew a scale's marks and return whether they, and the stored settings, are those of a look.
+
+        Args:
+            scale, uid: whose stores they are, after a `look`.
+            seen: what the look said.
+        """
+        client, database = self._open[scale].redis, self._open[scale].database
+        if not isinstance(client, Redis) or not isinstance(database, Database):
+            return False
+        try:
+            async with asyncio.timeout(QUESTION_SECONDS):
+                await topology.renew(database, uid)
+                return (await own(client, uid), await _stored(database)) == (seen.redis_owner, seen.stored)
+        except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError):
+            return False
 
     async def flip(self, scale: Hashable, flip: Flip, owner_uid: str) -> str:
         """Change the row of the topology, unless somebody else has done so meanwhile: the next look tells.
@@ -284,7 +330,7 @@ class _Connections:
         self.uid = uid
         self.stores = stores
         # Until PostgreSQL says which tenants have queues too.
-        self.queues: Sequence[str] = [keys.queue(shard) for shard in (DEFAULT_QUEUE, *map(str, range(MAX_SHARDS)))]
+        self.know([keys.queue(shard) for shard in (DEFAULT_QUEUE, *map(str, range(MAX_SHARDS)))])
         self.redis: Redis | Unusable | NotTried = NotTried(_NO_URL)
         self.database: Database | Unusable | NotTried = NotTried(_NO_URL)
         if isinstance(stores.redis_url, Found):
@@ -306,6 +352,11 @@ class _Connections:
                 )
             except ConfigurationError as error:
                 self.database = Unusable(str(error))
+
+    def know(self, queues: Sequence[str]) -> None:
+        """Go by these queues from now on."""
+        self.queues = queues
+        self.holding = tuple(name for queue in queues for name in holding(queue))
 
     async def close(self, *, gone: bool) -> None:
         if isinstance(self.redis, Redis):
@@ -433,12 +484,7 @@ async def _ask_postgres(database: Database | Unusable | NotTried, uid: str, run_
                     "the tables are those of an older release; the first worker that starts completes them"
                 )
                 return _PostgresView(PostgresAnswers(None), unknown, unknown, unknown, unknown, None)
-            figures = Overview(
-                dead_letters=totals.dead_letters,
-                slots=totals.slots,
-                active_jobs=totals.active_jobs,
-                open_jobs=totals.open_jobs,
-            )
+            figures = _figures(totals)
             state = PostgresAnswers(totals.schema_version)
             if totals.schema_version is None:
                 unknown = Unknown("the tables of this release are not there yet")
@@ -448,16 +494,8 @@ async def _ask_postgres(database: Database | Unusable | NotTried, uid: str, run_
             row = await topology.read(database)
             behind = await topology.producers_behind(database, 0 if row is None else row.epoch)
             known = await known_queues(database)
-            # Keys of model providers are among them; only what a worker's variables can be is kept.
-            settings = await stored_settings(database)
-            stored = {
-                key: value
-                for key, variable in _STORED.items()
-                if (value := _plain(settings.get(key), variable)) is not None
-            }
-            kept = stored.get(RUN_DAYS.stored or "")
-            days = run_days or (kept if isinstance(kept, int) else int(RUN_DAYS.default or 0))
-            figures = replace(figures, work_due=await work_due(database, days))
+            stored = await _stored(database)
+            figures = replace(figures, work_due=await work_due(database, _run_days(run_days, stored)))
     except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError) as error:
         failed = _failed("PostgreSQL", error)
         unknown = Unknown(failed.sentence)
@@ -466,6 +504,30 @@ async def _ask_postgres(database: Database | Unusable | NotTried, uid: str, run_
         None if row is None else TopologyRecord(row.epoch, row.topology, row.enabled, row.owner_uid, row.owner_gone)
     )
     return _PostgresView(state, figures, stored, record, tuple(behind), known)
+
+
+async def _stored(database: Database) -> dict[str, int | str | SecretStr]:
+    """Return the stored settings, without keys of model providers: only what a worker's variables can be."""
+    settings = await stored_settings(database)
+    return {
+        key: value for key, variable in _STORED.items() if (value := _plain(settings.get(key), variable)) is not None
+    }
+
+
+def _figures(totals: Totals, *, work_due: bool = False) -> Overview:
+    return Overview(
+        dead_letters=totals.dead_letters,
+        slots=totals.slots,
+        active_jobs=totals.active_jobs,
+        open_jobs=totals.open_jobs,
+        work_due=work_due,
+    )
+
+
+def _run_days(given: int | None, stored: Mapping[str, int | str | SecretStr]) -> int:
+    """Return for how many days ended runs are kept."""
+    kept = stored.get(RUN_DAYS.stored or "")
+    return given or (kept if isinstance(kept, int) else int(RUN_DAYS.default or 0))
 
 
 def _plain(value: object, variable: Variable) -> int | str | SecretStr | None:

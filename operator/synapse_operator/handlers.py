@@ -33,11 +33,13 @@ class Inbox:
 
     Attributes:
         edited: is told whose definitions were edited.
+        disturbed: is told each scale that was written, also where nobody is woken.
     """
 
     queue: WorkQueue[Key]
     echo: Echo
     edited: Callable[[ScaleKey], None]
+    disturbed: Callable[[ScaleKey], None]
 
 
 @kopf.on.event(naming.GROUP, naming.VERSION, naming.SCALE_PLURAL)
@@ -46,6 +48,7 @@ async def scale_event(event: kopf.RawEvent, memo: Inbox, **_: object) -> None:
     metadata = ObjectMeta.model_validate(event["object"]["metadata"])
     key = ScaleKey(metadata.namespace, metadata.name)
     status = event["object"].get("status") or {}
+    memo.disturbed(key)  # an annotation is no news, but its next look must see it
     if _is_news(event, memo):
         memo.queue.add(key)
         memo.queue.add(TenantsKey(key), TENANT_DELAY_SECONDS)

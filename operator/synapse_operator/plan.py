@@ -113,7 +113,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do, in this order: `delete`, `resize`, `apply`, one by one up to the first failure; beside it `flip`.
+    """What to do, in this order: `delete`, `resize`, `apply`, up to the first failure; beside it `flip`.
 
     An object is preceded by what it needs, so a Deployment never starts pods whose ConfigMap was refused.
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from pydantic import SecretStr
 
@@ -16,11 +17,11 @@ from synapse_operator.api.scale import InvalidScale, SynapseScale, read_scale
 from synapse_operator.api.tenant import read_tenant
 from synapse_operator.api_keys import KeyEntries
 from synapse_operator.autoscale import Recent
-from synapse_operator.backends import Backends, Stores
+from synapse_operator.backends import Backends, Stores, View
 from synapse_operator.cluster import apply, metrics_token, observe
 from synapse_operator.cluster.client import Client
 from synapse_operator.cluster.costs import write_costs
-from synapse_operator.cluster.observe import Key, ScaleKey, TenantsKey
+from synapse_operator.cluster.observe import Key, ScaleKey, StoreSecrets, TenantsKey
 from synapse_operator.cluster.report import Reporter
 from synapse_operator.dedicated import Dedicated
 from synapse_operator.deletion_costs import after_a_resize, before_a_resize, shrinking
@@ -30,11 +31,28 @@ from synapse_operator.drains import drained, emptied
 from synapse_operator.naming import SCALE_KIND, Kind
 from synapse_operator.observed import DedicatedTenant, Observed, SecretLookup, SecretMissing, Unknown
 from synapse_operator.plan import plan
+from synapse_operator.rest import Rest, Rests, at_rest
 from synapse_operator.status import figures_due, invalid_status, next_status
 from synapse_operator.syncer import Syncer
 from synapse_operator.telemetry import Metrics
 from synapse_operator.waves import Waves
 from synapse_operator.workqueue import Again
+
+
+class _Secrets(NamedTuple):
+    """All that is read from Secrets, which are not watched; fields as in `observed.Observed`."""
+
+    stores: StoreSecrets
+    metrics_token: SecretLookup | None
+    otlp_headers: SecretLookup | None
+    template: Mapping[SecretPart, SecretStr]
+    s3_keys: Mapping[str, SecretLookup]
+    api_keys: KeyEntries | SecretMissing | Unknown | None
+
+
+def _secrets_of(seen: Observed) -> _Secrets:
+    stores = StoreSecrets(seen.redis_url, seen.postgres_url, seen.redis_ca, seen.postgres_ca)
+    return _Secrets(stores, seen.metrics_token, seen.otlp_headers, seen.template_secrets, seen.s3_keys, seen.api_keys)
 
 
 class Reconciler:
@@ -46,6 +64,7 @@ class Reconciler:
         backends: Backends,
         syncer: Syncer,
         dedicated: Dedicated,
+        rests: Rests,
         metrics: Metrics,
         *,
         worker_image: str,
@@ -58,7 +77,7 @@ class Reconciler:
         """Prepare to reconcile.
 
         Args:
-            client, backends, syncer, metrics: what is worked with.
+            client, backends, syncer, dedicated, rests, metrics: what is worked with.
             worker_image: the image where a scale names none.
             hash_key: what URLs are hashed with.
             instance: the name of this process in Events.
@@ -70,6 +89,7 @@ class Reconciler:
         self._backends = backends
         self._syncer = syncer
         self._dedicated = dedicated
+        self._rests = rests
         self._metrics = metrics
         self._worker_image = worker_image
         self._hash_key = hash_key
@@ -91,6 +111,11 @@ class Reconciler:
             ApiUnavailable, ApiRefused: the API server could not be asked or told; try again.
         """
         with self._metrics.reconcile(SCALE_KIND):
+            now = datetime.now(UTC)
+            rest = self._rests.get(key, now)
+            if rest is not None and await self._still_rests(key, rest, now):
+                return Again(after=rest.rhythm.total_seconds())
+            self._rests.begin(key, now)
             stored = await observe.read_stored(self._client, key)
             scale = read_scale(stored) if stored is not None else None
             if stored is None or scale is None or scale.metadata.deletion_timestamp is not None:
@@ -106,7 +131,7 @@ class Reconciler:
             return await self._reconcile(key, scale, previous)
 
     async def _reconcile(self, key: ScaleKey, scale: SynapseScale, previous: JsonObject) -> Again:
-        observed = await self._observe(key, scale, previous)
+        observed, view = await self._observe(key, scale, previous)
 
         now = datetime.now(UTC)
         desired = desired_for_scale(scale, observed, default_image=self._worker_image, hash_key=self._hash_key)
@@ -131,7 +156,35 @@ class Reconciler:
         if status is not None and figures:
             self._figures_at[key] = now
         apply.raise_if_unavailable(report)
-        return Again(after=(todo.wake_at - now).total_seconds() if todo.wake_at else None)
+        rhythm = todo.wake_at - now if todo.wake_at else None
+        if (
+            rhythm is not None
+            and status is None
+            and figures
+            and at_rest(scale, desired, observed, todo, self._recommended[key], previous)
+        ):
+            # Their children are not kept: a hundred scales would hold many megabytes of them.
+            self._rests.settle(key, Rest(scale, previous, view, replace(observed, children=()), rhythm), now)
+        return Again(after=rhythm.total_seconds() if rhythm else None)
+
+    async def _still_rests(self, key: ScaleKey, rest: Rest, now: datetime) -> bool:
+        """Ask whether a scale at rest is as it was: its stores, and once a resync what no watch tells.
+
+        A scale whose sources are to be synced again has the sync started.
+        """
+        scale, observed = rest.scale, rest.observed
+        if not await self._backends.is_still(key, rest.view, run_days=scale.spec.retention.run_days):
+            return False
+        if not self._rests.check_due(key, now):
+            return True
+        secrets = await self._read_secrets(scale, observed.dedicated)
+        sync = self._syncer.look(key, scale, rest.view.postgres, rest.previous)
+        if (secrets, sync) != (_secrets_of(observed), observed.sync):
+            return False
+        if not await self._backends.renew(key, scale.metadata.uid, rest.view):
+            return False
+        self._rests.checked(key, now)
+        return True
 
     async def _spare_busy_pods(
         self, key: ScaleKey, scale: SynapseScale, observed: Observed, shards: Sequence[str]
@@ -147,12 +200,11 @@ class Reconciler:
         if costs:
             self._without_costs.discard(key)
 
-    async def _observe(self, key: ScaleKey, scale: SynapseScale, previous: JsonObject) -> Observed:
+    async def _observe(self, key: ScaleKey, scale: SynapseScale, previous: JsonObject) -> tuple[Observed, View]:
+        """Return what there is, and beside it what the stores said."""
         dedicated = await self._dedicated_tenants(key, scale)
-        secrets, token, otlp_headers = await asyncio.gather(
-            observe.read_store_secrets(self._client, scale), self._metrics_token(scale), self._otlp_headers(scale)
-        )
-        stores = Stores(scale.metadata.namespace, *secrets, pgbouncer=scale.spec.postgres.pgbouncer)
+        secrets = await self._read_secrets(scale, dedicated)
+        stores = Stores(scale.metadata.namespace, *secrets.stores, pgbouncer=scale.spec.postgres.pgbouncer)
         view, children = await asyncio.gather(
             self._backends.look(key, scale.metadata.uid, stores, run_days=scale.spec.retention.run_days),
             observe.read_children(self._client, scale, dedicated),
@@ -162,13 +214,12 @@ class Reconciler:
         pods = await observe.read_pods(self._client, scale) if look else ()
         if all(pod.deletion_cost is None or pod.terminating for pod in pods):
             self._without_costs.add(key)
-        api_keys = await observe.read_api_keys(self._client, scale)
         now = datetime.now(UTC)
         self._empty_since[key] = emptied(
             self._empty_since.get(key, {}), topology=view.topology, behind=view.behind, queues=view.queues, now=now
         )
         observed = Observed(
-            *secrets,
+            *secrets.stores,
             redis=view.redis,
             postgres=view.postgres,
             queues=view.queues,
@@ -180,14 +231,14 @@ class Reconciler:
             drained=drained(self._empty_since[key], now, self._empty_for),
             children=children,
             pods=pods,
-            metrics_token=token,
-            otlp_headers=otlp_headers,
+            metrics_token=secrets.metrics_token,
+            otlp_headers=secrets.otlp_headers,
             sync=self._syncer.look(key, scale, view.postgres, previous),
             dedicated=dedicated,
-            template_secrets=await self._template_secrets(scale, dedicated),
-            s3_keys=await observe.read_s3_keys(self._client, scale),
-            api_keys=api_keys,
-            keys_left=await self._keep_keys(key, scale, api_keys, previous),
+            template_secrets=secrets.template,
+            s3_keys=secrets.s3_keys,
+            api_keys=secrets.api_keys,
+            keys_left=await self._keep_keys(key, scale, secrets.api_keys, previous),
         )
         self._dedicated.serve(key, serving(scale, observed))
         if not observed.migrated:
@@ -197,7 +248,20 @@ class Reconciler:
             self._wake(TenantsKey(key), 0.0)  # their rows have had to wait
         recent = recommendations(scale, observed, self._recommended.get(key, {}), now)
         self._recommended[key] = recent
-        return replace(observed, recommended={name: asked[0].replicas for name, asked in recent.items()})
+        return replace(observed, recommended={name: asked[0].replicas for name, asked in recent.items()}), view
+
+    async def _read_secrets(self, scale: SynapseScale, dedicated: Mapping[str, DedicatedTenant]) -> _Secrets:
+        stores, token, otlp_headers = await asyncio.gather(
+            observe.read_store_secrets(self._client, scale), self._metrics_token(scale), self._otlp_headers(scale)
+        )
+        return _Secrets(
+            stores,
+            token,
+            otlp_headers,
+            await self._template_secrets(scale, dedicated),
+            await observe.read_s3_keys(self._client, scale),
+            await observe.read_api_keys(self._client, scale),
+        )
 
     async def _metrics_token(self, scale: SynapseScale) -> SecretLookup | None:
         if scale.spec.observability.metrics_auth == "Generated":
@@ -247,6 +311,7 @@ class Reconciler:
         return tenants.dedicated(scale, tenants.claims(map(read_tenant, listed)))
 
     def _forget(self, key: ScaleKey) -> None:
+        self._rests.forget(key)
         self._dedicated.forget(key)
         self._waves.forget(key)
         self._with_tables.discard(key)

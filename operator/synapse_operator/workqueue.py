@@ -69,8 +69,22 @@ class WorkQueue(Generic[Key]):
     is logged and backs the key off. Not thread-safe: one event loop uses it.
     """
 
-    def __init__(self, handle: Callable[[Key], Awaitable[Again | None]], *, slots: int, pace: Pace) -> None:
+    def __init__(
+        self,
+        handle: Callable[[Key], Awaitable[Again | None]],
+        *,
+        slots: int,
+        pace: Pace,
+        added: Callable[[Key], None] = lambda _: None,
+    ) -> None:
+        """Args:
+        handle: handles one key.
+        slots: keys that are handled at once.
+        pace: when a key comes back by itself.
+        added: is told each key at once that somebody adds; one that comes back by itself is not told.
+        """
         self._handle = handle
+        self._added = added
         self._slots = slots
         self._pace = pace
         self._ready: asyncio.Queue[Key] = asyncio.Queue()
@@ -86,6 +100,10 @@ class WorkQueue(Generic[Key]):
 
     def add(self, key: Key, delay: float = 0.0) -> None:
         """Have `key` handled in `delay` seconds, or earlier if that was asked for before."""
+        self._added(key)
+        self._schedule(key, delay)
+
+    def _schedule(self, key: Key, delay: float) -> None:
         loop = asyncio.get_running_loop()
         due = loop.time() + delay
         if key in self._running:
@@ -128,9 +146,9 @@ class WorkQueue(Generic[Key]):
             delay = await self._try(key)
             asked = self._running.pop(key)
             if asked is not None:
-                self.add(key, max(0.0, asked - asyncio.get_running_loop().time()))
+                self._schedule(key, max(0.0, asked - asyncio.get_running_loop().time()))
             if delay is not None:
-                self.add(key, delay)
+                self._schedule(key, delay)
 
     async def _try(self, key: Key) -> float | None:
         """Handle `key` once and return the seconds until it is due again, None = forget it."""

@@ -45,6 +45,8 @@ SHARD_EMPTY_SECONDS = 3
 """Of the operator under test: for so long an unused queue must be empty."""
 STATUS_FIGURES_SECONDS = 3
 """Of the operator under test: the rhythm of figures in a status."""
+_LONGEST_ENTRY = 1 << 16
+"""Bytes of one line of the audit log, at most."""
 WRITES = frozenset({"create", "update", "patch", "delete", "deletecollection"})
 
 T = TypeVar("T")
@@ -124,6 +126,11 @@ class ControlPlane:
         """Apply objects as a user does."""
         for each in objects:
             self.api.apply(each)
+
+    def kubectl_apply(self, *objects: Json) -> None:
+        """Apply objects with one `kubectl apply --server-side`, for what is compared with it."""
+        text = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+        self.kubectl("apply", "--server-side", "-f", "-", stdin=text)
 
     def get(self, namespace: str, kind: str, name: str) -> Json:
         """Return one object, {} = there is none."""
@@ -206,8 +213,11 @@ class ControlPlane:
         eventually(f"the Deployments of {namespace}/{scale} are available", ready, seconds=60)
 
     def audit_mark(self) -> int:
-        """Return where the audit log ends now."""
-        return self._audit_log.stat().st_size
+        """Return where the audit log ends now; a line that is half written lies behind the mark."""
+        with self._audit_log.open("rb") as log:
+            end = log.seek(0, os.SEEK_END)
+            start = log.seek(max(0, end - _LONGEST_ENTRY))
+            return start + log.read(end - start).rfind(b"\n") + 1
 
     def audit(self, mark: int = 0, *, user: str = OPERATOR_USER) -> Iterator[Call]:
         """Yield the requests of one user since a mark."""

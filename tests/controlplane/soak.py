@@ -1,20 +1,31 @@
 """`make soak`: the operator for a long time, with what happens over a long time. Not part of `make test`.
 
-SOAK_SECONDS (1500) and SOAK_KILLS (20) make it shorter.
+SOAK_SECONDS (1500) and SOAK_KILLS (20) make it shorter. Workers that are killed by the hundred are `make chaos`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import pytest
+from pydantic import SecretStr
 
+from synapse_worker.connections import open_database, open_redis
 from tests.controlplane import harness
-from tests.controlplane.harness import ControlPlane, MountedOperator, eventually
+from tests.controlplane.harness import ControlPlane, MountedOperator, Operator, eventually
 from tests.controlplane.proxy import Proxy
+from tests.controlplane.stores import Stores
+from tests.controlplane.test_reapply import BEFORE, INSTALL, install
 from tests.controlplane.test_takeovers import killed
+from tests.support import runs
+from tests.support.load import Load
+from tests.support.workers import WorkerProcess, chain, slow_steps
 
 SECONDS = int(os.environ.get("SOAK_SECONDS", "1500"))
 KILLS = int(os.environ.get("SOAK_KILLS", "20"))
@@ -75,3 +86,79 @@ def test_tokens_end_and_watches_are_cut_and_no_zombie_stays(plane: ControlPlane,
         assert "401" not in operator.log
         operator.terminate()
     proxy.close()
+
+
+ORCHESTRATION = "upgraded"
+STEPS = 6
+IN_FLIGHT = 8
+BEFORE_VARIABLES = {"WORKER_QUEUE_SHARD": "default,0"}
+
+
+def as_rendered(plane: ControlPlane, namespace: str, stores: Stores) -> WorkerProcess:
+    """Play kubelet: a worker process with the environment that is rendered for the scale's shard 0 now."""
+    data: dict[str, str] = plane.child(namespace, "ConfigMap")["data"]
+    apart = ("WORKER_HEALTH_PORT", "SYNAPSE_DATA_DIR", "LOG_FORMAT")  # pods have their own, processes here share
+    return WorkerProcess(
+        stores.redis.url, stores.postgres_url, **{name: value for name, value in data.items() if name not in apart}
+    )
+
+
+@contextmanager
+def ended(worker: WorkerProcess) -> Iterator[WorkerProcess]:
+    """Have a worker ended with the block, if it still runs."""
+    try:
+        yield worker
+    finally:
+        worker.close()
+
+
+@pytest.fixture
+def release_before(plane: ControlPlane) -> Iterator[None]:
+    """The CRDs and rights of the release before; afterwards the present ones are there again."""
+    install(plane, BEFORE)
+    yield
+    install(plane, INSTALL)
+
+
+@pytest.mark.timeout(400)
+async def test_an_upgrade_with_runs_in_flight(
+    plane: ControlPlane, ns: str, stores: Stores, release_before: None
+) -> None:
+    """install.yaml of this release over the one before, while a worker is busy with runs that go on being enqueued.
+
+    The programs of the release before are not here: its worker is one of this release with that one's variables, and
+    its operator is away, as in every upgrade for a moment. The new operator's worker has the environment that was
+    rendered for it; once it is ready, the old one gets its SIGTERM, as in a rollout.
+    """
+    plane.apply(harness.scale(ns), harness.tenant(ns, "acme"))
+    made = plane.get(ns, "sscale", "main")["metadata"]
+    database, client = open_database(SecretStr(stores.postgres_url)), open_redis(SecretStr(stores.redis.url))
+    load = Load(database, client, ORCHESTRATION, steps=STEPS, in_flight=IN_FLIGHT)
+    try:
+        await runs.store(database, chain(ORCHESTRATION, slow_steps(STEPS, 0.1)))
+        with ExitStack() as stack:
+            old = stack.enter_context(ended(WorkerProcess(stores.redis.url, stores.postgres_url, **BEFORE_VARIABLES)))
+            await asyncio.to_thread(old.start().wait_ready)
+            async with load.under_way():
+                await asyncio.to_thread(install, plane, INSTALL)
+                operator = stack.enter_context(Operator(plane))
+                await asyncio.to_thread(operator.lead)
+                await asyncio.to_thread(plane.await_children, ns)
+                new = stack.enter_context(ended(as_rendered(plane, ns, stores)))
+                await asyncio.to_thread(new.start().wait_ready)
+                old.signal(signal.SIGTERM)
+                assert await asyncio.to_thread(old.wait, 60) == 0
+                asked = len(load.run_ids) + IN_FLIGHT
+                await runs.eventually("the new worker makes room", lambda: len(load.run_ids) > asked, seconds=90)
+            judged = await load.judged(seconds=120)
+            await asyncio.to_thread(plane.await_tenant, ns, "acme", "TenantStored")
+            now = plane.get(ns, "sscale", "main")["metadata"]
+            operator.terminate()
+    finally:
+        await database.close()
+        await client.aclose()
+    print(f"upgrade with runs in flight: {judged}")
+    assert not judged.lost
+    assert not judged.doubled
+    assert judged.failures == judged.dead_letters == 0
+    assert (now["uid"], now["generation"]) == (made["uid"], made["generation"])

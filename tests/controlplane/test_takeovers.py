@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 from tests.controlplane.churn import TAKEOVER_SECONDS, Churn, check, kill_leaders
 from tests.controlplane.harness import ControlPlane
 
@@ -18,10 +20,14 @@ def killed(plane: ControlPlane, ns: str, kills: int) -> None:
     with Churn(plane, ns) as churn:
         takeovers, leader = kill_leaders(plane, kills)
     try:
-        print(f"{kills} leaders killed over {churn.made} scales; slowest takeover {max(takeovers):.1f} s")
         assert len(takeovers) == kills
         assert max(takeovers) <= TAKEOVER_SECONDS
-        check(plane, churn, mark)
+        twice = check(plane, churn, mark)
+        print(
+            f"{kills} leaders killed over {churn.made} scales and as many tenants; takeovers {min(takeovers):.1f} to"
+            f" {max(takeovers):.1f} s, median {statistics.median(takeovers):.1f} s; created twice: {len(twice)}"
+        )
+        assert twice == []
         leader.terminate()
     finally:
         leader.kill()

@@ -58,7 +58,9 @@ class Reporter:
             ApiUnavailable, ApiRefused: the status could not be written.
         """
         # Events first: a crash in between repeats them under the same names, while a transition comes only once.
-        for event in (*done, *(transition_events(previous, status) if status is not None else ())):
+        # What was done to sixty-four Deployments is as many, so side by side; the transition is the last one.
+        await asyncio.gather(*(self._post(scale, event, now) for event in done))
+        for event in transition_events(previous, status) if status is not None else ():
             await self._post(scale, event, now)
         if status is not None:
             await write_status(self._client, naming.SCALE_KIND, naming.SCALE_PLURAL, scale, status)

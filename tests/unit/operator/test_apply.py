@@ -93,6 +93,36 @@ def test_deletions_come_first_and_everything_stops_at_the_first_failure() -> Non
     assert [(failure.ref.name, failure.reason) for failure in report.failures] == [("b", Reason.REFUSED)]
 
 
+def shards(count: int) -> tuple[Apply, ...]:
+    """What all shards share, and a ConfigMap and a Deployment for each."""
+    pairs = ((step(f"c{each}", Kind.CONFIG_MAP), step(f"d{each}", Kind.DEPLOYMENT)) for each in range(count))
+    return (step("shared"), *(made for pair in pairs for made in pair))
+
+
+def test_many_shards_are_all_applied_each_in_its_order() -> None:
+    server = Server()
+    report = carry_out(server, Plan(apply=shards(20)))
+    names = [name for _, name in server.requests]
+    assert names[:3] == ["shared", "c0", "d0"]
+    assert sorted(names) == sorted(["shared", *(f"{kind}{each}" for kind in "cd" for each in range(20))])
+    assert all(names.index(f"c{each}") < names.index(f"d{each}") for each in range(20))
+    assert len(report.applied) == 41
+
+
+def test_what_is_refused_of_the_first_shard_is_asked_of_no_other() -> None:
+    server = Server(refuse(*(f"d{each}" for each in range(20)), error=ApiRefused(403, "Forbidden", "no")))
+    report = carry_out(server, Plan(apply=shards(20)))
+    assert [name for _, name in server.requests] == ["shared", "c0", "d0"]
+    assert [failure.ref.name for failure in report.failures] == ["d0"]
+
+
+def test_after_a_failure_no_shard_is_begun() -> None:
+    server = Server(refuse("d3", error=ApiUnavailable("The API server did not answer within 5 s.")))
+    report = carry_out(server, Plan(apply=shards(40)))
+    assert [failure.ref.name for failure in report.failures] == ["d3"]
+    assert len(report.applied) < 1 + 2 * (1 + 2 * apply.SHARDS_AT_ONCE)
+
+
 def test_a_refused_deployment_of_one_tenant_holds_up_nobody_else() -> None:
     def of_a_tenant(name: str) -> Apply:
         made = step(name, Kind.DEPLOYMENT, exists=False)

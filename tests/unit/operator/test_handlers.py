@@ -34,6 +34,7 @@ class Queue:
     def __init__(self) -> None:
         self.added: list[tuple[Key, float]] = []
         self.edited: list[ScaleKey] = []
+        self.disturbed: list[ScaleKey] = []
 
     def add(self, key: Key, delay: float = 0.0) -> None:
         self.added.append((key, delay))
@@ -50,7 +51,8 @@ def queue() -> Queue:
 
 @pytest.fixture
 def inbox(queue: Queue) -> Inbox:
-    return Inbox(cast("WorkQueue[Key]", queue), Echo(_nothing, lambda version: None), queue.edited.append)
+    echo = Echo(_nothing, lambda version: None)
+    return Inbox(cast("WorkQueue[Key]", queue), echo, queue.edited.append, queue.disturbed.append)
 
 
 def hear(handler: Any, event: kopf.RawEvent, inbox: Inbox) -> None:
@@ -71,6 +73,7 @@ def test_a_scale_wakes_when_it_comes_changes_or_goes_and_not_for_its_status(inbo
     tell(inbox, None)
     tell(inbox, "MODIFIED")
     assert queue.added == BOTH
+    assert queue.disturbed == [KEY, KEY], "an annotation is seen by the next look"
     tell(inbox, "MODIFIED", 2)
     tell(inbox, "DELETED", 2)
     assert queue.added == BOTH * 3

@@ -20,6 +20,7 @@ from synapse_operator.errors import ApiNotFound, ApiRefused
 from synapse_operator.naming import Kind
 from synapse_operator.observed import Overview, PostgresAnswers, QueueFigures, RedisAnswers, TopologyRecord, Unknown
 from synapse_operator.reconcile import Reconciler
+from synapse_operator.rest import Rests
 from synapse_operator.syncer import Syncer
 from synapse_operator.telemetry import Metrics
 from synapse_operator.waves import SCALES_AT_ONCE
@@ -60,33 +61,41 @@ class World:
         self.migrated = True
         self.isolation = bool(spec)
         self.dedicated = Dedicated(self._wake)
+        self.rests = Rests(timedelta(seconds=60))
+        self.still = True
+        self.status: JsonObject = {}
         self.reconciler = Reconciler(
             cast("Client", self),
             cast("Backends", self),
             cast("Syncer", type("NoSync", (), {"look": lambda *_: None, "forget": lambda *_: None})()),
             self.dedicated,
+            self.rests,
             Metrics(),
             worker_image=IMAGE,
             hash_key=HASH_KEY,
             instance="test",
             empty_for=timedelta(seconds=30),
-            figures_every=timedelta(seconds=15),
+            figures_every=timedelta(0),
             wake=self._wake,
         )
 
     def _wake(self, key: Key, _: float) -> None:
         self.woken.append(key)
 
-    async def request(self, method: str, path: str, *, query: dict[str, str] | None = None, **_: Any) -> JsonObject:
+    async def request(
+        self, method: str, path: str, *, query: dict[str, str] | None = None, body: JsonObject | None = None, **_: Any
+    ) -> JsonObject:
         name = path.rpartition("/")[2]
         if method != "GET":
             if name in self.refused:
                 raise ApiRefused(422, "Invalid", "no such volume")
             self.patched.append(f"{path.split('/')[-2]}/{name}")
+            if name == "status" and body is not None:
+                self.status = body["status"]
             return {}
         self.asked.append(path)
         if f"/{naming.SCALE_PLURAL}/" in path:
-            return a_scale_body(name=name, spec=self.spec)
+            return {**a_scale_body(name=name, spec=self.spec), "status": self.status}
         if "/secrets/" in path:
             return a_secret(redis=REDIS_URL, postgres=POSTGRES_URL)
         if path.endswith(naming.TENANT_PLURAL):
@@ -114,6 +123,9 @@ class World:
             topology=record if self.migrated else NO_TABLES,
             behind=() if self.migrated else NO_TABLES,
         )
+
+    async def is_still(self, *_: object, run_days: int | None) -> bool:
+        return self.still
 
     async def flip(self, *_: object) -> str:
         return ""
@@ -200,3 +212,33 @@ def test_keys_are_looked_after_while_the_api_is_served() -> None:
     off = World("demo")
     off.reconcile()
     assert off.kept == []
+
+
+def resting() -> World:
+    """A scale that looks have left at rest."""
+    world = World("demo")
+    world.present("demo", image=IMAGE)
+    world.reconcile()
+    world.reconcile()
+    world.asked.clear()
+    return world
+
+
+def test_a_scale_at_rest_costs_the_api_server_nothing() -> None:
+    world = resting()
+    world.reconcile()
+    assert world.asked == []
+
+
+def test_stores_that_say_something_else_end_the_rest() -> None:
+    world = resting()
+    world.still = False
+    world.reconcile()
+    assert world.asked
+
+
+def test_what_happens_to_a_scale_ends_its_rest() -> None:
+    world = resting()
+    world.rests.disturb(ScaleKey("team-a", "demo"))
+    world.reconcile()
+    assert world.asked

@@ -224,3 +224,22 @@ def test_a_stopped_queue_leaves_no_timer() -> None:
 
     play(handler, script)
     assert handler.calls == []
+
+
+def test_what_somebody_adds_is_told_and_what_comes_back_by_itself_is_not() -> None:
+    told: list[str] = []
+    handler = Recorder(lambda key, call: Again(after=5.0))
+
+    async def scene() -> None:
+        queue = WorkQueue[str](handler, slots=1, pace=EXACT, added=told.append)
+        running = asyncio.create_task(queue.run())
+        queue.add("a")
+        await virtual_time.passes(12.0)
+        queue.add("a", 60.0)  # its own turn comes sooner
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+
+    virtual_time.run(scene())
+    assert len(handler.calls) == 3
+    assert told == ["a", "a"]

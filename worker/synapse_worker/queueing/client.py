@@ -23,6 +23,7 @@ from synapse_worker.connections import redis_errors_as_ours
 from synapse_worker.contract import DEFAULT_QUEUE, MAX_SHARDS
 from synapse_worker.errors import PayloadError, SynapseError, WrongKeyType
 from synapse_worker.queueing import keys
+from synapse_worker.queueing.emptiness import holding
 from synapse_worker.queueing.lease import load_script
 from synapse_worker.queueing.payload import JobPayload, decode, encode
 from synapse_worker.routing import HIGHEST_PRIORITY, ONE_QUEUE, Topology, is_tenants_own, shard_of_job, why_no_queue
@@ -444,7 +445,7 @@ async def _count(client: Redis, queue_keys: Sequence[str]) -> list[Any]:
     async def ask() -> list[Any]:
         pipeline = client.pipeline(transaction=False)
         for queue_key in queue_keys:
-            names = (queue_key, *(of(queue_key) for of in (keys.again, keys.suspects, keys.leases, keys.parked)))
+            names = holding(queue_key)
             pipeline.evalsha(script.sha, len(names), *names)
         return list(await pipeline.execute(raise_on_error=False))
 
