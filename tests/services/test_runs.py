@@ -39,12 +39,13 @@ Q = keys.queue("default")
 NEVER_WRITTEN = Path(tempfile.gettempdir()) / "synapse-hostile-payload-ran"
 
 
-def write_sample_definitions(folder: Path) -> None:
-    """Write the files of the quickstart's ConfigMap, as its Job sees them."""
+def write_sample_definitions(folder: Path, name: str) -> None:
+    """Write the files of one of the quickstart's ConfigMaps."""
     sample = Path("manifests/samples/quickstart.yaml").read_text(encoding="utf-8")
-    (config_map,) = [document for document in yaml.safe_load_all(sample) if document["kind"] == "ConfigMap"]
-    for name, text in config_map["data"].items():
-        (folder / name).write_text(text)
+    documents = yaml.safe_load_all(sample)
+    (config_map,) = [each for each in documents if (each["kind"], each["metadata"]["name"]) == ("ConfigMap", name)]
+    for key, text in config_map["data"].items():
+        (folder / key).write_text(text)
 
 
 async def test_the_quickstart_runs_from_sync_to_done(
@@ -55,7 +56,7 @@ async def test_the_quickstart_runs_from_sync_to_done(
     start_worker: StartWorker,
     tmp_path: Path,
 ) -> None:
-    write_sample_definitions(tmp_path)
+    write_sample_definitions(tmp_path, "support-triage")
     synced = command(redis_server.url, postgres_url, "sync", str(tmp_path))
     assert synced.stdout == "synced 1 (1 orchestrations), 1 changed\n", synced.stderr
     assert "1 orchestrations), 0 changed" in command(redis_server.url, postgres_url, "sync", str(tmp_path)).stdout
