@@ -57,9 +57,9 @@ class ModelServer:
 
 
 @contextmanager
-def model_server() -> Iterator[ModelServer]:
-    """A server until the block ends."""
-    server, log = _SERVER.serve(0)
+def model_server(rules: Path | None = None) -> Iterator[ModelServer]:
+    """A server until the block ends; `rules` is a file of rules, as its pod in manifests/dev is given one."""
+    server, log = _SERVER.serve(0, rules=_SERVER.read_rules(rules) if rules is not None else ())
     try:
         yield ModelServer(server.server_address[1], log)
     finally:

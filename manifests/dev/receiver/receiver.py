@@ -5,12 +5,13 @@
     POST /hook      where a run's webhook_url leads to
 
 Statements of PostgreSQL and exchanges with Redis are counted and added up behind the span that made them. It is no
-collector: what it keeps is in memory, and of the newest traces only.
+collector: what it keeps is in memory, and of the newest traces only. `python receiver.py OTLP_PORT HTTP_PORT`.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,13 +30,12 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
 )
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 
-OTLP_PORT = 4317
-HTTP_PORT = 8080
 MOST_TRACES = 500
 MOST_HOOKS = 100
 MOST_BODY_BYTES = 8 * 1024 * 1024
 UNFINISHED = "some spans are on their way"
 STORES = ("postgresql", "redis")
+ENDS = ("completed", "failed", "cancelled")
 SHOWN = {
     "gen_ai.provider.name": "at {}",
     "synapse.tokens": "{} tokens",
@@ -101,7 +101,7 @@ def lines(trace: str, spans: Sequence[Seen]) -> Iterator[str]:
         below.setdefault(span.parent, []).append(span)
     processes = len({span.process for span in spans})
     took = max(span.end for span in spans) - min(span.start for span in spans)
-    ended = any("synapse.run_status" in span.attributes for span in spans)
+    ended = any(span.attributes.get("synapse.run_status") in ENDS for span in spans)
     waits = [] if ended and all(span.parent in known or not span.parent for span in spans) else [UNFINISHED]
     yield ", ".join([f"trace {trace}: {len(spans)} spans of {processes} processes, {_duration(took)}", *waits])
     for parent, children in below.items():
@@ -188,16 +188,16 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-def main() -> None:
+def main(otlp_port: int, http_port: int) -> None:
     """Take and show until the process is ended."""
     traces = Traces()
     otlp = grpc.server(futures.ThreadPoolExecutor(4))
     add_TraceServiceServicer_to_server(traces, otlp)
-    otlp.add_insecure_port(f"0.0.0.0:{OTLP_PORT}")
+    otlp.add_insecure_port(f"0.0.0.0:{otlp_port}")
     otlp.start()
     handler = type("ReceiverHandler", (Handler,), {"traces": traces, "hooks": deque(maxlen=MOST_HOOKS)})
-    ThreadingHTTPServer(("0.0.0.0", HTTP_PORT), handler).serve_forever()  # noqa: S104 - a pod's Service reaches it
+    ThreadingHTTPServer(("0.0.0.0", http_port), handler).serve_forever()  # noqa: S104 - a pod's Service reaches it
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]), int(sys.argv[2]))
