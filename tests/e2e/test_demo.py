@@ -1,4 +1,4 @@
-"""What the README promises in its first command: the demo runs, a second time in under a minute, and leaves nothing."""
+"""What the README promises of its first command: the demo shows what it says, and a cluster leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_the_demo_follows_a_run_answers_it_and_shows_trace_and_metrics(operator:
     assert_in_order(TOLD, done.stderr)
     assert_in_order(SHOWN, done.stdout)
     keys = [*("-n", "synapse-quickstart", "exec", _worker(), "--"), *("synapse-worker", "keys", "list")]
-    assert kubectl(*keys).strip() == "no keys", "the demo's key is revoked"
+    assert " demo " not in kubectl(*keys), "the demo's key is revoked"
     kubectl("delete", "namespace", "synapse-quickstart", "--wait=false")
 
 
