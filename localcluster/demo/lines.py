@@ -9,6 +9,8 @@ from typing import Any
 
 WIDTH = 110
 BAR = 20
+ASKS_MODELS = ("agent", "llm", "tool")
+"""Types of steps that take their time without a word; an evaluator is quick, and says why."""
 _SAMPLE = re.compile(r"([a-z_]+)(?:\{(.*)\})? (\S+)")
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
@@ -42,6 +44,8 @@ class Progress:
         match event["type"]:
             case "worker_picked_up":
                 yield f"worker {event['worker_id']} has it"
+            case "step_start" if event["step_type"] in ASKS_MODELS:
+                yield f"{name}: {event['step_type']} at work"
             case "parallel_start":
                 yield f"{name}: {event['branch_count']} branches side by side"
             case "tool_execution":

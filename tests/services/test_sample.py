@@ -98,6 +98,7 @@ async def test_the_bundle_is_sent_back_once_approved_and_traced_to_the_webhook(
 
     text = "\n".join(re.sub(r"^ *[\d.]+ s \[[# ]{20}\] ", "", line) for line in shown)
     assert "Look into it from two sides: 2 branches side by side" in text
+    assert "Read the logs: agent at work" in text
     assert "Read the logs: calls error_log(service='checkout')" in text
     assert "Put both together: 2 results are one" in text
     assert "Review it: sends it back to 'Write the update': It does not say from when to when" in text
