@@ -61,10 +61,8 @@ def bundle(api: V2Api, worker: str) -> str:
     definition = api.get(f"/api/v2/orchestrations/{BUNDLE}")["definition"]
     steps = {step["id"]: step["name"] for step in definition["steps"]}
     say(f"\n{definition['name']}: {len(steps)} steps. {definition['description']}")
-    say(
-        "The model server of manifests/dev answers its agents, by OpenAI's protocol. The first answer to a worker takes"
-    )
-    say("some seconds more, in which the worker loads the client for models.")
+    say("The model server of manifests/dev answers its agents, by OpenAI's protocol. A worker's first request to")
+    say("a model takes some seconds more, in which it loads the client for models.")
     run_id = str(submit(api, BUNDLE, {"message": INCIDENT, "webhook_url": WEBHOOK})["run_id"])
     say("Followed live, as by:")
     say(f'  $ curl -N $API{RUNS}/{run_id}/stream -H "Authorization: Bearer $KEY"')
