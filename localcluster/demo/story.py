@@ -198,6 +198,9 @@ def main() -> int:
     except ClusterError as error:
         say(f"the demo stopped: {error}")
         return 1
+    except KeyboardInterrupt:
+        say("the demo was interrupted; what it has started runs on, `make demo-down` removes it")
+        return 130
     say(f"\ndone in {duration(time.monotonic() - began)}. Go on with:")
     print(
         "  export KUBECONFIG=$(python3 -m localcluster kubeconfig)\n"
