@@ -39,12 +39,13 @@ POST /api/v2/orchestrations/{orchestration_id}/run, HTTP 202
         model small-model, at openai_compatible, 619 tokens
       step review, evaluator
         model small-model, at openai_compatible, 522 tokens
-    run incident-update, completed
-      queue wait, synapse:orchestrations:default
-      claim
-      step decision, if_else
-      step publish, print
-      step done, end
+    enqueue
+      run incident-update, completed
+        queue wait, synapse:orchestrations:default
+        claim
+        step decision, if_else
+        step publish, print
+        step done, end
     webhook
 """
 
@@ -110,6 +111,6 @@ async def test_the_bundle_is_sent_back_once_approved_and_traced_to_the_webhook(
     assert re.fullmatch(r"trace [0-9a-f]{32}: \d+ spans of 2 processes, [\d.]+ s", heading)
     bare = [re.sub(r", (postgresql|redis) \d+x [\d.]+ m?s", "", line[10:]) for line in spans]
     told = {line.strip() for line in TREE.splitlines() if line}
-    # Branches run side by side, so their order is theirs; a resume through the API has a request of its own.
+    # Branches run side by side, so their order is theirs.
     assert sorted(line for line in bare if line.strip() in told) == sorted(filter(None, TREE.splitlines()))
     assert json.loads(hook["body"])["status"] == "completed"
