@@ -12,7 +12,7 @@ help: ## Show these lines
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 .PHONY: demo
-demo: ## A cluster on this machine, the operator, a SynapseScale and three runs
+demo: ## A cluster on this machine, the operator, a SynapseScale, and runs with agents and a human
 	@$(PYTHON) -m localcluster.demo
 
 .PHONY: demo-down

@@ -10,7 +10,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import yaml
 from arq.connections import RedisSettings, create_pool
 from arq.jobs import Job, JobStatus
 from pydantic import SecretStr
@@ -19,6 +18,7 @@ from redis.asyncio import Redis
 from synapse_worker.connections import open_database
 from synapse_worker.queueing import keys
 from synapse_worker.store.database import Database
+from tests.support import sample
 from tests.support.runs import (
     assert_each_step_once,
     claim_of,
@@ -39,14 +39,6 @@ Q = keys.queue("default")
 NEVER_WRITTEN = Path(tempfile.gettempdir()) / "synapse-hostile-payload-ran"
 
 
-def write_sample_definitions(folder: Path) -> None:
-    """Write the files of the quickstart's ConfigMap, as its Job sees them."""
-    sample = Path("manifests/samples/quickstart.yaml").read_text(encoding="utf-8")
-    (config_map,) = [document for document in yaml.safe_load_all(sample) if document["kind"] == "ConfigMap"]
-    for name, text in config_map["data"].items():
-        (folder / name).write_text(text)
-
-
 async def test_the_quickstart_runs_from_sync_to_done(
     database: Database,
     redis_client: Redis,
@@ -55,7 +47,8 @@ async def test_the_quickstart_runs_from_sync_to_done(
     start_worker: StartWorker,
     tmp_path: Path,
 ) -> None:
-    write_sample_definitions(tmp_path)
+    for key, text in sample.texts("ConfigMap", "support-triage").items():
+        (tmp_path / key).write_text(text)
     synced = command(redis_server.url, postgres_url, "sync", str(tmp_path))
     assert synced.stdout == "synced 1 (1 orchestrations), 1 changed\n", synced.stderr
     assert "1 orchestrations), 0 changed" in command(redis_server.url, postgres_url, "sync", str(tmp_path)).stdout

@@ -57,9 +57,14 @@ class ModelServer:
 
 
 @contextmanager
-def model_server(host: str = "127.0.0.1") -> Iterator[ModelServer]:
-    """A server at an address of this machine until the block ends."""
-    server, log = _SERVER.serve(0, host)
+def model_server(rules: Path | None = None, host: str = "127.0.0.1") -> Iterator[ModelServer]:
+    """A server at an address of this machine until the block ends.
+
+    Args:
+        rules: a file of rules, as its pod in manifests/dev is given one.
+        host: the address.
+    """
+    server, log = _SERVER.serve(0, host, rules=_SERVER.read_rules(rules) if rules is not None else ())
     try:
         yield ModelServer(host, server.server_address[1], log)
     finally:

@@ -241,6 +241,7 @@ class RunJob:
         run, why, active = self._run, walk.why_paused, self._active()
         if not await self._with.persist(lambda: pauses.pause(self._with.database, run, why, active_seconds=active)):
             return None
+        tracing.note(run_status=RunStatus.PAUSED.value)
         await self._forget_answers()
         said = run_events.asks(run.run_id, why.question, claim=run.claim)
         self._with.events.hand(run.run_id, run.claim, said)

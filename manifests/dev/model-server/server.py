@@ -9,9 +9,13 @@ of the conversation. Entries:
     {"raw": "text"}                      a body that is no answer
     {"think": "text"}                    beside the others: reasoning that is shown (Anthropic)
     {"wait": 0.5}                        beside the others: seconds until the answer
+    {"tokens": [10, 5]}                  beside the others: what the answer says it has used (OpenAI)
 
-Without a script, the last thing said is repeated. Only the standard library, so that it runs on any Python image:
-`python server.py PORT`.
+Definitions that are to be read as a user writes them have no script in them. For those there is a file of rules, a JSON
+list of `{"when": [texts], "answers": [entries]}`: the first rule all of whose texts were said answers.
+
+Without either, the last thing said is repeated. Only the standard library, so that it runs on any Python image:
+`python server.py PORT [RULES]`.
 """
 
 from __future__ import annotations
@@ -21,8 +25,10 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 MARK = "SCRIPT:"
@@ -53,6 +59,14 @@ class Asked:
         return [tool.get("name") or tool["function"]["name"] for tool in self.body.get("tools") or []]
 
 
+@dataclass(frozen=True)
+class Rule:
+    """Answers for conversations in which all of these texts were said."""
+
+    when: Sequence[str]
+    answers: list[dict[str, Any]]
+
+
 @dataclass
 class Log:
     """What was asked so far."""
@@ -67,6 +81,7 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     log: Log
+    rules: Sequence[Rule]
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
@@ -104,6 +119,9 @@ class Handler(BaseHTTPRequestHandler):
         prompt = asked.prompt
         script, said = _script(prompt) or _script(asked.system), _said(asked.body)
         if script is None:
+            heard = f"{asked.system}\n{prompt}"
+            script = next((rule.answers for rule in self.rules if all(text in heard for text in rule.when)), None)
+        if script is None:
             return {"say": said}
         rest = script[:]
         place, steps = 0, []
@@ -133,13 +151,14 @@ class Handler(BaseHTTPRequestHandler):
         message: dict[str, Any] = {"role": "assistant", "content": entry.get("say")}
         if calls:
             message["tool_calls"] = calls
+        used, made = entry.get("tokens", (10, 5))
         answer = {
             "id": "chat-1",
             "object": "chat.completion",
             "created": 1,
             "model": asked.body["model"],
             "choices": [{"index": 0, "message": message, "finish_reason": "tool_calls" if calls else "stop"}],
-            "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
+            "usage": {"prompt_tokens": used, "completion_tokens": made, "total_tokens": used + made},
         }
         self._send(200, json.dumps(answer).encode(), "application/json")
 
@@ -257,10 +276,15 @@ def _last_result(body: dict[str, Any]) -> str:
     return results[-1] if results else ""
 
 
-def serve(port: int, host: str = "127.0.0.1") -> tuple[ThreadingHTTPServer, Log]:
+def read_rules(path: Path) -> list[Rule]:
+    """Read a file of rules."""
+    return [Rule(rule["when"], rule["answers"]) for rule in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def serve(port: int, host: str = "127.0.0.1", rules: Sequence[Rule] = ()) -> tuple[ThreadingHTTPServer, Log]:
     """Start serving in a thread; port 0 = any free one."""
     log = Log()
-    handler = type("ScriptedHandler", (Handler,), {"log": log})
+    handler = type("ScriptedHandler", (Handler,), {"log": log, "rules": rules})
     server = ThreadingHTTPServer((host, port), handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
@@ -268,5 +292,6 @@ def serve(port: int, host: str = "127.0.0.1") -> tuple[ThreadingHTTPServer, Log]
 
 
 if __name__ == "__main__":
-    running, _ = serve(int(sys.argv[1]), "0.0.0.0")  # noqa: S104 - a pod's Service reaches it
+    given = read_rules(Path(sys.argv[2])) if len(sys.argv) > 2 else []
+    running, _ = serve(int(sys.argv[1]), "0.0.0.0", given)  # noqa: S104 - a pod's Service reaches it
     threading.Event().wait()
