@@ -20,7 +20,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import claim, inflight, parking, recovery, runs, start, tenants
+from benchmarks import claim, inflight, loops, parking, recovery, runs, start, tenants
 from benchmarks.measure import ROUNDS, Figure, Row, middle, shown, spread
 from benchmarks.servers import Servers, machine
 from tests.support.servers import PostgresServer, RedisServer
@@ -29,6 +29,7 @@ FIGURES: Mapping[str, Figure] = {
     "claim": claim.FIGURE,
     "inflight": inflight.FIGURE,
     "runs": runs.FIGURE,
+    "loops": loops.FIGURE,
     "start": start.FIGURE,
     "recovery": recovery.FIGURE,
     "parking": parking.FIGURE,
