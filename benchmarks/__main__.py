@@ -20,7 +20,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import claim, inflight, loops, parking, recovery, runs, start, tenants
+from benchmarks import api, claim, inflight, loops, parking, recovery, runs, start, tenants, traces
 from benchmarks.measure import ROUNDS, Figure, Row, middle, shown, spread
 from benchmarks.servers import Servers, machine
 from tests.support.servers import PostgresServer, RedisServer
@@ -30,6 +30,8 @@ FIGURES: Mapping[str, Figure] = {
     "inflight": inflight.FIGURE,
     "runs": runs.FIGURE,
     "loops": loops.FIGURE,
+    "traces": traces.FIGURE,
+    "api": api.FIGURE,
     "start": start.FIGURE,
     "recovery": recovery.FIGURE,
     "parking": parking.FIGURE,
