@@ -20,7 +20,20 @@ from pathlib import Path
 
 import click
 
-from benchmarks import claim, idle, inflight, parking, recovery, runs, shards, start, tenants
+from benchmarks import (
+    api,
+    claim,
+    idle,
+    inflight,
+    loops,
+    parking,
+    recovery,
+    runs,
+    shards,
+    start,
+    tenants,
+    traces,
+)
 from benchmarks.measure import ROUNDS, Figure, Row, middle, shown, spread
 from benchmarks.servers import Servers, machine
 from tests.support.servers import PostgresServer, RedisServer
@@ -29,6 +42,9 @@ FIGURES: Mapping[str, Figure] = {
     "claim": claim.FIGURE,
     "inflight": inflight.FIGURE,
     "runs": runs.FIGURE,
+    "loops": loops.FIGURE,
+    "traces": traces.FIGURE,
+    "api": api.FIGURE,
     "start": start.FIGURE,
     "recovery": recovery.FIGURE,
     "parking": parking.FIGURE,

@@ -7,9 +7,11 @@ ratio of one round that is kept, and the median over the rounds that is written 
 from __future__ import annotations
 
 import math
+import os
 import statistics
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from benchmarks.servers import Servers
 
@@ -52,6 +54,12 @@ async def alternate(sides: Mapping[str, Callable[[], Awaitable[float]]], rounds:
         for name, measure in list(sides.items())[:: 1 if number % 2 == 0 else -1]:
             values[name].append(await measure())
     return values
+
+
+def processor_seconds(pid: int) -> float:
+    """Return the processor time of a process so far, all its threads together: other load changes it less."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def percentile(values: Sequence[float], share: float) -> float:

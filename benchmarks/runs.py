@@ -28,7 +28,7 @@ _PERIOD = 0.02
 _PATIENCE = 120.0
 
 
-async def _drained(stores: Stores, job_ids: Sequence[str]) -> float:
+async def drained(stores: Stores, job_ids: Sequence[str]) -> float:
     """Queue jobs whose keys are written; returns how many seconds pass until none is queued or leased."""
     names = (Q, keys.again(Q), keys.leases(Q))
     began = time.perf_counter()
@@ -49,11 +49,11 @@ async def store_three_steps(stores: Stores) -> None:
     await definitions.upsert(stores.database, [document], tenant_id="default")
 
 
-async def _run_all(stores: Stores, drained: Callable[[Sequence[str]], Awaitable[float]]) -> float:
+async def run_all(stores: Stores, drain: Callable[[Sequence[str]], Awaitable[float]]) -> float:
     """Have all runs done and see that they were; returns runs per second."""
     ids = [f"run_{number:012x}_0" for number in range(RUNS)]
     await stock.write_jobs(stores.client, ids, {"orch_id": "three", "initial_input": "x", "tenant_id": "default"})
-    seconds = await drained(ids)
+    seconds = await drain(ids)
     row = await stores.database.fetchrow(
         "SELECT (SELECT count(*) FROM orchestration_runs WHERE status = 'completed') AS runs,"
         " (SELECT count(*) FROM run_steps) AS steps"
@@ -71,7 +71,7 @@ async def _ours(servers: Servers) -> float:
         )
         try:
             await asyncio.to_thread(worker.start().wait_ready)
-            return await _run_all(stores, lambda ids: _drained(stores, ids))
+            return await run_all(stores, lambda ids: drained(stores, ids))
         finally:
             worker.close()
 
@@ -81,9 +81,9 @@ async def _stock(servers: Servers) -> float:
         ids = [f"run_{number:012x}_0" for number in range(STOCK_JOBS)]
         with stock.process(servers.redis.port, Q, slots=SLOTS, poll_delay=0.01):
             await stock.write_jobs(stores.client, ids[:1], {"orch_id": "three"})
-            await _drained(stores, ids[:1])  # it is up
+            await drained(stores, ids[:1])  # it is up
             await stock.write_jobs(stores.client, ids, {"orch_id": "three", "initial_input": "x"})
-            return STOCK_JOBS / await _drained(stores, ids)
+            return STOCK_JOBS / await drained(stores, ids)
 
 
 async def _measure(servers: Servers, rounds: int) -> list[Row]:
@@ -114,7 +114,7 @@ async def _profiled(servers: Servers) -> None:
             )
         )
         running = asyncio.create_task(worker.run())
-        rate = await _run_all(stores, lambda ids: _drained(stores, ids))
+        rate = await run_all(stores, lambda ids: drained(stores, ids))
         worker.stop()
         await running
         print(f"{rate:,.0f} runs/s under the profiler")

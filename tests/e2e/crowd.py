@@ -115,7 +115,7 @@ def neighbours(place: Place) -> None:
 @pytest.fixture
 def models(place: Place) -> Iterator[ModelServer]:
     """A model that takes its time."""
-    with model_server(address_for_pods(place.redis_address)) as running:
+    with model_server(host=address_for_pods(place.redis_address)) as running:
         yield running
 
 

@@ -51,7 +51,7 @@ def outside(place: Place) -> Iterator[Outside]:
     s3 = S3Server(host)
     s3.start()
     try:
-        with model_server(host) as models, mcp_server(host=host) as tools:
+        with model_server(host=host) as models, mcp_server(host=host) as tools:
             found = Outside(place, models, tools, s3, s3.new_bucket())
             apply(credentials(s3), scale(found), namespace=place.namespace)
             place.settled()

@@ -64,7 +64,7 @@ def api(place: Place) -> Iterator[Api]:
 @pytest.fixture
 def models(place: Place) -> Iterator[ModelServer]:
     """A model that takes its time, so that a run lasts without keeping a processor busy."""
-    with model_server(address_for_pods(place.redis_address)) as running:
+    with model_server(host=address_for_pods(place.redis_address)) as running:
         yield running
 
 

@@ -15,7 +15,7 @@ from synapse_worker.store.database import Database
 from tests.page.support import printing
 from tests.support.api import ApiProcess, StartApi
 from tests.support.runs import eventually, said_done, store, until
-from tests.support.workers import StartWorker
+from tests.support.workers import PRINT_IF_PRINT, StartWorker
 
 RUN = "/orchestrations/hello/run"
 
@@ -85,6 +85,21 @@ async def test_what_is_not_json_or_not_there(api: ApiProcess) -> None:
         ]
     assert [answer.status_code for answer in answers] == [422, 422, 422, 413, 404, 404, 404, 404]
     assert all(isinstance(answer.json()["detail"], str) for answer in answers)
+
+
+async def test_a_definition_is_known_at_once_and_a_removed_one_for_a_second_at_most(
+    api: ApiProcess, database: Database
+) -> None:
+    async with api.client() as client:
+
+        async def answers(status: int) -> bool:
+            return (await client.post("/orchestrations/new/run", json={})).status_code == status
+
+        assert await answers(404)
+        await store(database, {**PRINT_IF_PRINT, "id": "new"})
+        assert await answers(202)
+        await database.execute("DELETE FROM orchestrations WHERE id = 'new'")
+        await eventually("the orchestration is gone", lambda: answers(404), seconds=5)
 
 
 async def test_keys(database: Database, redis_client: Redis, start_api: StartApi) -> None:

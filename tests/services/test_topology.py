@@ -9,7 +9,15 @@ from redis.asyncio import Redis
 
 from synapse_worker.errors import StoreRefused, SynapseError
 from synapse_worker.queueing import keys
-from synapse_worker.queueing.client import NewRun, enqueue_run, known_queues, queue_figures, resume_run, retry_letter
+from synapse_worker.queueing.client import (
+    NewRun,
+    Seen,
+    enqueue_run,
+    known_queues,
+    queue_figures,
+    resume_run,
+    retry_letter,
+)
 from synapse_worker.queueing.lease import HandBack, LeaseQueue
 from synapse_worker.queueing.payload import decode
 from synapse_worker.routing import ONE_QUEUE, Route, Topology, shard_of_job
@@ -157,6 +165,17 @@ async def test_what_was_decided_by_an_older_epoch_is_not_written(database: Datab
     assert await runs.create_queued(database, late, epoch=1) is None
     assert await runs.get(database, ["run_1_1"]) == []
     assert await runs.create_queued(database, late, epoch=2) == keys.queue("3")
+
+
+async def test_what_a_caller_has_seen_is_gone_by_while_it_holds(database: Database, redis_client: Redis) -> None:
+    async def enqueued(run_id: str, seen: Seen) -> tuple[str, object]:
+        await enqueue_run(database, redis_client, NewRun("any", "hi", "acme"), run_id=run_id, now_ms=1, seen=seen)
+        return await place(database, redis_client, run_id), await epoch_in(redis_client, run_id)
+
+    to_three = Topology(4, routes=(Route(3, ("acme",)),))
+    assert await enqueued("run_1_1", Seen(0, to_three)) == ("3", 0)
+    await now(database, Topology(4, routes=(Route(2, ("acme",)),)))
+    assert await enqueued("run_2_1", Seen(0, to_three)) == ("2", 1)
 
 
 async def test_a_producer_that_tries_again_stays_in_the_first_queue(database: Database, redis_client: Redis) -> None:

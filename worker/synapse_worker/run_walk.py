@@ -35,7 +35,10 @@ from synapse_worker.store.pauses import Pause, Question
 from synapse_worker.store.runs import Folded, RunWriter, StepRow
 from synapse_worker.surroundings import Surroundings
 
-_FOLD_SECONDS = 3.0
+FOLD_SECONDS = 3.0
+_FOLD_SHARE = 16
+"""What a run's row shows of a running run is at most a sixteenth of its steps old, or some seconds: written whole with
+each slow step, its history would cost the square of its length."""
 _LOST_AT_MOST = 32
 """Steps at the end of a run whose events may not be in its stream yet: events are written in the background."""
 
@@ -114,6 +117,7 @@ class Walk:
         self.model_work = model_work
         self._writing = asyncio.Lock()
         self._folded_at = time.monotonic()
+        self._folded_steps = run.folded_steps
         self._results = LoopResults(cursor.loops(), run.steps)
         self._entered: list[State] = []
         """Events of loops and parallel steps that began since the last checkpoint; the next one keeps them."""
@@ -393,7 +397,7 @@ class Walk:
             )
             # The first checkpoint also keeps what the run started with: its state and its definition.
             first = self.run.cursor is None and ordinal == 1
-            fold = first or time.monotonic() - self._folded_at > _FOLD_SECONDS
+            fold = first or self._fold_is_due(ordinal)
             folded = Folded({**self.state, **output}, [*self.history, entry], ordinal) if fold else None
             written = await self.surroundings.persist(
                 lambda: self.writer.checkpoint(
@@ -416,9 +420,13 @@ class Walk:
             if task.loop is not None:
                 self._results.add(task.loop, task.step, output)
             if fold:
-                self._folded_at = time.monotonic()
+                self._folded_at, self._folded_steps = time.monotonic(), ordinal
             self.surroundings.metrics.step_duration(task.step.type, duration)
             self._hand(events)
+
+    def _fold_is_due(self, ordinal: int) -> bool:
+        grown = (ordinal - self._folded_steps) * _FOLD_SHARE >= ordinal
+        return grown and time.monotonic() - self._folded_at > FOLD_SECONDS
 
     @property
     def _is_over(self) -> bool:

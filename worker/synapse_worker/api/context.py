@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Annotated, Generic, TypeVar
@@ -18,10 +18,11 @@ from synapse_worker.api.inline import Inline
 from synapse_worker.api.problems import Problem
 from synapse_worker.api.sse import Streams
 from synapse_worker.gate import StoreGate
+from synapse_worker.queueing.client import Seen
 from synapse_worker.queueing.producer import Producer
 from synapse_worker.queueing.quotas import Quotas
 from synapse_worker.settings import Settings
-from synapse_worker.store import api_keys, tenants, topology
+from synapse_worker.store import api_keys, definitions, tenants, topology
 from synapse_worker.store.api_keys import ApiKey
 from synapse_worker.store.database import Database
 from synapse_worker.telemetry import ApiMetrics
@@ -30,7 +31,7 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 _REMEMBERED_SECONDS = 1.0
-"""How long a revoked key or a changed limit may still be gone by."""
+"""How long a revoked key, a changed limit or a removed definition may still be gone by."""
 _MOST_REMEMBERED = 10_000
 
 
@@ -70,6 +71,7 @@ class Context:
     """Why nothing is served yet or any more, "" while all is well."""
     _keys: Remembered[str, ApiKey] = field(default_factory=Remembered)
     _limits: Remembered[str, Limits] = field(default_factory=Remembered)
+    _known: Remembered[tuple[str, str, tuple[str, ...] | None], bool] = field(default_factory=Remembered)
 
     async def key_of(self, token: str) -> ApiKey | None:
         """Return the key that a token belongs to."""
@@ -78,6 +80,16 @@ class Context:
         if key is None and (key := await api_keys.find(self.database, token)) is not None:
             self._keys.put(token_hash, key)
         return key
+
+    async def knows(self, table: str, key: str, *, tenants: Sequence[str] | None) -> bool:
+        """Return whether there is such a definition; one that is missing is looked for each time."""
+        asked = (table, key, None if tenants is None else tuple(tenants))
+        if self._known.get(asked):
+            return True
+        if not await definitions.exists(self.database, table, key, tenants=tenants):
+            return False
+        self._known.put(asked, True)
+        return True
 
     async def limits_of(self, tenant_id: str) -> Limits:
         """Return what a tenant may use."""
@@ -93,12 +105,15 @@ class Context:
         return limits
 
 
-def _context(request: Request) -> Context:
+# Coroutines, although they wait for nothing: FastAPI has a thread call a plain function, twice for each request.
+
+
+async def _context(request: Request) -> Context:
     context: Context = request.app.state.context
     return context
 
 
-def _caller(request: Request) -> Caller:
+async def _caller(request: Request) -> Caller:
     caller: Caller = request.state.caller
     return caller
 
@@ -152,7 +167,7 @@ async def pass_unread(request: Request) -> None:
     """
     caller: Caller | None = getattr(request.state, "caller", None)
     if caller is not None and not hasattr(request.state, "headers"):
-        context = _context(request)
+        context = await _context(request)
         await pass_rate(request, context, tenant_for(request, context, caller, None))
 
 
@@ -165,16 +180,21 @@ def tenants_visible_to(context: Context, caller: Caller) -> list[str] | None:
 class Mode:
     """How jobs are run now: in a queue for each tenant, or by the process that takes them in."""
 
-    isolation: bool
+    seen: Seen
     inline: bool
+
+    @property
+    def isolation(self) -> bool:
+        """Whether each tenant has a queue."""
+        return self.seen.topology.isolation
 
 
 async def mode_of(context: Context) -> Mode:
     """Return what the topology's row says of it, else the environment."""
     row = await topology.read(context.database)
     if row is None:
-        return Mode(context.settings.topology.isolation, inline=False)
-    return Mode(row.topology.isolation, inline=not row.enabled)
+        return Mode(Seen(0, context.settings.topology), inline=False)
+    return Mode(Seen(row.epoch, row.topology), inline=not row.enabled)
 
 
 async def passed(request: Request, context: ContextDep, caller: CallerDep) -> Caller:

@@ -61,6 +61,13 @@ class QueueFigures:
         return self.queued == self.active == 0
 
 
+class Seen(NamedTuple):
+    """The topology as a caller has read it just now; where it has changed since, it is read again."""
+
+    epoch: int
+    topology: Topology
+
+
 @dataclass(frozen=True, slots=True)
 class NewRun:
     """A run to enqueue; `initial_state` is merged over the schema's defaults, `priority` (0 to 9) is for routes.
@@ -100,7 +107,14 @@ def new_run_id(now_ms: int) -> str:
 
 
 async def enqueue_run(
-    database: Database, client: Redis, run: NewRun, *, run_id: str, now_ms: int, without_row: Topology = ONE_QUEUE
+    database: Database,
+    client: Redis,
+    run: NewRun,
+    *,
+    run_id: str,
+    now_ms: int,
+    without_row: Topology = ONE_QUEUE,
+    seen: Seen | None = None,
 ) -> str:
     """Make a run durable and queue it; returns the run's id (which is its job's id too).
 
@@ -108,6 +122,7 @@ async def enqueue_run(
 
     Args:
         without_row: the topology where no row of `scale_topology` says otherwise.
+        seen: spares reading the row, to who has read it; None = it is read.
 
     Raises:
         StoreUnavailable: a store does not answer; a run row may exist and be queued later, never twice.
@@ -149,7 +164,7 @@ async def enqueue_run(
     parent = "" if tracing.traceparent() else run.traceparent
     names = {"run_id": run_id, "orchestration_id": run.orchestration_id, "tenant_id": run.tenant_id}
     with _enqueueing(run_id, run_id, parent, **names):
-        queue_key, envelope = await _by_the_topology(database, without_row, write)
+        queue_key, envelope = await _by_the_topology(database, without_row, write, seen)
         await put(client, queue_key, run_id, envelope)
     return run_id
 
@@ -160,7 +175,14 @@ def new_turn_id(session_id: str, now_ms: int) -> str:
 
 
 async def enqueue_turn(
-    database: Database, client: Redis, turn: NewTurn, *, job_id: str, now_ms: int, without_row: Topology = ONE_QUEUE
+    database: Database,
+    client: Redis,
+    turn: NewTurn,
+    *,
+    job_id: str,
+    now_ms: int,
+    without_row: Topology = ONE_QUEUE,
+    seen: Seen | None = None,
 ) -> None:
     """Make a turn of a chat durable and queue it; as `enqueue_run`. All turns of a session go to one queue.
 
@@ -199,7 +221,7 @@ async def enqueue_turn(
 
     names = {"session_id": turn.session_id, "agent_id": turn.agent_id, "tenant_id": turn.tenant_id}
     with _enqueueing(job_id, job_id, "", **names):
-        queue_key, envelope = await _by_the_topology(database, without_row, write)
+        queue_key, envelope = await _by_the_topology(database, without_row, write, seen)
         await put(client, queue_key, job_id, envelope)
 
 
@@ -326,14 +348,20 @@ async def _go_on(
 
 
 async def _by_the_topology(
-    database: Database, without_row: Topology, write: Callable[[int, Topology], Awaitable[T | None]]
+    database: Database,
+    without_row: Topology,
+    write: Callable[[int, Topology], Awaitable[T | None]],
+    seen: Seen | None = None,
 ) -> T:
     """Let `write` write a job by the epoch and topology of now; it returns None when these have changed meanwhile."""
     while True:
-        row = await topology.read(database)
-        done = await (write(0, without_row) if row is None else write(row.epoch, row.topology))
+        if seen is None:
+            row = await topology.read(database)
+            seen = Seen(0, without_row) if row is None else Seen(row.epoch, row.topology)
+        done = await write(seen.epoch, seen.topology)
         if done is not None:
             return done
+        seen = None
 
 
 class _Origin(NamedTuple):

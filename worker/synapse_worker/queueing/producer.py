@@ -23,6 +23,7 @@ from synapse_worker.errors import StoreRefused, StoreUnavailable
 from synapse_worker.queueing.client import (
     NewRun,
     NewTurn,
+    Seen,
     answer_run,
     enqueue_run,
     enqueue_turn,
@@ -80,18 +81,33 @@ class Producer:
         except (StoreUnavailable, StoreRefused) as away:
             log.warning("producer %s counts as alive for a while: %s", self.id, away)
 
-    async def enqueue(self, run: NewRun, *, run_id: str, now_ms: int) -> str:
-        """As `client.enqueue_run`."""
+    async def enqueue(self, run: NewRun, *, run_id: str, now_ms: int, seen: Seen | None = None) -> str:
+        """As `client.enqueue_run`.
+
+        What was seen before this call may be older than what was reported: nothing is written by it then.
+        """
         with self._writing():
             return await enqueue_run(
-                self._database, self._client, run, run_id=run_id, now_ms=now_ms, without_row=self._without_row
+                self._database,
+                self._client,
+                run,
+                run_id=run_id,
+                now_ms=now_ms,
+                without_row=self._without_row,
+                seen=seen,
             )
 
-    async def enqueue_turn(self, turn: NewTurn, *, job_id: str, now_ms: int) -> None:
-        """As `client.enqueue_turn`."""
+    async def enqueue_turn(self, turn: NewTurn, *, job_id: str, now_ms: int, seen: Seen | None = None) -> None:
+        """As `client.enqueue_turn`; `seen` as for `enqueue`."""
         with self._writing():
             await enqueue_turn(
-                self._database, self._client, turn, job_id=job_id, now_ms=now_ms, without_row=self._without_row
+                self._database,
+                self._client,
+                turn,
+                job_id=job_id,
+                now_ms=now_ms,
+                without_row=self._without_row,
+                seen=seen,
             )
 
     async def retry_letter(self, letter: Letter, *, now_ms: int) -> str | None:

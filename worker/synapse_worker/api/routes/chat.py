@@ -85,7 +85,7 @@ async def enqueue(
     if idempotency_key is not None and (known := await chats.session_of(context.database, job_id)) is not None:
         return _accepted(known, job_id)
     visible = tenants_visible_to(context, caller)
-    if not await definitions.exists(context.database, definitions.AGENTS, body.agent_id, tenants=visible):
+    if not await context.knows(definitions.AGENTS, body.agent_id, tenants=visible):
         raise Problem(404, f"there is no agent {body.agent_id!r}; sync it first")
     owner = await chats.tenant_of(context.database, session_id)
     if owner not in (None, tenant_id):
@@ -99,7 +99,7 @@ async def enqueue(
             context,
             tenant_id,
             job_id,
-            lambda: context.producer.enqueue_turn(turn, job_id=job_id, now_ms=now_ms),
+            lambda: context.producer.enqueue_turn(turn, job_id=job_id, now_ms=now_ms, seen=mode.seen),
         )
     except SessionTaken as error:  # by another tenant's request, meanwhile
         raise Problem(409, str(error)) from None

@@ -39,7 +39,7 @@ from synapse_worker.api.streaming import STREAM_ANSWERS, LastEventId, snapshot_e
 from synapse_worker.api.submission import same_request, submit
 from synapse_worker.errors import StoreRefused, StoreUnavailable
 from synapse_worker.queueing import keys
-from synapse_worker.queueing.client import NewRun, cancel_run, new_run_id
+from synapse_worker.queueing.client import NewRun, Seen, cancel_run, new_run_id
 from synapse_worker.store import claims, definitions, runs
 from synapse_worker.store.database import Database
 from synapse_worker.store.runs import RunStatus, RunView
@@ -96,7 +96,7 @@ async def enqueue(
     if known and not mode.inline:
         return _accepted(run_id, known[0].status)
     if not known:
-        await _enqueue(request, context, caller, orchestration_id, tenant_id, body, run_id, now_ms)
+        await _enqueue(request, context, caller, orchestration_id, tenant_id, body, run_id, now_ms, mode.seen)
     if mode.inline and await context.inline.run(context.settings, run_id, context.stopping):
         response.status_code = 200
         return _state(await _view(context.database, run_id))
@@ -112,9 +112,10 @@ async def _enqueue(
     body: RunRequest,
     run_id: str,
     now_ms: int,
+    seen: Seen,
 ) -> None:
     visible = tenants_visible_to(context, caller)
-    if not await definitions.exists(context.database, definitions.ORCHESTRATIONS, orchestration_id, tenants=visible):
+    if not await context.knows(definitions.ORCHESTRATIONS, orchestration_id, tenants=visible):
         raise Problem(404, f"there is no orchestration {orchestration_id!r}; sync it first")
     run = NewRun(
         orchestration_id,
@@ -129,7 +130,11 @@ async def _enqueue(
         api_key_id=caller.key_id,
     )
     await submit(
-        request, context, tenant_id, run_id, lambda: context.producer.enqueue(run, run_id=run_id, now_ms=now_ms)
+        request,
+        context,
+        tenant_id,
+        run_id,
+        lambda: context.producer.enqueue(run, run_id=run_id, now_ms=now_ms, seen=seen),
     )
     context.metrics.enqueued(tenant_id, orchestration_id)
 
