@@ -44,7 +44,7 @@ class Endpoint:
                 except OSError:
                     self.close_connection = True
 
-            do_GET = do_POST = _answer  # noqa: N815 - names of the base class
+            do_GET = do_POST = do_PUT = do_DELETE = _answer  # noqa: N815 - names of the base class
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"

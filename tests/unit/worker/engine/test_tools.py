@@ -166,7 +166,7 @@ def test_a_value_stays_in_its_part_of_the_url() -> None:
     ("document", "words"),
     [
         ({"url": "file:///etc/passwd"}, "The tool 't' has no http:// or https:// url."),
-        ({"url": "https://x.example", "method": "TRACE"}, "The tool 't' has the method 'TRACE'; accepted: DELETE,"),
+        ({"url": "https://x.example", "method": "TRACE"}, "The tool 't' has the method 'TRACE'; accepted are DELETE,"),
         ({"url": "http://127.0.0.1:9/"}, "The tool cannot be reached: ConnectError."),
     ],
 )
