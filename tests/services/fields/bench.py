@@ -58,6 +58,7 @@ def a_print(identity: str, content: str = "", **fields: object) -> dict[str, obj
 class Asked(Protocol):
     """A request that a model got."""
 
+    path: str
     headers: dict[str, str]
     body: dict[str, object]
     prompt: str
@@ -188,8 +189,13 @@ class Bench:
         view = await until(self.database, run_id, "completed", "failed", "paused", "cancelled")
         if view.status == "paused":
             await eventually("the stream says that it waits", lambda: self._paused(run_id))
-            return Ran(run_id, view, await events_of(self.client, run_id))
-        return Ran(run_id, view, await said_done(self.client, run_id))
+            events = await events_of(self.client, run_id)
+        else:
+            events = await said_done(self.client, run_id)
+        ids = [str(event["event_id"]) for event in events]
+        assert all(each.startswith(f"{run_id}:") for each in ids)
+        assert len(set(ids)) == len(ids), ids  # who streams them drops an id that he has sent
+        return Ran(run_id, view, events)
 
     async def _paused(self, run_id: str) -> bool:
         events = await events_of(self.client, run_id)
