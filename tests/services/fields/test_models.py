@@ -272,6 +272,12 @@ async def test_agents_orchestration_id(bench: Bench) -> None:
     assert bench.asked == []
 
 
+async def test_agents_that_would_go_astray_end_a_run_before_its_first_step(bench: Bench) -> None:
+    agent = await bench.agent(name="Ada", tools="search")
+    ran = await bench.run(a_print("first"), an_agent_step(agent))
+    assert (ran.error, ran.done) == (f"Agent 'Ada' ({agent}) has tools that are no list.", [])
+
+
 # ---- custom tools
 
 
