@@ -81,13 +81,14 @@ class RunJob:
         self._with = surroundings
         self._walk: Walk | None = None
         self._began = time.monotonic()
+        self._control: Control | None = None
 
     async def run(self, control: Control) -> Ending:
         """Run to the end, a step boundary of a drain, or a stop; see `Job.run`."""
         self._with.reservations.hold(self.lease.job_id, self._reserved_for)
         budget = max(0.0, self._with.settings.job_timeout - self._run.active_seconds)
         self._with.metrics.active_runs.inc()
-        self._running[self._ids] = control
+        self._running[self._ids] = self._control = control
         try:
             if self.unwanted is not None:
                 return await self._cancel(self.unwanted)
@@ -313,6 +314,8 @@ class RunJob:
 
     async def _end(self, status: RunStatus, error: str | None, letter: DeadLetter | None) -> bool:
         active = self._active()
+        if self._control is not None:
+            self._control.ends()
         if self._walk is None or self._walk.definition.nests:  # an earlier owner may have walked it
             # Before the run itself: what a crash leaves in between is taken up again with it.
             await self._with.persist(lambda: nested.end_with(self._with.database, self._run, status))
