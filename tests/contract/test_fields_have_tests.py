@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMON = ("id", "name", "type", "output_key", "next_step_id", "max_iterations", "timeout_seconds", "input_keys")
 """What steps of every type have."""
 
-OWN: Mapping[StepType, Collection[str]] = {
+OWN: Mapping[str, Collection[str]] = {
     StepType.AGENT: ("agent_id", "prompt_template", "model", "max_turns", "allowed_tools"),
     StepType.LLM: ("prompt_template", "model"),
     StepType.TOOL: ("forced_tool", "prompt_template", "model"),
@@ -86,7 +86,8 @@ HERE = set().union(*(names_in(path) for path in (ROOT / "tests/services/fields")
 
 
 def all_fields() -> Iterator[tuple[str, str]]:
-    for subject, fields in {"every_type": COMMON, **OWN, **OTHERS}.items():
+    subjects: dict[str, Collection[str]] = {"every_type": COMMON, **OWN, **OTHERS}
+    for subject, fields in subjects.items():
         yield from ((subject, field) for field in fields)
 
 

@@ -39,6 +39,9 @@ TOOL = "double"
 CALL_IT = call(TOOL, n=2)
 """What a script says to have it called."""
 
+DONE: dict[str, object] = {"say": "at last $last"}
+"""What a script says to end with the last result."""
+
 PRICED = "claude-haiku-5-5"
 """A model whose price is known."""
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from synapse_worker.store.chats import SessionView
-from tests.services.fields.bench import CALL_IT, PRICED, TOOL, Bench, a_print
+from tests.services.fields.bench import CALL_IT, DONE, PRICED, TOOL, Bench, a_print
 from tests.support.model_server import call, script
 from tests.support.runs import Event
-
-DONE = {"say": "at last $last"}
 
 
 def error(turn: tuple[SessionView, list[Event]]) -> str:

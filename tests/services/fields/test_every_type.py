@@ -67,7 +67,7 @@ def of(kind: StepType, **fields: object) -> Fields:
     return {"id": "step", "name": "The step", "type": kind, "output_key": "out", **WORKING[kind], **fields}
 
 
-async def run(bench: Bench, kind: StepType, *, asks: bool = True, **fields: object) -> Ran:
+async def run(bench: Bench, kind: StepType, asks: bool = True, /, **fields: object) -> Ran:
     """Run one step of a type; `asks`: whether one that asks a human comes to that."""
     others = (a_print(identity, next_step_id=None) for identity in ("after", "inside", "elsewhere"))
     answers = ["yes"] if kind is StepType.HUMAN and asks else []
@@ -111,7 +111,7 @@ async def test_end_next_step_id_leads_nowhere(bench: Bench) -> None:
 
 @pytest.mark.parametrize("kind", StepType)
 async def test_every_type_max_iterations(bench: Bench, kind: StepType) -> None:
-    ran = await run(bench, kind, asks=False, max_iterations=0, next_step_id="elsewhere")
+    ran = await run(bench, kind, False, max_iterations=0, next_step_id="elsewhere")
     assert ran.view.status == "completed", ran.view.error
     assert ran.done == ["elsewhere"]
     (told,) = ran.told("loop_limit_reached")

@@ -6,12 +6,10 @@ import json
 
 import pytest
 
-from tests.services.fields.bench import AGENT, CALL_IT, PRICED, TOOL, Bench, Ran, a_print
+from tests.services.fields.bench import AGENT, CALL_IT, DONE, PRICED, TOOL, Bench, Ran, a_print
 from tests.support.endpoint import Endpoint
 from tests.support.mcp_server import Tools, mcp_server
 from tests.support.model_server import call, script
-
-DONE = {"say": "at last $last"}
 
 
 def a_step(kind: str, **fields: object) -> dict[str, object]:
@@ -198,7 +196,7 @@ async def test_evaluator_route_descriptions(bench: Bench) -> None:
     await bench.run(step)
     (asked,) = bench.requests
     assert "- route_go: When all is well\n- route_stay: stay\n" in asked.prompt
-    described = {tool["function"]["name"]: tool["function"]["description"] for tool in asked.body["tools"]}  # type: ignore[index, attr-defined]
+    described = {tool["function"]["name"]: tool["function"]["description"] for tool in asked.body["tools"]}  # type: ignore[attr-defined]
     assert described == {"route_go": "When all is well", "route_stay": "Go on with stay."}
 
 

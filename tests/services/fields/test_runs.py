@@ -105,7 +105,7 @@ async def test_orchestrations_max_total_cost_usd(bench: Bench) -> None:
 
 async def test_orchestrations_of_fields_that_nobody_knows(bench: Bench) -> None:
     canvas = {"position_x": 1.5, "position_y": 2, "avatar": "x", "cache_responses_enabled": True}
-    ran = await bench.run(a_print("a", **canvas), trigger="manual", canvas={"zoom": 2})
+    ran = await bench.run({**a_print("a"), **canvas}, trigger="manual", canvas={"zoom": 2})
     assert ran.view.status == "completed"
 
 
