@@ -81,6 +81,18 @@ async def test_an_llm_step_asks_the_stored_default_model(
     assert "the-openai-compatible-key" not in worker.log + str(events) + str(done)
 
 
+async def test_what_a_new_process_has_to_load_is_not_of_a_steps_time(
+    database: Database, redis_client: Redis, server: ModelServer, start_worker: StartWorker
+) -> None:
+    await write_settings(database, server.settings())
+    # Loading the packages of that protocol takes longer than that, asking a model does not.
+    step = {"id": "s", "type": "llm", "model": "claude-haiku-5-5", "output_key": "out", "timeout_seconds": 3}
+    await store(database, chain("o", [step]))
+    start_worker(ANTHROPIC_BASE_URL=server.url).wait_ready()
+    done = await until(database, await enqueue(database, redis_client, "o"), "completed", "failed")
+    assert (done.error, done.state.get("out")) == (None, "hi")
+
+
 @pytest.mark.parametrize("model", ["scripted", "claude-haiku-5-5"])
 async def test_an_agent_works_with_tools_until_it_answers(
     database: Database, redis_client: Redis, server: ModelServer, start_worker: StartWorker, model: str

@@ -93,7 +93,7 @@ def claim_request(lease: Lease, envelope: bytes, payload: JobPayload, default_te
 
     def text(name: str, *, required: bool = False, most: int = MAX_ID) -> str | None:
         value = arguments.get(name)
-        if value is None and not required:
+        if value in (None, "") and not required:
             return None
         if not isinstance(value, str) or not storable(value, most):
             raise PayloadError(f"the job's argument {name} must be a text of 1 to {most} characters")

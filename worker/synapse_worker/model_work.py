@@ -5,18 +5,20 @@ A job whose orchestration has no such step does none of it. What the steps do wi
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from decimal import Decimal
 
 from pydantic import SecretStr
 
-from synapse_worker.engine.errors import CostLimit
+from synapse_worker.engine.errors import CostLimit, EngineError
 from synapse_worker.engine.json_values import JsonObject
 from synapse_worker.engine.model import ASKS_MODELS, Definition, Step
 from synapse_worker.engine.models import Message
 from synapse_worker.engine.providers import Providers
 from synapse_worker.engine.runner import Execute
 from synapse_worker.engine.snapshot import Snapshot, collect
+from synapse_worker.engine.steps.asking import endpoint_of
 from synapse_worker.engine.steps.context import ModelMeans
 from synapse_worker.engine.steps.suspension import Halted
 from synapse_worker.engine.tools import ToolSecrets, Vault
@@ -55,7 +57,6 @@ class ModelWork:
         definition: Definition,
         document: State,
         task: Execute,
-        history: Sequence[Mapping[str, object]],
         halts: Callable[[], bool],
     ) -> tuple[ModelMeans, StepTurns] | None:
         """Return what one visit of a step is given; None for a step that talks to no model.
@@ -65,21 +66,25 @@ class ModelWork:
             definition: its definition, and `document` what that is kept as.
             document: see there.
             task: the step, and its visit.
-            history: the run's step_history so far.
             halts: whether the run is to be given back instead of doing one more turn.
         """
         if task.step.type not in ASKS_MODELS:
             return None
         kept = document if run.definition is None else None
         turns = await StepTurns.open(self._with, run, task.step, task.visit, definition, kept, halts)
-        return self.given(run.tenant_id, turns, past=history), turns
+        given = self.given(run.tenant_id, turns)
+        with suppress(EngineError):  # the step itself says what is wrong
+            endpoint = endpoint_of(task.step, given)
+            if endpoint is not None:
+                # Here, since it takes seconds in a new process and those are not of the step's timeout_seconds.
+                await self._with.models.load(endpoint)
+        return given, turns
 
     def given(
         self,
         tenant_id: str,
         turns: Turns,
         *,
-        past: Sequence[Mapping[str, object]] = (),
         before: Sequence[Message] = (),
         images: Sequence[str] = (),
     ) -> ModelMeans:
@@ -90,7 +95,6 @@ class ModelWork:
             snapshot=self._snapshot,
             secrets=self._secrets,
             vault=Vault(self._with.blobs, tenant_id),
-            past=tuple(past),
             turns=turns,
             before=tuple(before),
             images=tuple(images),

@@ -100,13 +100,13 @@ def left(run_id: str, step: Step, visit: int, duration: float) -> list[State]:
 
 
 def limit_reached(run_id: str, refused: LimitReached) -> State:
-    """A transition is refused, its target has run as often as it may."""
+    """A transition is refused, its target has run as often as it may; it may be refused again some steps later."""
     return {
         "type": "loop_limit_reached",
         "orch_step_id": refused.step.id,
         "iterations": refused.iterations,
         "max_iterations": refused.max_iterations,
-        "event_id": f"{run_id}:{refused.step.id}:{refused.iterations}:limit",
+        "event_id": f"{run_id}:{refused.step.id}:{refused.iterations}:limit:{refused.cursor.steps_done}",
     }
 
 

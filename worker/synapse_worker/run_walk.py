@@ -241,15 +241,14 @@ class Walk:
         started_at, began = datetime.now(UTC), time.monotonic()
         given = None
         if self.model_work is not None:
-            given = await self.model_work.means(
-                self.run, self.definition, self._document, task, self.history, self.halts
-            )
+            given = await self.model_work.means(self.run, self.definition, self._document, task, self.halts)
         means, turns = (None, None) if given is None else given
         context = StepContext(
             definition=self.definition,
             sandbox=self.surroundings.sandbox,
             idempotency_key=f"{run_id}:{step.id}:{visit}",
             nested=partial(self._nest, self, task),
+            past=self.history,
             means=means,
         )
         try:

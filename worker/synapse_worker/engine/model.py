@@ -8,19 +8,22 @@ release does not run. Whether expressions and transforms can run is judged by `s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import cast
 
 from synapse_worker.engine.errors import DefinitionError
+from synapse_worker.engine.fields import Fields, text_of
 from synapse_worker.engine.json_values import JsonObject, JsonValue
 
 DEFAULT_MAX_TOTAL_TURNS = 100
 DEFAULT_MAX_ITERATIONS = 3
 DEFAULT_TIMEOUT_SECONDS = 300.0
 DEFAULT_LOOP_COUNT = 3
+MAX_ID_LENGTH = 255
+"""Of a step's id: it is a column of the run's steps."""
 DEFAULT_HUMAN_PROMPT = "Please provide input to continue."
 MERGE_STRATEGIES = ("list", "concat", "dict")
 
@@ -163,12 +166,21 @@ class Definition:
         """Whether a run of it may have nested runs: an agent may be an orchestration itself."""
         return any(step.type is StepType.AGENT for step in self.steps.values())
 
-    def source_of(self, key: str) -> str:
-        """Return how the producer of a state key is named, `<step name> (<step id>)`; the key where no step is."""
-        for step in self.steps.values():
-            if step.output_key == key:
-                return f"{step.name} ({step.id})"
-        return key
+    def source_of(self, key: str, past: Sequence[Mapping[str, object]]) -> str:
+        """Return how the producer of a state key is named, `<step name> (<step id>)`; the key where no step is.
+
+        Args:
+            key: the state key.
+            past: the run's step_history so far; of several steps with that output_key the last to finish counts.
+        """
+        producers = {step.id: step for step in self.steps.values() if step.output_key == key}
+        if not producers:
+            return key
+        step = next(iter(producers.values()))
+        if len(producers) > 1:
+            finished = (entry.get("step_id") for entry in reversed(past) if entry.get("status") == "completed")
+            step = next((producers[str(each)] for each in finished if each in producers), step)
+        return f"{step.name} ({step.id})"
 
     @classmethod
     def parse(cls, document: Mapping[str, object], *, source: str = "") -> Definition:
@@ -190,11 +202,11 @@ class Definition:
 
 
 def _definition(document: Mapping[str, object]) -> Definition:
-    identity = _text(document.get("id"))
+    identity = text_of(document.get("id"))
     if identity is None:
         raise DefinitionError("The orchestration has no id.")
-    name = _text(document.get("name")) or identity
-    fields = _Fields(document, f"orchestration {name!r} ({identity})")
+    name = text_of(document.get("name")) or identity
+    fields = Fields(document, f"orchestration {name!r} ({identity})")
     items = fields.sequence("steps")
     if not items:
         raise fields.error("has no steps")
@@ -232,14 +244,16 @@ def _definition(document: Mapping[str, object]) -> Definition:
     )
 
 
-def _step(item: object, number: int, parent: _Fields) -> Step:
+def _step(item: object, number: int, parent: Fields) -> Step:
     if not isinstance(item, Mapping):
         raise parent.error(f"has a step (number {number}) that is no object")
-    identity = _text(item.get("id"))
+    identity = text_of(item.get("id"))
     if identity is None:
         raise parent.error(f"has a step (number {number}) without an id")
-    name = _text(item.get("name")) or identity
-    fields = _Fields(item, f"{parent.title}, step {name!r} ({identity})")
+    if len(identity) > MAX_ID_LENGTH:
+        raise parent.error(f"has a step (number {number}) with an id of over {MAX_ID_LENGTH} characters")
+    name = text_of(item.get("name")) or identity
+    fields = Fields(item, f"{parent.title}, step {name!r} ({identity})")
     kind = _step_type(fields)
     required = _REQUIRED.get(kind)
     # An empty text to print is a choice; an empty condition or an empty script is not.
@@ -289,7 +303,7 @@ def _step(item: object, number: int, parent: _Fields) -> Step:
     )
 
 
-def _step_type(fields: _Fields) -> StepType:
+def _step_type(fields: Fields) -> StepType:
     written = fields.text("type")
     accepted = "this release runs " + ", ".join(sorted(StepType))
     if written is None:
@@ -300,17 +314,17 @@ def _step_type(fields: _Fields) -> StepType:
         raise fields.error(f"is of type {written!r}, which is no step type; {accepted}") from None
 
 
-def _merge_strategy(fields: _Fields) -> str:
+def _merge_strategy(fields: Fields) -> str:
     written = (fields.text("merge_strategy") or MERGE_STRATEGIES[0]).strip().lower()
     if written not in MERGE_STRATEGIES:
         raise fields.error(f"has the merge_strategy {written!r}; it is one of {', '.join(MERGE_STRATEGIES)}")
     return written
 
 
-def _branches(fields: _Fields) -> tuple[tuple[str, ...], ...]:
+def _branches(fields: Fields) -> tuple[tuple[str, ...], ...]:
     branches: list[tuple[str, ...]] = []
     for item in fields.sequence("parallel_branches"):
-        ids = [_text(part) for part in item] if isinstance(item, list) else [None]
+        ids = [text_of(part) for part in item] if isinstance(item, list) else [None]
         if None in ids:
             raise fields.error("has parallel_branches that are no lists of step ids")
         if ids:
@@ -318,32 +332,32 @@ def _branches(fields: _Fields) -> tuple[tuple[str, ...], ...]:
     return tuple(branches)
 
 
-def _human_fields(fields: _Fields) -> tuple[Mapping[str, JsonValue], ...]:
+def _human_fields(fields: Fields) -> tuple[Mapping[str, JsonValue], ...]:
     found: list[Mapping[str, JsonValue]] = []
     for item in fields.sequence("human_fields"):
-        if not isinstance(item, Mapping) or _text(item.get("name")) is None:
+        if not isinstance(item, Mapping) or text_of(item.get("name")) is None:
             raise fields.error("has human_fields that are no objects with a name")
         found.append(cast(JsonObject, item))
     return tuple(found)
 
 
-def _cases(fields: _Fields) -> dict[str, str | None]:
+def _cases(fields: Fields) -> dict[str, str | None]:
     return _ways(fields, "switch_cases", "switch case")
 
 
-def _routes(fields: _Fields, kind: StepType) -> dict[str, str | None]:
+def _routes(fields: Fields, kind: StepType) -> dict[str, str | None]:
     routes = _ways(fields, "route_map", "route")
     if kind is StepType.EVALUATOR and not routes:
         raise fields.error(f"is of type {kind} and needs a route_map with at least one label")
     return routes
 
 
-def _ways(fields: _Fields, field: str, title: str) -> dict[str, str | None]:
+def _ways(fields: Fields, field: str, title: str) -> dict[str, str | None]:
     ways: dict[str, str | None] = {}
     for label, target in fields.mapping(field).items():
-        if target is not None and _text(target) is None and target != "":
+        if target is not None and text_of(target) is None and target != "":
             raise fields.error(f"has a {title} {label!r} whose target is no step id")
-        ways[str(label)] = _text(target)
+        ways[str(label)] = text_of(target)
     return ways
 
 
@@ -375,7 +389,7 @@ def _chain(steps: Mapping[str, Step], parallel: Step, branch: tuple[str, ...]) -
     return tuple(chain)
 
 
-def _contained(steps: Mapping[str, Step], step: Step, above: tuple[str, ...], fields: _Fields) -> frozenset[str]:
+def _contained(steps: Mapping[str, Step], step: Step, above: tuple[str, ...], fields: Fields) -> frozenset[str]:
     """All step ids inside a loop or parallel step, whatever the depth.
 
     Raises:
@@ -409,95 +423,3 @@ def _own_branches(step: Step) -> tuple[tuple[str, ...], ...]:
 def _ids(steps: Mapping[str, Step]) -> str:
     shown = list(steps)[:10]
     return "its steps are " + ", ".join(shown) + (", ..." if len(steps) > len(shown) else "")
-
-
-def _text(value: object) -> str | None:
-    """An id or name: text, or a number that a tool wrote without quotes; empty counts as missing."""
-    if isinstance(value, str):
-        return value if value.strip() else None
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    return None
-
-
-class _Fields:
-    """Reads fields of one object of a document; every error names the object."""
-
-    def __init__(self, document: Mapping[str, object], title: str) -> None:
-        self._document = document
-        self.title = title
-
-    def error(self, predicate: str) -> DefinitionError:
-        return DefinitionError(f"{self.title[0].upper()}{self.title[1:]} {predicate}.")
-
-    def text(self, field: str) -> str | None:
-        value = self._document.get(field)
-        if value is None or value == "":
-            return None
-        text = _text(value)
-        if text is None and not isinstance(value, str):
-            raise self.error(f"has a {field} that is no text")
-        return text
-
-    def code(self, field: str) -> str:
-        value = self._document.get(field)
-        if value is None:
-            return ""
-        # `if_condition: true` in YAML is a condition too.
-        if isinstance(value, bool | int | float):
-            return str(value)
-        if not isinstance(value, str):
-            raise self.error(f"has a {field} that is no text")
-        return value
-
-    def texts(self, field: str) -> tuple[str, ...]:
-        values = self.sequence(field)
-        texts = tuple(text for value in values if (text := _text(value)) is not None)
-        if len(texts) != len([value for value in values if value not in (None, "")]):
-            raise self.error(f"has {field} with an item that is no text")
-        return texts
-
-    def sequence(self, field: str) -> list[object]:
-        value = self._document.get(field)
-        if value is None:
-            return []
-        if not isinstance(value, list):
-            raise self.error(f"has {field} that are no list")
-        return value
-
-    def mapping(self, field: str) -> Mapping[str, object]:
-        value = self._document.get(field)
-        if value is None:
-            return {}
-        if not isinstance(value, Mapping):
-            raise self.error(f"has {field} that is no object")
-        return value
-
-    def whole(self, field: str, default: int, *, minimum: int) -> int:
-        value = self._number(field)
-        if value is None:
-            return default
-        if not value.is_integer() or value < minimum:
-            raise self.error(f"has {field} {self._document.get(field)!r}; it is a whole number of at least {minimum}")
-        return int(value)
-
-    def positive(self, field: str) -> float | None:
-        """A duration; 0 means, as in a main instance, that none is set."""
-        value = self._number(field)
-        if value is not None and value < 0:
-            raise self.error(f"has {field} {self._document.get(field)!r}; it is a number above 0")
-        return value or None
-
-    def _number(self, field: str) -> float | None:
-        value = self._document.get(field)
-        if value is None or value == "":
-            return None
-        try:
-            if isinstance(value, bool) or not isinstance(value, int | float | str):
-                raise ValueError(value)
-            number = float(value)
-            if number != number or number in (float("inf"), float("-inf")):
-                raise ValueError(value)
-        except (ValueError, OverflowError):
-            raise self.error(f"has {field} {value!r}, which is no number") from None
-        return number

@@ -21,7 +21,7 @@ import tenacity
 from synapse_worker import tracing
 from synapse_worker.engine.errors import ModelUnavailable
 from synapse_worker.engine.json_values import JsonObject, NotJson, loads
-from synapse_worker.engine.providers import Endpoint
+from synapse_worker.engine.providers import Endpoint, WireProtocol
 
 log = logging.getLogger(__name__)
 
@@ -166,6 +166,7 @@ class Models:
         self._seconds = seconds
         self._attempts = attempts
         self._client: Client | None = None
+        self._loaded: set[WireProtocol] = set()
         self._unpriced: set[tuple[str, str]] = set()
 
     async def __aenter__(self) -> Self:
@@ -176,6 +177,12 @@ class Models:
     ) -> None:
         if self._client is not None:
             await self._client.close()
+
+    async def load(self, endpoint: Endpoint) -> None:
+        """Import what an endpoint's protocol needs; takes seconds, once in a process."""
+        if endpoint.protocol not in self._loaded:
+            await self._prepared(endpoint)
+            self._loaded.add(endpoint.protocol)
 
     async def ask(self, request: Request) -> Answer:
         """Return the model's answer; a provider that is busy or away is asked again, at the time that it names.

@@ -30,7 +30,7 @@ def task(
         past: the run's step_history so far, oldest first.
     """
     main = fill(template, state) if template.strip() else _text(state.get(USER_INPUT))
-    parts = [main, *_inputs(step, template, state, definition)]
+    parts = [main, *_inputs(step, template, state, definition, past)]
     parts += _again(step, state, definition, past)
     return "\n\n".join(part for part in parts if part)
 
@@ -52,14 +52,16 @@ def unknown_route(said: str, labels: Mapping[str, str]) -> str:
     return f"{chosen} Choose exactly one of: {', '.join(labels)}."
 
 
-def _inputs(step: Step, template: str, state: Mapping[str, object], definition: Definition) -> list[str]:
+def _inputs(
+    step: Step, template: str, state: Mapping[str, object], definition: Definition, past: Sequence[Mapping[str, object]]
+) -> list[str]:
     found: list[str] = []
     for key in step.input_keys:
         value = state.get(key)
         # Without a template the user input is the prompt itself.
         if value is None or (key == USER_INPUT and not template.strip()):
             continue
-        found.append(f"[{definition.source_of(key)}]:\n{_text(value)}")
+        found.append(f"[{definition.source_of(key, past)}]:\n{_text(value)}")
     return ["Context:", *found] if found else []
 
 

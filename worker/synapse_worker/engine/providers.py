@@ -85,10 +85,10 @@ class Providers:
         Raises:
             ModelRefused: no model or no key is set, or nobody answers for that name; says what to set.
         """
-        chosen = next((name.strip() for name in names if name is not None and not _is_default(name)), None)
+        chosen = next((name.strip() for name in names if name is not None and not is_default(name)), None)
         if chosen is None:
             chosen, provider = self._text("model"), None
-            if _is_default(chosen):
+            if is_default(chosen):
                 raise ModelRefused("No model is named, and none is stored: set the setting model, or the step's model.")
         named = self._named(provider) if provider else None
         return self._at(named or self._provider_of(chosen), chosen)
@@ -145,5 +145,6 @@ class Providers:
         return [name.strip() for name in names if isinstance(name, str) and name.strip()]
 
 
-def _is_default(name: str) -> bool:
+def is_default(name: str) -> bool:
+    """Whether a model's name stands for the next one in order, or the stored one."""
     return name.strip().lower() in DEFAULT_NAMES

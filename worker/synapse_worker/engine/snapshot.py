@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, cast
 
 from synapse_worker.engine.errors import DefinitionError
+from synapse_worker.engine.fields import Fields, text_of
 from synapse_worker.engine.model import Definition, Step, StepType
 
 Document: TypeAlias = dict[str, object]
@@ -40,23 +41,22 @@ class Agent:
 
     @classmethod
     def parse(cls, agent_id: str, document: Mapping[str, object]) -> Agent:
-        """Read an agent as users write it; what is not as it should be counts as not given."""
+        """Read an agent as users write it.
 
-        def text(key: str) -> str | None:
-            value = document.get(key)
-            return value if isinstance(value, str) and value.strip() else None
-
-        tools = document.get("tools")
-        turns = document.get("max_turns")
+        Raises:
+            DefinitionError: a field of it cannot be used; one sentence with the agent and what is accepted.
+        """
+        name = text_of(document.get("name")) or agent_id
+        fields = Fields(document, f"agent {name!r} ({agent_id})")
         return cls(
             id=agent_id,
-            name=text("name") or agent_id,
-            system_prompt=text("system_prompt") or "",
-            tools=tuple(tool for tool in tools if isinstance(tool, str)) if isinstance(tools, list) else (),
-            model=text("model"),
-            provider=text("provider"),
-            max_turns=turns if isinstance(turns, int) and not isinstance(turns, bool) and turns > 0 else None,
-            orchestration_id=text("orchestration_id"),
+            name=name,
+            system_prompt=fields.code("system_prompt"),
+            tools=fields.texts("tools"),
+            model=fields.text("model"),
+            provider=fields.text("provider"),
+            max_turns=fields.whole("max_turns", 0, minimum=0) or None,
+            orchestration_id=fields.text("orchestration_id"),
         )
 
 

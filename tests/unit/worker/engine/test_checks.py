@@ -7,7 +7,7 @@ import pytest
 from synapse_worker.engine.checks import check_code, check_tool
 from synapse_worker.engine.errors import DefinitionError
 from synapse_worker.engine.sandbox import Sandbox
-from tests.unit.worker.engine.documents import a_definition, a_print
+from tests.unit.worker.engine.documents import Document, a_definition, a_print
 
 
 async def test_good_code_passes(sandbox: Sandbox) -> None:
@@ -49,6 +49,27 @@ async def test_a_tools_script_may_use_its_arguments_and_print(sandbox: Sandbox) 
     await check_tool({"name": "count", "tool_type": "python", "code": code}, sandbox)
     await check_tool({"name": "look_up", "tool_type": "http", "url": "https://example.com"}, sandbox)
     await check_tool({"name": "nothing said"}, sandbox)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"tool_type": "http"}, "Tool 'look_up' has no http:// or https:// url."),
+        ({"url": "example.com/{id}"}, "Tool 'look_up' has no http:// or https:// url."),
+        (
+            {"url": "https://example.com", "method": "FETCH"},
+            "Tool 'look_up' has the method 'FETCH'; accepted are DELETE, GET, HEAD, PATCH, POST, PUT.",
+        ),
+        (
+            {"tool_type": "pyhton", "code": "print(1)"},
+            "Tool 'look_up' is of type 'pyhton'; accepted are http and python.",
+        ),
+    ],
+)
+async def test_a_tool_that_cannot_be_called_is_named(sandbox: Sandbox, fields: Document, sentence: str) -> None:
+    with pytest.raises(DefinitionError) as caught:
+        await check_tool({"name": "look_up", **fields}, sandbox)
+    assert str(caught.value) == sentence
 
 
 @pytest.mark.parametrize(

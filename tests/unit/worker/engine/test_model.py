@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 from hypothesis import given
@@ -138,6 +139,7 @@ def test_numbers_may_be_text_and_ids_may_be_numbers() -> None:
         ({"id": "o", "steps": {"a": 1}}, "steps that are no list"),
         ({"id": "o", "steps": ["a"]}, "(number 1) that is no object"),
         ({"id": "o", "steps": [{"type": "end"}]}, "(number 1) without an id"),
+        ({"id": "o", "steps": [{"id": "a" * 256, "type": "end"}]}, "(number 1) with an id of over 255 characters"),
         ({"id": "o", "steps": [{"id": "a"}]}, "step 'a' (a) has no type; this release runs "),
         ({"id": "o", "steps": [{"id": "a", "type": "webhook"}]}, "'webhook', which is no step type"),
         ({"id": "o", "steps": [{"id": "a", "type": ["end"]}]}, "a type that is no text"),
@@ -215,6 +217,73 @@ def test_definitions_that_would_go_astray(document: Document, words: str) -> Non
     assert words in sentence
     assert sentence.endswith(".")
     assert "\n" not in sentence
+
+
+BAD_VALUES: dict[str, object] = {
+    "input_keys": "k",
+    "output_key": ["k"],
+    "next_step_id": {},
+    "max_iterations": "many",
+    "timeout_seconds": -1,
+    "print_content": [],
+    "if_condition": {},
+    "if_true_step_id": [],
+    "if_false_step_id": True,
+    "switch_expression": ["x"],
+    "switch_cases": ["a"],
+    "switch_default_step_id": {},
+    "transform_code": ["result = 1"],
+    "agent_id": ["helper"],
+    "prompt_template": {},
+    "model": ["m"],
+    "max_turns": 1.5,
+    "allowed_tools": "search",
+    "forced_tool": {},
+    "evaluator_prompt": [],
+    "route_map": "again",
+    "route_descriptions": ["again"],
+    "merge_strategy": "zip",
+    "loop_count": 0,
+    "loop_step_ids": "a",
+    "parallel_branches": {"a": ["b"]},
+    "human_prompt": [],
+    "human_fields": ["name"],
+    "human_timeout_seconds": "soon",
+}
+"""Field of a step -> a value that it does not take."""
+
+
+@pytest.mark.parametrize("field", sorted(BAD_VALUES))
+def test_a_bad_value_is_named_with_its_step_and_field(field: str) -> None:
+    sentence = refused(an_orchestration({"id": "s", "name": "Step", "type": "end", field: BAD_VALUES[field]}))
+    assert sentence.startswith("Orchestration 'Triage' (orch_1), step 'Step' (s) has ")
+    assert field in sentence
+    assert re.search(r"that (is|are) no |which is no |; it is (a|one of) ", sentence)
+    assert sentence.count(". ") == 0
+
+
+def test_every_field_of_a_step_has_a_bad_value() -> None:
+    # Those that every step needs are above; a name that is no text counts as none.
+    assert set(BAD_VALUES) == {field.name for field in dataclasses.fields(Step)} - {"id", "name", "type"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("description", []),
+        ("entry_step_id", {}),
+        ("state_schema", "x"),
+        ("max_total_turns", 2.5),
+        ("timeout_minutes", "soon"),
+        ("max_total_cost_usd", -1),
+        ("steps", "a"),
+    ],
+)
+def test_a_bad_value_of_an_orchestration_is_named_with_its_field(field: str, value: object) -> None:
+    sentence = refused({**an_orchestration(a_print("a")), field: value})
+    assert sentence.startswith("Orchestration 'Triage' (orch_1) has ")
+    assert field in sentence
+    assert re.search(r"that (is|are) no |which is no |; it is (a|one of) ", sentence)
 
 
 def test_the_source_is_named() -> None:
@@ -325,3 +394,11 @@ def test_fields_of_steps_that_ask_models() -> None:
 )
 def test_steps_that_ask_models_need_what_they_need(step: Document, words: str) -> None:
     assert words in refused(an_orchestration({"id": "s", **step}))
+
+
+def test_a_key_is_named_after_the_step_that_set_it_last() -> None:
+    definition = a_definition(a_print("a", output_key="k"), a_print("b", output_key="k"), a_print("c", output_key="o"))
+    past: list[Document] = [{"step_id": each, "status": "completed"} for each in ("b", "a", "b", "c")]
+    past.append({"step_id": "a", "status": "failed"})
+    assert [definition.source_of(key, past) for key in ("k", "o", "user_input")] == ["B (b)", "C (c)", "user_input"]
+    assert definition.source_of("k", past[:0]) == "A (a)"

@@ -102,7 +102,6 @@ class Bench:
             snapshot=self.snapshot,
             secrets=ToolSecrets(),
             vault=Vault(LocalBlobs(Path("/nonexistent")), "acme"),
-            past=past,
             turns=self.turns,
         )
 
@@ -111,7 +110,12 @@ class Bench:
             return NestedResult("what it says", {})
 
         context = StepContext(
-            definition=definition, sandbox=self._sandbox, idempotency_key="run_1:s:1", nested=nested, means=means
+            definition=definition,
+            sandbox=self._sandbox,
+            idempotency_key="run_1:s:1",
+            nested=nested,
+            past=past,
+            means=means,
         )
         return await EXECUTORS[step.type](step, {"user_input": "hi", **state}, context)
 

@@ -108,5 +108,26 @@ async def test_a_snapshot_is_kept_in_its_orchestrations_document() -> None:
 
 
 def test_an_agent_as_users_write_it() -> None:
-    agent = Agent.parse("a", {"tools": None, "model": "", "max_turns": "many", "avatar": "x", "orchestration_id": ""})
+    agent = Agent.parse("a", {"tools": None, "model": "", "max_turns": None, "avatar": "x", "orchestration_id": ""})
     assert agent == Agent("a", "a", "", (), None, None, None, None)
+    whole = Agent.parse("a", {"name": "Ada", "tools": ["t", None, 3], "max_turns": "4", "system_prompt": " Be kind. "})
+    assert whole == Agent("a", "Ada", " Be kind. ", ("t", "3"), None, None, 4, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"max_turns": "many"}, "Agent 'Ada' (a) has max_turns 'many', which is no number."),
+        ({"max_turns": -1}, "Agent 'Ada' (a) has max_turns -1; it is a whole number of at least 0."),
+        ({"tools": "search"}, "Agent 'Ada' (a) has tools that are no list."),
+        ({"tools": [{"name": "search"}]}, "Agent 'Ada' (a) has tools with an item that is no text."),
+        ({"system_prompt": ["Be kind."]}, "Agent 'Ada' (a) has a system_prompt that is no text."),
+        ({"model": {"name": "m"}}, "Agent 'Ada' (a) has a model that is no text."),
+        ({"provider": True}, "Agent 'Ada' (a) has a provider that is no text."),
+        ({"orchestration_id": []}, "Agent 'Ada' (a) has an orchestration_id that is no text."),
+    ],
+)
+def test_an_agent_that_would_go_astray(fields: Document, sentence: str) -> None:
+    with pytest.raises(DefinitionError) as refused:
+        Agent.parse("a", {"name": "Ada", **fields})
+    assert str(refused.value) == sentence

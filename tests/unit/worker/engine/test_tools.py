@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
 from typing import cast
@@ -22,56 +20,13 @@ from synapse_worker.engine.models import ToolCall
 from synapse_worker.engine.sandbox import Sandbox
 from synapse_worker.engine.snapshot import Snapshot
 from synapse_worker.engine.tools import ToolSecrets, Vault, http_tool, open_tools
-from synapse_worker.engine.tools.http_tool import MAX_BYTES, filled
+from synapse_worker.engine.tools.http_tool import filled
 from synapse_worker.engine.tools.toolbox import MAX_RESULT_CHARACTERS, Tool, Toolbox, ToolFailed
 from synapse_worker.store.local_blobs import LocalBlobs
+from tests.support.endpoint import Endpoint
 from tests.support.mcp_server import mcp_server
 
 VAULT = Vault(LocalBlobs(Path("/nonexistent")), "acme")
-
-
-class Endpoint:
-    """A loopback server that notes its requests and answers as its paths say."""
-
-    def __init__(self) -> None:
-        self.requests: list[tuple[str, str, dict[str, str], str]] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_: object) -> None:
-                pass
-
-            def _answer(self) -> None:
-                body = self.rfile.read(int(self.headers.get("content-length") or 0)).decode()
-                headers = {name.lower(): value for name, value in self.headers.items()}
-                outer.requests.append((self.command, self.path, headers, body))
-                path, _, target = self.path.partition("?to=")
-                if path == "/redirect":
-                    self.send_response(302)
-                    self.send_header("location", target)
-                    self.send_header("content-length", "0")
-                    self.end_headers()
-                    return
-                content = {"/big": b"x" * (MAX_BYTES + 1)}.get(path, b'{"ok": true}')
-                self.send_response(418 if path == "/teapot" else 200)
-                if path == "/charset":
-                    self.send_header("content-type", f"text/plain; charset={target}")
-                self.send_header("content-length", str(len(content)))
-                self.end_headers()
-                try:
-                    self.wfile.write(content)
-                except OSError:
-                    self.close_connection = True
-
-            do_GET = do_POST = _answer  # noqa: N815 - names of the base class
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 @pytest.fixture
@@ -211,7 +166,7 @@ def test_a_value_stays_in_its_part_of_the_url() -> None:
     ("document", "words"),
     [
         ({"url": "file:///etc/passwd"}, "The tool 't' has no http:// or https:// url."),
-        ({"url": "https://x.example", "method": "TRACE"}, "The tool 't' has the method 'TRACE'; accepted: DELETE,"),
+        ({"url": "https://x.example", "method": "TRACE"}, "The tool 't' has the method 'TRACE'; accepted are DELETE,"),
         ({"url": "http://127.0.0.1:9/"}, "The tool cannot be reached: ConnectError."),
     ],
 )

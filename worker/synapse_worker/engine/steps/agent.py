@@ -9,6 +9,7 @@ from synapse_worker.engine.errors import ModelMisled
 from synapse_worker.engine.json_values import JsonObject
 from synapse_worker.engine.model import Step
 from synapse_worker.engine.outcome import StepOutcome
+from synapse_worker.engine.steps.asking import endpoint_of_agent
 from synapse_worker.engine.steps.context import StepContext, event, stored
 from synapse_worker.engine.steps.conversation import Conversation
 from synapse_worker.engine.tools import open_tools
@@ -23,15 +24,11 @@ async def execute(step: Step, state: Mapping[str, object], context: StepContext)
     """
     means = context.for_models
     agent = means.snapshot.agent_of(step)
-    task = prompts.task(step, step.prompt_template, state, context.definition, means.past)
+    task = prompts.task(step, step.prompt_template, state, context.definition, context.past)
     if agent.orchestration_id is not None:
         result = await context.nested(means.snapshot.orchestrations[agent.orchestration_id], task, 1)
         return _answered(step, result.response, [])
-    step_model = step.model
-    endpoint = means.providers.endpoint(
-        step_model, agent.model, provider=agent.provider if _is_agents(step_model) else None
-    )
-    conversation = Conversation(step, context, endpoint, agent.system_prompt)
+    conversation = Conversation(step, context, endpoint_of_agent(step, agent, means), agent.system_prompt)
     conversation.say(task, means.images)
     most = step.max_turns or agent.max_turns or DEFAULT_MAX_TURNS
     async with open_tools(
@@ -53,8 +50,3 @@ async def execute(step: Step, state: Mapping[str, object], context: StepContext)
 def _answered(step: Step, text: str, warnings: Sequence[JsonObject]) -> StepOutcome:
     said = [*warnings, event("final", step, response=text)]
     return StepOutcome(step.next_step_id, stored(step, text), said, f"answered {len(text)} characters")
-
-
-def _is_agents(step_model: str | None) -> bool:
-    """Whether the model is the agent's own choice, so that its provider holds."""
-    return step_model is None or step_model.strip().lower() in ("", "default")

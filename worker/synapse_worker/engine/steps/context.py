@@ -32,7 +32,6 @@ class ModelMeans:
         providers: where a model's name is asked, by the settings of this job's start.
         snapshot: the definitions that the run keeps, and `secrets` what those do without.
         vault: the files of the run's tenant.
-        past: the run's step_history before this visit, oldest first.
         turns: does each turn of this visit once.
         before: what was said before the task, as a chat's earlier turns.
         images: base64 data URLs of the images that come with the task.
@@ -43,7 +42,6 @@ class ModelMeans:
     snapshot: Snapshot
     secrets: ToolSecrets
     vault: Vault
-    past: Sequence[Mapping[str, object]]
     turns: Turns
     before: Sequence[Message] = ()
     images: Sequence[str] = ()
@@ -76,6 +74,7 @@ class StepContext:
         nested: runs another orchestration inside this step.
         sandbox: runs user code.
         idempotency_key: `<run_id>:<step_id>:<visit>`, the same when the visit has to be done again.
+        past: the run's step_history before this visit, oldest first.
         means: given to steps that talk to a model.
     """
 
@@ -83,6 +82,7 @@ class StepContext:
     sandbox: Sandbox
     idempotency_key: str
     nested: Nested
+    past: Sequence[Mapping[str, object]] = ()
     means: ModelMeans | None = None
 
     @property

@@ -29,7 +29,7 @@ async def execute(step: Step, state: Mapping[str, object], context: StepContext)
     means = context.for_models
     labels = _labels(step)
     conversation = Conversation(step, context, means.providers.endpoint(step.model))
-    task = prompts.task(step, step.evaluator_prompt or step.prompt_template, state, context.definition, means.past)
+    task = prompts.task(step, step.evaluator_prompt or step.prompt_template, state, context.definition, context.past)
     conversation.say(f"{task}\n\n{prompts.routes(labels, step.route_descriptions)}")
     specs = tuple(
         ToolSpec(

@@ -15,7 +15,7 @@ async def execute(step: Step, state: Mapping[str, object], context: StepContext)
     """Ask; the answer is the output."""
     means = context.for_models
     conversation = Conversation(step, context, means.providers.endpoint(step.model))
-    conversation.say(prompts.task(step, step.prompt_template, state, context.definition, means.past))
+    conversation.say(prompts.task(step, step.prompt_template, state, context.definition, context.past))
     answer = await conversation.ask()
     return conversation.outcome(
         StepOutcome(

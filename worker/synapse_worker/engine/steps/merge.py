@@ -14,7 +14,9 @@ from synapse_worker.engine.steps.context import StepContext, event, stored
 async def execute(step: Step, state: Mapping[str, object], context: StepContext) -> StepOutcome:
     """Combine what is in state, in the order of input_keys; a key that is not there is left out."""
     found = [
-        (context.definition.source_of(key), cast(JsonValue, state[key])) for key in step.input_keys if key in state
+        (context.definition.source_of(key, context.past), cast(JsonValue, state[key]))
+        for key in step.input_keys
+        if key in state
     ]
     return StepOutcome(
         next_step_id=step.next_step_id,

@@ -21,7 +21,7 @@ async def execute(step: Step, state: Mapping[str, object], context: StepContext)
     """Have the tool called once; what it gives back is the output, as JSON where it is JSON."""
     means = context.for_models
     conversation = Conversation(step, context, means.providers.endpoint(step.model))
-    conversation.say(prompts.task(step, step.prompt_template, state, context.definition, means.past))
+    conversation.say(prompts.task(step, step.prompt_template, state, context.definition, context.past))
     wrong = "the model did not call it"
     async with open_tools(
         [step.forced_tool], (), means.snapshot, means.secrets, context.sandbox, means.vault

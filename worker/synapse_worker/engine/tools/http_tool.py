@@ -22,6 +22,7 @@ from urllib.parse import quote
 import httpx2
 
 from synapse_worker.egress_policy import Address, Allowed
+from synapse_worker.engine.checks import WITH_BODY, request_fault
 from synapse_worker.engine.json_values import JsonObject, JsonValue
 from synapse_worker.engine.tools.toolbox import Calls, Tool, ToolFailed, object_schema
 
@@ -32,8 +33,6 @@ MAX_BYTES = 1024 * 1024
 """Of an answer's body; what is longer is not read on."""
 
 _MOST_REDIRECTS = 5
-_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
-_METHODS = _WITH_BODY | {"GET", "DELETE", "HEAD"}
 _PLACE = re.compile(r"\{(\w+(?:\.\w+)*)\}")
 _SHOWN = 2000
 _MOST_ADDRESSES = 4
@@ -56,10 +55,8 @@ def _caller(name: str, document: Mapping[str, object], headers: Mapping[str, str
     method = str(document.get("method") or "GET").upper()
 
     async def call(arguments: JsonObject, key: str) -> str:
-        if not template.startswith(("http://", "https://")):
-            raise ToolFailed(f"The tool {name!r} has no http:// or https:// url.")
-        if method not in _METHODS:
-            raise ToolFailed(f"The tool {name!r} has the method {method!r}; accepted: {', '.join(sorted(_METHODS))}.")
+        if (fault := request_fault(document)) is not None:
+            raise ToolFailed(f"The tool {name!r} {fault}.")
         try:
             request = _request(method, template, arguments, {**headers, "Idempotency-Key": _visible(key)})
         except (httpx2.InvalidURL, ValueError) as error:
@@ -81,8 +78,8 @@ def _request(method: str, template: str, arguments: JsonObject, headers: Mapping
     return httpx2.Request(
         method,
         url,
-        params=None if method in _WITH_BODY or not rest else {key: _word(value) for key, value in rest.items()},
-        json=rest if method in _WITH_BODY else None,
+        params=None if method in WITH_BODY or not rest else {key: _word(value) for key, value in rest.items()},
+        json=rest if method in WITH_BODY else None,
         headers={name.encode("ascii"): value.encode() for name, value in headers.items()},
     )
 

@@ -50,7 +50,7 @@ async def open_tools(
 
     Args:
         names: of custom tools, of MCP tools (`server__tool` or bare), of the vault's, or ALL_TOOLS.
-        allowed: narrows them; empty = all of them.
+        allowed: narrows them; empty, or with ALL_TOOLS in it, = all of them.
         snapshot: the definitions that the run keeps.
         secrets: what those do without.
         sandbox: runs the tools that are scripts.
@@ -62,7 +62,7 @@ async def open_tools(
     """
     everything = ALL_TOOLS in names
     wanted = set(names) - {ALL_TOOLS}
-    if allowed:
+    if allowed and ALL_TOOLS not in allowed:
         # Of all tools the allowed ones, which may be named as the agent names them or by their other form.
         wanted = set(allowed) if everything else {name for name in wanted if _allows(allowed, name)}
         everything = False
