@@ -11,12 +11,12 @@ import pytest
 from redis.asyncio import Redis
 
 from synapse_worker.queueing.client import RESUME_FUNCTION
-from synapse_worker.store import definitions
+from synapse_worker.store import definitions, runs
 from synapse_worker.store.database import Database
 from synapse_worker.store.definitions import Document
 from tests.support.mcp_server import mcp_server
 from tests.support.model_server import ModelServer, call, model_server, script
-from tests.support.runs import Event, enqueue, enqueue_as_upstream, said_done, store, until
+from tests.support.runs import Event, enqueue, enqueue_as_upstream, said_done, store, until, view
 from tests.support.workers import StartWorker, chain
 
 
@@ -427,3 +427,28 @@ async def test_an_agent_that_is_an_orchestration(
     assert (await until(database, run_id, "completed")).state["out"] == "Tell Ada"
     nested = await until(database, f"{run_id}.s.1.1", "completed")
     assert nested.state["said"] == "Tell Ada"
+
+
+async def test_what_runs_inside_a_run_cost_counts_for_it(
+    database: Database, redis_client: Redis, server: ModelServer, start_worker: StartWorker
+) -> None:
+    await write_settings(database, server.settings())
+    await write(database, definitions.AGENTS, agent("outer", orchestration_id="middle"))
+    await write(database, definitions.AGENTS, agent("within", orchestration_id="inner"))
+    ask: dict[str, object] = {"type": "llm", "model": "claude-haiku-5-5", "output_key": "o"}
+    await store(database, chain("inner", [{"id": "one", "name": "One", **ask}, {"id": "two", "name": "Two", **ask}]))
+    await store(database, chain("middle", [{"id": "m", "type": "agent", "agent_id": "within"}]))
+    around = chain("o", [{"id": "first", **ask}, {"id": "s", "type": "agent", "agent_id": "outer"}])
+    await store(database, {**around, "max_total_cost_usd": 0.000009})
+    start_worker(ANTHROPIC_BASE_URL=server.url).wait_ready()
+    run_id = await enqueue(database, redis_client, "o")
+    failed = await until(database, run_id, "failed", "completed")
+    assert failed.error is not None
+    assert failed.error.endswith("max_total_cost_usd of orchestration 'o' (o) is 0.000009")
+    middle, inner = f"{run_id}.s.1.1", f"{run_id}.s.1.1.m.1.1"
+    spent = {each.run_id: each for each in await runs.get(database, [run_id, middle, inner])}
+    assert (await view(database, inner)).status == "failed"
+    assert spent[inner].total_cost_usd == spent[middle].total_cost_usd
+    assert spent[run_id].total_cost_usd == pytest.approx(1.5 * spent[inner].total_cost_usd)
+    assert spent[run_id].total_tokens_used == 1.5 * spent[middle].total_tokens_used > 0
+    assert len(server.asked) == 3

@@ -104,6 +104,9 @@ class Walk:
         self.depth: int = 0 if around is None else around.depth + 1
         self.root: OwnedRun = run if around is None else around.root
         """The run that has the job."""
+        self._around: Mapping[str, Definition] = (
+            {} if around is None else {around.run.run_id: around.definition, **around._around}
+        )
         self.asks: AsksHuman | None = None
         """What a walk that has paused waits for."""
         self.halts: Callable[[], bool] = lambda: False
@@ -238,7 +241,7 @@ class Walk:
         given = None
         if self.model_work is not None:
             given = await self.model_work.means(
-                self.run, self.definition, self._document, task, self.history, self.halts
+                self.run, self.definition, self._document, task, self.history, self.halts, self._around
             )
         means, turns = (None, None) if given is None else given
         context = StepContext(
