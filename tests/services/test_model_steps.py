@@ -26,10 +26,10 @@ def server() -> Iterator[ModelServer]:
         yield running
 
 
-async def write(database: Database, table: str, *documents: dict[str, object]) -> None:
+async def write(database: Database, table: str, *documents: dict[str, object], tenant: str = "default") -> None:
     """Store definitions, or settings given as one mapping, as `sync` does."""
     rows = [Document(table, str(each.get("id") or each["name"]), str(each.get("name")), "", each) for each in documents]
-    await definitions.upsert(database, rows, tenant_id="default")
+    await definitions.upsert(database, rows, tenant_id=tenant)
 
 
 async def write_settings(database: Database, settings: dict[str, object]) -> None:
@@ -452,3 +452,29 @@ async def test_what_runs_inside_a_run_cost_counts_for_it(
     assert spent[run_id].total_cost_usd == pytest.approx(1.5 * spent[inner].total_cost_usd)
     assert spent[run_id].total_tokens_used == 1.5 * spent[middle].total_tokens_used > 0
     assert len(server.asked) == 3
+
+
+async def test_agents_of_two_tenants_share_no_tools_and_a_tenants_agent_is_its_own(
+    database: Database, redis_client: Redis, server: ModelServer, start_worker: StartWorker
+) -> None:
+    await write_settings(database, server.settings())
+    prompt = script(call("double", n=21), {"say": "it is $last"})
+    asks = {"type": "agent", "prompt_template": prompt}
+    own, shared = agent("own", tools=["double"]), agent("shared", tools=["double"])
+    await write(database, definitions.TOOLS, PYTHON_TOOL, tenant="acme")
+    await write(database, definitions.AGENTS, own, tenant="acme")
+    await write(database, definitions.AGENTS, shared)
+    await write(
+        database,
+        definitions.ORCHESTRATIONS,
+        chain("both", [{"id": each, "agent_id": each, "output_key": each, **asks} for each in ("own", "shared")]),
+        tenant="acme",
+    )
+    thief = chain("thief", [{"id": "s", "agent_id": "own", **asks}])
+    await write(database, definitions.ORCHESTRATIONS, thief, tenant="other")
+    start_worker().wait_ready()
+    done = await until(database, await enqueue(database, redis_client, "both", tenant="acme"), "completed")
+    assert done.state["own"] == 'it is {"doubled": 42}'
+    assert "There is no tool 'double'; there are: none." in str(done.state["shared"])
+    failed = await until(database, await enqueue(database, redis_client, "thief", tenant="other"), "failed")
+    assert "names the agent 'own', which does not exist" in str(failed.error)

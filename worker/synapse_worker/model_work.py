@@ -100,8 +100,16 @@ class ModelWork:
         )
 
 
-async def prepare(surroundings: Surroundings, definition: Definition, document: State) -> ModelWork:
+async def prepare(
+    surroundings: Surroundings, definition: Definition, document: State, *, owner: str | None = None
+) -> ModelWork:
     """Read what an orchestration reaches, unless the run keeps it already, and the keys as they are now.
+
+    Args:
+        surroundings: where.
+        definition: the orchestration, and `document` what it was read from.
+        document: see there.
+        owner: whose it is, where it is none that is stored.
 
     Raises:
         DefinitionError: it reaches an agent or orchestration that does not exist.
@@ -109,7 +117,8 @@ async def prepare(surroundings: Surroundings, definition: Definition, document: 
     database = surroundings.database
 
     async def reached() -> Snapshot:
-        return await collect(definition, definitions.Reached(database, surroundings.settings.default_tenant_id))
+        read = definitions.Reached(database, surroundings.settings.default_tenant_id)
+        return await collect(definition, read, owner=owner)
 
     snapshot = Snapshot.found_in(document)
     if snapshot is None:
