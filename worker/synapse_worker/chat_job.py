@@ -14,16 +14,18 @@ from contextlib import suppress
 from typing import cast
 
 from synapse_worker import chat_answer
+from synapse_worker.endings import LAST_WRITE_SECONDS, whole
 from synapse_worker.engine.errors import EngineError
 from synapse_worker.engine.steps.suspension import Halted
 from synapse_worker.errors import JobFailed, JobRetry, OwnershipLost, StoreRefused, StoreUnavailable
 from synapse_worker.job_payloads import result
 from synapse_worker.queueing import stops
+from synapse_worker.queueing.client import CHAT_FUNCTION
 from synapse_worker.queueing.lease import HandBack, Lease, Release
 from synapse_worker.queueing.loop import Control, Ending, Job, StopReason
-from synapse_worker.queueing.payload import JobPayload
+from synapse_worker.queueing.payload import EXPIRED, JobPayload
 from synapse_worker.queueing.stops import RunningJob
-from synapse_worker.run_job import CRASH_LIMIT, LAST_WRITE_SECONDS, retry_delay_ms
+from synapse_worker.run_job import CRASH_LIMIT, retry_delay_ms
 from synapse_worker.store import chat_turns, runs
 from synapse_worker.store.chat_turns import OwnedTurn, TurnVerdict
 from synapse_worker.store.claims import ClaimRequest, State
@@ -72,9 +74,8 @@ async def _begin(
         case TurnVerdict.BUSY:
             return HandBack(lease, _BUSY_DELAY_MS)
         case TurnVerdict.NOT_ITS_TENANT:
-            return await reject(
-                surroundings, lease, request.envelope, payload, f"the chat session {session_id!r} is another tenant's"
-            )
+            sentence = f"the chat session {session_id!r} is another tenant's"
+            return await reject(surroundings, lease, request.envelope, payload, None, sentence)
         case TurnVerdict.ENDED:
             # By an owner that died before it could say so; what came after it has said more under a higher claim.
             surroundings.chat_events.hand(session_id, taken.claim, [_done(lease.job_id)])
@@ -83,18 +84,34 @@ async def _begin(
 
 
 async def reject(
-    surroundings: Surroundings, lease: Lease, envelope: bytes | None, payload: JobPayload, sentence: str
+    surroundings: Surroundings,
+    lease: Lease,
+    envelope: bytes | None,
+    payload: JobPayload | None,
+    session_id: str | None,
+    sentence: str,
 ) -> Release:
-    """End a turn that cannot start."""
+    """End a turn that cannot start.
+
+    Args:
+        payload: None when it cannot be read or is gone.
+        session_id: whose it is; None for a session that it may not touch.
+    """
     log.warning("chat job %s cannot be run: %s", lease.job_id, sentence)
-    database, session_id = surroundings.database, _session_of(payload)
-    letter = DeadLetter(payload.function, payload.arguments, sentence, 1)
+    database = surroundings.database
+    function, arguments = (CHAT_FUNCTION, {}) if payload is None else (payload.function, payload.arguments)
     await runs.reject(
-        database, job_id=lease.job_id, run_id=None, queue=lease.queue_key, envelope=envelope, letter=letter
+        database,
+        job_id=lease.job_id,
+        run_id=None,
+        queue=lease.queue_key,
+        envelope=envelope,
+        letter=DeadLetter(function, arguments, sentence, 1),
+        outcome="expired" if sentence == EXPIRED else "failed",
     )
-    claim = await chat_turns.fail_waiting(database, session_id, lease.job_id)
     surroundings.metrics.chat_job("unknown", "failed")
-    if claim is not None:
+    claim = None if session_id is None else await chat_turns.fail_waiting(database, session_id, lease.job_id)
+    if session_id is not None and claim is not None:
         surroundings.chat_events.hand(session_id, claim, [_failed(lease.job_id, sentence), _done(lease.job_id)])
     return Release(lease, result(lease, payload, success=False, text=sentence))
 
@@ -127,7 +144,7 @@ class ChatJob:
         self._running[self._ids] = control
         try:
             if (unwanted := await self._unwanted()) is not None:
-                return await self._cancel(unwanted)
+                return await whole(self._cancel(unwanted))
             try:
                 async with asyncio.timeout(max(0.0, seconds - turn.active_seconds)) as timer:
                     return await self._work(control)
@@ -138,15 +155,15 @@ class ChatJob:
         except asyncio.CancelledError:
             return await self._stopped(control)
         except JobFailed as error:
-            return await self._fail(str(error))
+            return await whole(self._fail(str(error)))
         except JobRetry as error:
-            return await self._retry(str(error))
+            return await whole(self._retry(str(error)))
         except OwnershipLost:
             log.warning("chat job %s has another owner; this one stops", turn.job_id)
             return None
         except Exception as error:
             log.exception("chat job %s met an unexpected error", turn.job_id)
-            return await self._retry(f"internal error: {type(error).__name__}")
+            return await whole(self._retry(f"internal error: {type(error).__name__}"))
         finally:
             self._with.reservations.free(self.lease.job_id, turn.tenant_id)
             self._with.metrics.active_runs.dec()
@@ -174,11 +191,13 @@ class ChatJob:
                 self._with, turn, str(arguments["agent_id"]), message, images, lambda: control.hand_over
             )
         except Halted:
-            return HandBack(self.lease, None) if await self._give_back(failed=False) else None
+            return await whole(self._hand_over())
         except EngineError as error:
             raise (JobFailed if error.final else JobRetry)(str(error)) from None
         asked: State = {"role": "user", "content": message, **({"images": images} if images else {})}
-        messages: list[State] = [asked, {"role": "assistant", "content": text}]
+        return await whole(self._complete([asked, {"role": "assistant", "content": text}], said))
+
+    async def _complete(self, messages: list[State], said: list[State]) -> Ending:
         if not await self._end("completed", messages, None):
             return None
         await self._say_last(said)
@@ -215,7 +234,7 @@ class ChatJob:
         if control.stop_reason in (StopReason.CANCELLED, StopReason.ABORTED):
             return await self._cancel(control.stop_reason)
         if control.stop_reason is StopReason.INTERRUPTED:
-            return HandBack(self.lease, None) if await self._give_back(failed=False) else None
+            return await self._hand_over()
         # The lease is lost, the session may still be ours: the fence decides.
         with suppress(StoreUnavailable, StoreRefused, TimeoutError):
             async with asyncio.timeout(LAST_WRITE_SECONDS):
@@ -223,6 +242,9 @@ class ChatJob:
                     self._with.database, self._turn, active_seconds=self._active(), alone=self.lease.alone
                 )
         return None
+
+    async def _hand_over(self) -> Ending:
+        return HandBack(self.lease, None) if await self._give_back(failed=False) else None
 
     async def _give_back(self, *, failed: bool) -> bool:
         active = self._active()

@@ -15,6 +15,7 @@ from typing import cast
 
 from synapse_worker import model_work, run_events, tracing
 from synapse_worker.connections import redis_errors_as_ours
+from synapse_worker.endings import LAST_WRITE_SECONDS, whole
 from synapse_worker.engine import runner
 from synapse_worker.engine.checks import check_code
 from synapse_worker.engine.errors import EngineError, NewerCursor
@@ -41,8 +42,6 @@ log = logging.getLogger(__name__)
 _RETRY_BASE_SECONDS = 1.0
 _RETRY_MOST_SECONDS = 300.0
 _NEWER_CURSOR_DELAY_MS = 5_000
-LAST_WRITE_SECONDS = 2.0
-
 CRASH_LIMIT = 3
 """Crashes of a job that ran alone, without a step finished in between, until it is given up."""
 
@@ -90,7 +89,7 @@ class RunJob:
         self._running[self._ids] = control
         try:
             if self.unwanted is not None:
-                return await self._cancel(self.unwanted)
+                return await whole(self._cancel(self.unwanted))
             try:
                 async with asyncio.timeout(budget) as timer:
                     return await self._work(control)
@@ -103,15 +102,15 @@ class RunJob:
         except asyncio.CancelledError:
             return await self._stopped(control)
         except JobFailed as error:
-            return await self._fail(str(error))
+            return await whole(self._fail(str(error)))
         except JobRetry as error:
-            return await self._retry(str(error))
+            return await whole(self._retry(str(error)))
         except OwnershipLost:
             log.warning("run %s has another owner; this one stops", self._run.run_id)
             return None
         except Exception as error:
             log.exception("run %s met an unexpected error", self._run.run_id)
-            return await self._retry(f"internal error: {type(error).__name__}")
+            return await whole(self._retry(f"internal error: {type(error).__name__}"))
         finally:
             self._with.reservations.free(self.lease.job_id, self._reserved_for)
             self._with.metrics.active_runs.dec()
@@ -146,11 +145,11 @@ class RunJob:
             ) from None
         match walked:
             case Walked.FINISHED:
-                return await self._complete(definition, walk)
+                return await whole(self._complete(definition, walk))
             case Walked.HALTED:
-                return await self._hand_over()
+                return await whole(self._hand_over())
             case Walked.PAUSED:
-                return await self._pause(walk)
+                return await whole(self._pause(walk))
 
     async def _seconds_left(self, definition: Definition) -> float | None:
         """Return how long the run may still take by its orchestration's timeout_minutes; None = no limit."""
