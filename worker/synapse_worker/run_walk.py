@@ -29,15 +29,13 @@ from synapse_worker.engine.steps.suspension import AsksHuman, Suspended
 from synapse_worker.errors import JobFailed, JobRetry, OwnershipLost, StoreRefused, StoreUnavailable
 from synapse_worker.loop_results import LoopResults
 from synapse_worker.model_work import ModelWork
-from synapse_worker.store.claims import OwnedRun, State
+from synapse_worker.store.claims import NEWEST_STEPS, OwnedRun, State
 from synapse_worker.store.database import to_jsonb
 from synapse_worker.store.pauses import Pause, Question
 from synapse_worker.store.runs import Folded, RunWriter, StepRow
 from synapse_worker.surroundings import Surroundings
 
 _FOLD_SECONDS = 3.0
-_LOST_AT_MOST = 32
-"""Steps at the end of a run whose events may not be in its stream yet: events are written in the background."""
 
 
 class Walked(Enum):
@@ -156,7 +154,7 @@ class Walk:
         except (StoreUnavailable, StoreRefused):
             seen = set()  # an event twice with the same id does no harm, a missing one does
         missing: list[State] = []
-        for step in reversed(run.steps[-_LOST_AT_MOST:]):
+        for step in reversed(run.steps[-NEWEST_STEPS:]):
             lost = [event for event in step.events if event.get("event_id") not in seen]
             missing[:0] = lost
             if len(lost) < len(step.events):  # events are written in order, so all before it are there
