@@ -20,7 +20,6 @@ from synapse_worker.engine.steps.suspension import Halted
 from synapse_worker.errors import JobFailed, JobRetry, OwnershipLost, StoreRefused, StoreUnavailable
 from synapse_worker.job_payloads import result
 from synapse_worker.queueing import stops
-from synapse_worker.queueing.client import CHAT_FUNCTION
 from synapse_worker.queueing.lease import HandBack, Lease, Release
 from synapse_worker.queueing.loop import Control, Ending, Job, StopReason
 from synapse_worker.queueing.payload import EXPIRED, JobPayload
@@ -99,7 +98,7 @@ async def reject(
     """
     log.warning("chat job %s cannot be run: %s", lease.job_id, sentence)
     database = surroundings.database
-    function, arguments = (CHAT_FUNCTION, {}) if payload is None else (payload.function, payload.arguments)
+    function, arguments = ("unknown", {}) if payload is None else (payload.function, payload.arguments)
     await runs.reject(
         database,
         job_id=lease.job_id,
