@@ -298,4 +298,4 @@ async def test_a_request_beside_its_twin_is_not_refused_for_the_place_that_the_t
 
 async def admits(client: Redis) -> bool:
     """Whether the replicas have counted the empty queues since."""
-    return await client.hget(keys.ADMISSION, "base") == b"0"  # type: ignore[misc]
+    return bool(await client.hget(keys.ADMISSION, "base") == b"0")  # type: ignore[misc]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from synapse_worker import chat_job, run_events
+from synapse_worker.claimed_job import CRASH_LIMIT
 from synapse_worker.connections import read_each
 from synapse_worker.errors import PayloadError, StoreRefused, StoreUnavailable
 from synapse_worker.job_payloads import MAX_ID, claim_request, is_a_sessions, named, result, storable
@@ -22,7 +23,7 @@ from synapse_worker.queueing.lease import HandBack, Lease, Release
 from synapse_worker.queueing.loop import Control, Job, StopReason
 from synapse_worker.queueing.payload import EXPIRED, JobPayload, decode
 from synapse_worker.queueing.stops import RunningJob
-from synapse_worker.run_job import CRASH_LIMIT, RunJob
+from synapse_worker.run_job import RunJob
 from synapse_worker.run_traces import traced
 from synapse_worker.store import chats, claims, definitions, pauses, runs
 from synapse_worker.store.claims import ClaimRequest, OwnedRun, State, Verdict
