@@ -13,6 +13,7 @@ from synapse_worker.queueing.lease import HandBack, Lease, LeaseQueue, Release
 from synapse_worker.queueing.loop import ClaimLoop, Control, Ending, Job
 from synapse_worker.queueing.served import Served
 from synapse_worker.store.database import Database
+from tests.support.runs import eventually
 
 Q = keys.queue("default")
 LEASE_SECONDS = 3
@@ -65,3 +66,53 @@ async def test_a_job_is_stopped_before_its_lease_ends_while_redis_does_not_answe
     tasks[0].cancel()
     assert 0 < job.stopped_at - silent_since < LEASE_SECONDS
     assert loop.lost_leases == 1
+
+
+class Ends:
+    """A job whose work is done at once, and whose end takes until it is let go."""
+
+    def __init__(self, lease: Lease, let_go: asyncio.Event) -> None:
+        self.lease = lease
+        self._let_go = let_go
+
+    async def run(self, control: Control) -> Ending:
+        control.ends()
+        await self._let_go.wait()
+        return Release(self.lease, b"")
+
+
+class EndsSlowly:
+    """Starts one such job for each lease."""
+
+    def __init__(self) -> None:
+        self.began: list[str] = []
+        self.let_go = asyncio.Event()
+        self.second = asyncio.Event()
+
+    async def begin(self, leases: Sequence[Lease]) -> Sequence[Job | Release | HandBack]:
+        self.began += [lease.job_id for lease in leases]
+        if len(self.began) == 2:
+            self.second.set()
+        return [Ends(lease, self.let_go) for lease in leases]
+
+
+async def test_a_slot_is_free_while_its_jobs_end_is_written_but_not_for_more_than_that(
+    database: Database, redis_client: Redis
+) -> None:
+    await redis_client.zadd(Q, {"a": 1, "b": 2, "c": 3, "d": 4})
+    gate, handler = StoreGate(database, redis_client), EndsSlowly()
+    queue = LeaseQueue(redis_client, Q, worker_id="w", lease_seconds=LEASE_SECONDS)
+    loop = ClaimLoop(Served([queue]), handler, gate, slots=1, lease_seconds=LEASE_SECONDS)
+    tasks = [asyncio.create_task(gate.watch()), asyncio.create_task(loop.run())]
+    await asyncio.wait_for(handler.second.wait(), 10)
+    turn = loop.last_turn
+    await eventually("it looks again, and takes no third job", lambda: loop.last_turn != turn)
+    assert handler.began == ["a", "b"]
+    assert loop.active == 1
+    handler.let_go.set()
+    await eventually("the others begin too", lambda: len(handler.began) == 4)
+    loop.stop(hand_over=False)
+    await asyncio.wait_for(tasks[1], 10)
+    assert (handler.began, loop.active) == (["a", "b", "c", "d"], 0)
+    assert await redis_client.exists(Q, keys.leases(Q)) == 0
+    tasks[0].cancel()

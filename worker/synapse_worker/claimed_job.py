@@ -72,6 +72,7 @@ class ClaimedJob(ABC):
         self._failures = owned.failures
         self._active_before = owned.active_seconds
         self._began = time.monotonic()
+        self._control: Control | None = None
         self._crashed = owned.suspect and owned.crashes - lease.alone >= CRASH_LIMIT
 
     async def run(self, control: Control) -> Ending:
@@ -79,7 +80,7 @@ class ClaimedJob(ABC):
         seconds = self._with.settings.job_timeout
         self._with.reservations.hold(self.lease.job_id, self._reserved_for)
         self._with.metrics.active_runs.inc()
-        self._running[self._ids] = control
+        self._running[self._ids] = self._control = control
         try:
             if (unwanted := await self._unwanted()) is not None:
                 return await whole(self._cancel(unwanted))

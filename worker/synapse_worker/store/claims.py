@@ -13,7 +13,7 @@ from enum import StrEnum
 
 import asyncpg
 
-from synapse_worker.store.database import Database, from_jsonb
+from synapse_worker.store.database import Database, column, from_jsonb
 
 State = dict[str, object]
 
@@ -120,10 +120,12 @@ _GOT_ON = """(
 # answer, with a paused one.
 _TAKE = f"""
 WITH asked AS (
-  SELECT * FROM unnest($2::text[], $3::text[], $4::text[], $5::bytea[], $6::bigint[], $7::text[], $8::text[],
-                       $9::text[], $10::text[], $11::text[], $12::bool[], $13::bool[])
-       AS j (job_id, run_id, queue, envelope, enqueued, orchestration_id, session_id, tenant_id, url, secret, alone,
-             answers)),
+  SELECT job_id, run_id, queue, envelope, enqueued, orchestration_id, session_id, tenant_id, url, secret,
+         coalesce(alone, false) AS alone, coalesce(answers, false) AS answers
+    FROM unnest($2::text[], $3::text[], $4::text[], $5::bytea[], $6::bigint[], $7::text[], $8::text[],
+                $9::text[], $10::text[], $11::text[], $12::bool[], $13::bool[])
+      AS j (job_id, run_id, queue, envelope, enqueued, orchestration_id, session_id, tenant_id, url, secret, alone,
+            answers)),
 ledger AS (
   INSERT INTO job_ledger AS l (job_id, run_id, queue, claim, owner, suspect, envelope, enqueued_at, claimed_at)
   SELECT job_id, run_id, queue, nextval('claim_seq'), $1, alone, envelope, to_timestamp(enqueued / 1000.0), now()
@@ -212,12 +214,12 @@ async def take(database: Database, worker_id: str, requests: Sequence[ClaimReque
         [request.envelope for request in ordered],
         [request.enqueued_ms for request in ordered],
         [request.orchestration_id for request in ordered],
-        [request.session_id for request in ordered],
+        column([request.session_id for request in ordered]),
         [request.tenant_id for request in ordered],
-        [request.webhook_url for request in ordered],
-        [request.webhook_secret for request in ordered],
-        [request.alone for request in ordered],
-        [request.answers for request in ordered],
+        column([request.webhook_url for request in ordered]),
+        column([request.webhook_secret for request in ordered]),
+        column([request.alone or None for request in ordered]),
+        column([request.answers or None for request in ordered]),
     )
     by_job = {row["job_id"]: row for row in rows}
     answers: list[Taken] = []

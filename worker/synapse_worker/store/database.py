@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
 
@@ -197,6 +197,14 @@ def _errors_as_ours(timeout: float) -> Iterator[None]:
         raise StoreUnavailable("PostgreSQL", f"cannot be reached: {first_line(error)}") from None
     except asyncpg.ClientConfigurationError as error:
         raise ConfigurationError(f"SCALE_POSTGRES_URL cannot be used: {first_line(error)}.") from None
+
+
+def column(values: Sequence[T | None]) -> Sequence[T | None]:
+    """Return values as one of several arrays for `unnest`, which fills the shorter ones up with NULLs.
+
+    An array without any value is sent empty: the driver looks at each element several times.
+    """
+    return values if values.count(None) < len(values) else []
 
 
 def first_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ import errno
 import os
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -31,6 +31,25 @@ MOST_LOG_BYTES = 256 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
 
 
+class _Writing:
+    """An object on its way: the file beside its place, once it is open, and the place itself."""
+
+    __slots__ = ("file", "path", "place")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.place = path
+        self.file: BinaryIO | None = None
+
+    def give_up(self) -> None:
+        """Close and remove what was written."""
+        if self.file is not None:
+            with suppress(OSError):  # what is left in its buffer may not fit on the disk
+                self.file.close()
+            with suppress(OSError):
+                self.path.unlink()
+
+
 class LocalBlobs:
     """A store of artifacts in a folder, which is made when something is first written."""
 
@@ -40,25 +59,24 @@ class LocalBlobs:
 
     async def put(self, key: str, chunks: AsyncIterable[bytes]) -> int:
         """See `Blobs.put`."""
-        written = self._folder / _PARTIAL / uuid.uuid4().hex
-        size = 0
+        writing = _Writing(self._folder / _PARTIAL / uuid.uuid4().hex)
+        size, held = 0, 0
+        piece: list[bytes] = []
         try:
-            file = await self._opened(key, written)
-            try:
-                async for chunk in chunks:
-                    await self._run(key, partial(file.write, chunk))
-                    size += len(chunk)
-            finally:
-                file.close()
-            await self._run(key, lambda: os.replace(written, self._place(key)))
+            async for chunk in chunks:
+                piece.append(chunk)
+                held += len(chunk)
+                if held >= CHUNK_BYTES:
+                    await self._write(key, writing, piece)
+                    size, held, piece = size + held, 0, []
+            await self._write(key, writing, piece, last=True)
             if key.startswith(_LOGS) and time.monotonic() - self._trimmed_at > _TRIM_SECONDS:
                 self._trimmed_at = time.monotonic()
                 await self._run(key, self.trim)
         except BaseException:
-            with suppress(OSError):
-                written.unlink()
+            writing.give_up()
             raise
-        return size
+        return size + held
 
     async def get(self, key: str) -> AsyncGenerator[bytes]:
         """See `Blobs.get`."""
@@ -94,26 +112,32 @@ class LocalBlobs:
 
     def _place(self, key: str) -> Path:
         """Return where an object is, which no symbolic link may put outside the folder."""
-        root = self._folder.resolve()
-        place = (root / key).resolve()
-        if not place.is_relative_to(root):
+        root = os.path.realpath(self._folder)
+        place = os.path.realpath(os.path.join(root, key))
+        if place != root and not place.startswith(root + os.sep):
             raise BlobRefused(f"{key!a} leads out of {root}; nothing outside that folder is read or written")
-        return place
+        return Path(place)
 
-    async def _opened(self, key: str, written: Path) -> BinaryIO:
-        opening = asyncio.ensure_future(self._run(key, partial(self._create, written, key)))
+    async def _write(self, key: str, writing: _Writing, piece: Sequence[bytes], *, last: bool = False) -> None:
+        """Write a piece in a thread, which is waited for however this call ends: nobody else would close the file."""
+        call = asyncio.ensure_future(self._run(key, lambda: self._write_now(key, writing, piece, last=last)))
         try:
-            return await asyncio.shield(opening)
+            await asyncio.shield(call)
         except asyncio.CancelledError:
-            await asyncio.wait({opening})  # a moment; nobody else would close it
-            if opening.exception() is None:
-                opening.result().close()
+            await asyncio.wait({call})  # a moment
             raise
 
-    def _create(self, written: Path, key: str) -> BinaryIO:
-        self._place(key).parent.mkdir(parents=True, exist_ok=True)
-        written.parent.mkdir(exist_ok=True)
-        return written.open("xb")
+    def _write_now(self, key: str, writing: _Writing, piece: Sequence[bytes], *, last: bool) -> None:
+        if writing.file is None:
+            writing.place = self._place(key)
+            os.makedirs(writing.place.parent, exist_ok=True)
+            os.makedirs(writing.path.parent, exist_ok=True)
+            writing.file = writing.path.open("xb")
+        for chunk in piece:
+            writing.file.write(chunk)
+        if last:
+            writing.file.close()
+            os.replace(writing.path, writing.place)
 
     def _files(self, folder: Path) -> list[Blob]:
         found: list[Blob] = []

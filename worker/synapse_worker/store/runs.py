@@ -19,7 +19,7 @@ import asyncpg
 from synapse_worker import tracing
 from synapse_worker.errors import StoreRefused, StoreUnavailable
 from synapse_worker.store.claims import OwnedRun, State
-from synapse_worker.store.database import Database, from_jsonb, to_jsonb, to_text
+from synapse_worker.store.database import Database, column, from_jsonb, to_jsonb, to_text
 from synapse_worker.store.outbox import ENDED, ended, outbox
 from synapse_worker.store.run_logs import due
 from synapse_worker.store.topology import EPOCH_NOW
@@ -228,22 +228,26 @@ class RunWriter:
             False when another claim owns the run, or it is not running any more: nothing was written.
             Calling it again after an answer got lost writes nothing twice.
         """
+        state = None if folded is None else to_jsonb(folded.state)
+        history = None if folded is None else to_jsonb(list(folded.history))
+        delta, entry, events = to_jsonb(step.delta), to_jsonb(step.entry), to_jsonb(list(step.events))
         return await self._checkpoints.write(
+            len(delta) + len(entry) + len(events) + len(state or "") + len(history or ""),
             run.run_id,
             run.claim,
             to_jsonb(cursor),
             engine_version,
             current_step_id,
             None if definition is None else to_jsonb(definition),
-            None if folded is None else to_jsonb(folded.state),
-            None if folded is None else to_jsonb(list(folded.history)),
+            state,
+            history,
             None if folded is None else folded.steps,
             step.step_id,
             step.visit,
             step.ordinal,
-            to_jsonb(step.delta),
-            to_jsonb(step.entry),
-            to_jsonb(list(step.events)),
+            delta,
+            entry,
+            events,
             step.started_at,
             step.ended_at,
             step.tokens,
@@ -268,12 +272,14 @@ class RunWriter:
             False when another claim owns the run: nothing was written. True also when a call whose answer got
             lost had ended the run already.
         """
+        state, history = to_jsonb(folded.state), to_jsonb(list(folded.history))
         return await self._ends.write(
+            len(state) + len(history),
             run.run_id,
             run.claim,
             status.value,
-            to_jsonb(folded.state),
-            to_jsonb(list(folded.history)),
+            state,
+            history,
             folded.steps,
             None if error is None else to_text(error),
             run.job_id,
@@ -287,16 +293,13 @@ class RunWriter:
 
 @dataclass(frozen=True, slots=True)
 class _Write:
+    size: int
     arguments: tuple[object, ...]
     answer: asyncio.Future[bool]
 
     @property
     def run_id(self) -> object:
         return self.arguments[0]
-
-    @property
-    def size(self) -> int:
-        return sum([len(value) for value in self.arguments if isinstance(value, str)])
 
 
 class _Together:
@@ -317,9 +320,9 @@ class _Together:
         self._waiting: deque[_Write] = deque()
         self._sending: asyncio.Task[None] | None = None
 
-    async def write(self, run_id: str, *arguments: object) -> bool:
-        """Run the statement; returns whether the run is owned."""
-        write = _Write((run_id, *arguments), asyncio.get_running_loop().create_future())
+    async def write(self, size: int, run_id: str, *arguments: object) -> bool:
+        """Run the statement, whose arguments have about `size` characters; returns whether the run is owned."""
+        write = _Write(size, (run_id, *arguments), asyncio.get_running_loop().create_future())
         self._waiting.append(write)
         if self._sending is None or self._sending.done():
             # It writes for many runs: what it calls belongs to the trace of none of them.
@@ -380,7 +383,7 @@ class _Together:
                 write.answer.set_result(write.run_id in owned)
 
     async def _ask(self, statement: str, writes: Sequence[tuple[object, ...]]) -> set[object]:
-        rows = await self._database.fetch(statement, *map(list, zip(*writes, strict=True)))
+        rows = await self._database.fetch(statement, *map(column, zip(*writes, strict=True)))
         return {row["run_id"] for row in rows}
 
 
