@@ -137,6 +137,8 @@ async def test_cancel_of_a_waiting_run_and_its_end(database: Database, redis_cli
         run_id = (await client.post(RUN, json={})).json()["run_id"]
         cancelled = await client.post(f"/orchestrations/runs/{run_id}/cancel")
         assert cancelled.json() == {"run_id": run_id, "was": "queued", "status": "cancelled", "job_id": None}
+        counted = 'synapse_runs_completed_total{status="cancelled",tenant_id="default"} 1.0'
+        assert counted in (await client.get("/metrics")).text
         again = await client.post(f"/orchestrations/runs/{run_id}/cancel")
         assert again.status_code == 409
         answered = await client.post(f"/orchestrations/runs/{run_id}/resume", json={"response": "yes"})

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 
 import httpx2
 import pytest
@@ -21,7 +22,7 @@ from tests.page.support import printing
 from tests.support.api import ApiProcess, StartApi
 from tests.support.runs import eventually, store
 from tests.support.servers import PostgresServer, RedisServer
-from tests.support.workers import StartWorker
+from tests.support.workers import StartWorker, command
 
 Q = keys.queue("default")
 RUN = "/orchestrations/hello/run"
@@ -143,6 +144,18 @@ async def test_a_tenant_that_is_being_deleted_takes_nothing_new(
     assert "being deleted" in answers[0].json()["detail"]
 
 
+async def test_the_command_line_refuses_what_the_api_does(
+    database: Database, redis_client: Redis, redis_server: RedisServer, postgres_url: str
+) -> None:
+    await store(database, printing("hello"))
+    await add_tenant(database, "acme", deleting=True)
+    refused = command(redis_server.url, postgres_url, "enqueue", "hello", "--tenant", "acme")
+    assert refused.returncode == 1
+    assert "the tenant is being deleted: it finishes what it has and takes nothing new" in refused.stderr
+    assert await database.fetch("SELECT 1 FROM job_ledger") == []
+    assert command(redis_server.url, postgres_url, "enqueue", "hello").returncode == 0
+
+
 async def test_tenants_that_cannot_have_a_queue_under_isolation(
     database: Database, redis_client: Redis, start_api: StartApi
 ) -> None:
@@ -258,3 +271,31 @@ async def test_without_a_store_nothing_is_accepted_and_nothing_is_lost(
 async def unready(api: ApiProcess) -> bool:
     """Whether /readyz says no."""
     return (await asyncio.to_thread(api.get, "/readyz"))[0] == 503
+
+
+async def test_a_request_beside_its_twin_is_not_refused_for_the_place_that_the_twin_has_taken(
+    database: Database, redis_client: Redis, start_api: StartApi
+) -> None:
+    await store(database, printing("hello"))
+    await add_tenant(database, "acme", max_queued_runs=1)
+    apis = await replicas(start_api, 2, MAX_GLOBAL_QUEUE_DEPTH="1")
+    clients = [api.client() for api in apis]
+    try:
+        for number in range(5):
+            headers = {"Idempotency-Key": f"key-{number}"}
+            asked = (client.post(RUN, json={"tenant_id": "acme"}, headers=headers) for client in clients * 8)
+            answers = await asyncio.gather(*asked)
+            assert {answer.status_code for answer in answers} == {202}
+            (run_id,) = {answer.json()["run_id"] for answer in answers}
+            assert (await clients[0].post(f"/orchestrations/runs/{run_id}/cancel")).status_code == 200
+            await redis_client.delete(keys.job(run_id))
+            await redis_client.zrem(Q, run_id)
+            await eventually("the place is free", partial(admits, redis_client))
+    finally:
+        for client in clients:
+            await client.aclose()
+
+
+async def admits(client: Redis) -> bool:
+    """Whether the replicas have counted the empty queues since."""
+    return bool(await client.hget(keys.ADMISSION, "base") == b"0")  # type: ignore[misc]

@@ -5,20 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+from collections.abc import Sequence
+from contextlib import suppress
 
+import httpx2
 import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from synapse_worker.api import sse
+from synapse_worker.api import admission, process, sse
+from synapse_worker.api.looks import Looks
 from synapse_worker.api.sse import Snapshot, Streams, follow
 from synapse_worker.connections import open_redis
 from synapse_worker.queueing import keys
+from synapse_worker.settings import load
 from synapse_worker.store.database import Database
+from synapse_worker.store.open_work import busy_sessions, open_runs
 from tests.page.support import printing
 from tests.support.api import ApiProcess, Message, StartApi, following
-from tests.support.runs import said_done, store, until
-from tests.support.workers import StartWorker, chain, slow_steps
+from tests.support.runs import eventually, said_done, store, until
+from tests.support.servers import RedisServer, free_port
+from tests.support.workers import StartWorker, chain, environment, slow_steps
 
 RUN = "/orchestrations/hello/run"
 
@@ -145,6 +152,11 @@ async def test_a_last_event_id_that_is_none(api: ApiProcess) -> None:
         assert bounds.json() == {"detail": "start: it must be the id of an event, - or +"}
 
 
+async def yes() -> bool:
+    """More may come."""
+    return True
+
+
 async def waiting() -> Snapshot:
     """The state of a run that nobody has begun."""
     return Snapshot({"type": "snapshot", "status": "queued"}, begun=False, ended=False)
@@ -155,7 +167,7 @@ async def test_a_silent_stream_says_that_it_is_there(redis_client: Redis, monkey
     monkeypatch.setattr(sse, "KEEPALIVE_SECONDS", 0.1)
     streams = Streams(redis_client)
     reading = asyncio.create_task(streams.read())
-    chunks = follow(streams, "stream", last_seen="", stopping=asyncio.Event(), snapshot=waiting)
+    chunks = follow(streams, "stream", last_seen="", stopping=asyncio.Event(), is_open=yes, snapshot=waiting)
     try:
         assert [await anext(chunks) for _ in range(3)] == [b": connected\n\n", *[b": keep-alive\n\n"] * 2]
     finally:
@@ -178,7 +190,73 @@ async def test_an_entry_that_cannot_be_read_ends_nobodys_stream(redis_client: Re
 async def test_without_redis_a_stream_ends_and_asks_to_come_back() -> None:
     client = open_redis(SecretStr("redis://127.0.0.1:1"))
     try:
-        chunks = follow(Streams(client), "stream", last_seen="", stopping=asyncio.Event(), snapshot=waiting)
+        chunks = follow(
+            Streams(client), "stream", last_seen="", stopping=asyncio.Event(), is_open=yes, snapshot=waiting
+        )
         assert [chunk async for chunk in chunks] == [b"retry: 1000\n\n"]
     finally:
         await client.aclose()
+
+
+async def test_quiet_streams_are_looked_at_together() -> None:
+    asked: list[Sequence[str]] = []
+
+    async def ask(ids: Sequence[str]) -> set[str]:
+        asked.append(ids)
+        return {"a", "b"}
+
+    looks = Looks(ask)
+    answers = await asyncio.gather(*map(looks.is_open, ["a", "b", "c", "a"]))
+    assert answers == [True, True, False, True]
+    assert asked == [["a", "b", "c"]]
+
+
+async def test_what_is_open(database: Database) -> None:
+    for status in ("queued", "running", "paused", "completed", "failed", "cancelled"):
+        await database.execute(
+            "INSERT INTO orchestration_runs (run_id, orchestration_id, tenant_id, status, shared_state, step_history)"
+            " VALUES ($1, 'o', 'default', $1, '{}', '[]')",
+            status,
+        )
+        await database.execute(
+            "INSERT INTO chat_sessions (session_id, tenant_id, status, messages) VALUES ($1, 'default', $1, '[]')",
+            status,
+        )
+    asked = ["gone", "queued", "running", "paused", "completed", "failed", "cancelled"]
+    assert await open_runs(database, asked) == {"queued", "running", "paused"}
+    assert await busy_sessions(database, asked) == {"queued", "running"}
+
+
+async def test_a_stream_too_many_is_refused(
+    database: Database,
+    redis_client: Redis,
+    redis_server: RedisServer,
+    postgres_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(admission, "MOST_STREAMS", 1)
+    port = free_port()
+    settings = load(environment(redis_server.url, postgres_url, API_PORT=str(port), API_AUTH="off"))
+    served = process.ApiProcess(settings)
+    serving = asyncio.create_task(served.run())
+    await store(database, printing("hello"))
+    try:
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}/api/v2") as client:
+
+            async def ready() -> bool:
+                with suppress(httpx2.HTTPError):
+                    return (await client.get(f"http://127.0.0.1:{port}/readyz")).status_code == 200
+                return False
+
+            await eventually("the API is ready", ready)
+            path = (await client.post("/orchestrations/hello/run", json={})).json()["stream_url"]
+            async with client.stream("GET", f"http://127.0.0.1:{port}{path}") as first:
+                assert first.status_code == 200
+                lines = first.aiter_lines()
+                assert await anext(lines) == ": connected"
+                refused = await client.get(f"http://127.0.0.1:{port}{path}")
+                assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+                assert "follow 1 streams" in refused.json()["detail"]
+    finally:
+        signal.raise_signal(signal.SIGTERM)
+        await serving

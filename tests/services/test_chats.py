@@ -285,3 +285,21 @@ async def test_images_are_shown_to_the_model_now_and_later(
     (letter,) = await dead_letters.unresolved(database, limit=10)
     assert letter.error.startswith("image 1 of the message cannot be shown to a model; accepted are base64 data URLs")
     assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize("further", [False, True])
+async def test_a_turn_whose_payload_cannot_be_read_leaves_no_session_waiting(
+    database: Database, redis_client: Redis, start_worker: StartWorker, *, further: bool
+) -> None:
+    broken = await say(database, redis_client, "hello")
+    await redis_client.set(keys.job(broken), b"no payload")
+    if further:
+        second = await say(database, redis_client, "Again. " + script({"say": "yes"}))
+        await database.execute("UPDATE chat_sessions SET job_id = $1 WHERE session_id = 's'", broken)
+    start_worker().wait_ready()
+    assert await outcome(database, broken) == "failed"
+    told = await said_done(redis_client, broken)
+    assert [event["type"] for event in told] == ["error", "done"]
+    if further:
+        assert await outcome(database, second) == "completed"
+    assert (await session(database)).status == ("completed" if further else "failed")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-from synapse_worker.engine.snapshot import Near
 from synapse_worker.store import definitions
 from synapse_worker.store.database import Database
 from synapse_worker.store.definitions import AGENTS, MCP_SERVERS, ORCHESTRATIONS, SETTINGS, TOOLS, Document, Key
@@ -150,9 +149,15 @@ async def test_tools_are_those_of_the_tenants_that_a_run_reaches(database: Datab
         server = Document(MCP_SERVERS, f"mcp-{tenant}", "M", "", {"name": f"mcp-{tenant}"})
         await definitions.upsert(database, [server], tenant_id=tenant)
     read = definitions.Reached(database, "shared")
-    near = Near(agents=["ada"], orchestrations=["o"])
+    assert {key: owner for key, (_, owner) in (await read.agents(["ada"])).items()} == {"ada": "acme"}
+    assert {key: owner for key, (_, owner) in (await read.orchestrations(["ada"])).items()} == {"ada": "other"}
     # Another tenant's tool of the same name would come with that tenant's headers.
-    assert sorted(await read.tools(["search", "other-2", "of-shared"], near)) == ["acme-1", "shared-1", "shared-2"]
-    assert sorted(await read.tools(None, near)) == ["acme-1", "acme-2"]
-    assert sorted(await read.mcp_servers(["mcp-acme", "mcp-other", "mcp-shared"], near)) == ["mcp-acme", "mcp-shared"]
-    assert sorted(await read.mcp_servers(None, near)) == ["mcp-acme"]
+    named = await read.tools(["search", "other-2", "of-shared"], ["acme"], [])
+    assert {key: owner for key, (_, owner) in named.items()} == {"acme-1": "acme", "shared-1": "", "shared-2": ""}
+    assert sorted(await read.tools(["of-shared"], ["acme"], ["acme"])) == ["acme-1", "acme-2", "shared-2"]
+    assert sorted(await read.tools(["search"], ["", "acme"], [""])) == ["acme-1", "shared-1", "shared-2"]
+    assert sorted(await read.mcp_servers(["mcp-acme", "mcp-other", "mcp-shared"], ["acme"], [])) == [
+        "mcp-acme",
+        "mcp-shared",
+    ]
+    assert sorted(await read.mcp_servers([], ["acme"], ["acme"])) == ["mcp-acme"]

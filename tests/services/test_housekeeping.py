@@ -15,6 +15,7 @@ from synapse_worker.queueing.lease import HandBack, LeaseQueue
 from synapse_worker.queueing.payload import JobPayload, encode
 from synapse_worker.store import runs, workers
 from synapse_worker.store.database import Database
+from synapse_worker.telemetry import Metrics
 from tests.support.runs import assert_each_step_once, enqueue, eventually, said_done, steps_reach, store, until, view
 from tests.support.servers import RedisServer
 from tests.support.workers import PRINT_IF_PRINT, StartWorker, chain, command, slow_steps
@@ -92,8 +93,8 @@ async def test_silent_workers_are_marked_offline(database: Database) -> None:
     assert [tuple(row) for row in rows] == [("alive", "online"), ("silent", "offline")]
 
 
-def queue_keeper(database: Database, client: Redis) -> Housekeeper:
-    return Housekeeper(database, client, StoreGate(database, client), lambda: [Q])
+def queue_keeper(database: Database, client: Redis, metrics: Metrics | None = None) -> Housekeeper:
+    return Housekeeper(database, client, StoreGate(database, client), lambda: [Q], metrics=metrics)
 
 
 async def upstream_row(database: Database, run_id: str, status: str = "queued", *, minutes: float = 11) -> None:
@@ -122,7 +123,9 @@ async def test_a_queued_run_whose_payload_is_gone_fails_and_nothing_else_does(
     await redis_client.zadd(keys.leases(Q), {"run_leased": 1})
     await database.execute("INSERT INTO job_ledger (job_id, run_id, queue) VALUES ('run_ours', 'run_ours', $1)", Q)
 
-    assert await queue_keeper(database, redis_client).expire() == 1
+    metrics = Metrics()
+    assert await queue_keeper(database, redis_client, metrics).expire() == 1
+    assert 'synapse_runs_completed_total{status="failed",tenant_id="default"} 1.0' in metrics.text().decode()
     gone = await view(database, "run_gone")
     assert (gone.status, gone.error) == ("failed", "payload expired before a worker took it")
     for run_id in others:

@@ -11,12 +11,12 @@ import pytest
 from redis.asyncio import Redis
 
 from synapse_worker.queueing.client import RESUME_FUNCTION
-from synapse_worker.store import definitions
+from synapse_worker.store import definitions, runs
 from synapse_worker.store.database import Database
 from synapse_worker.store.definitions import Document
 from tests.support.mcp_server import mcp_server
 from tests.support.model_server import ModelServer, call, model_server, script
-from tests.support.runs import Event, enqueue, enqueue_as_upstream, said_done, store, until
+from tests.support.runs import Event, enqueue, enqueue_as_upstream, said_done, store, until, view
 from tests.support.workers import StartWorker, chain
 
 
@@ -26,10 +26,10 @@ def server() -> Iterator[ModelServer]:
         yield running
 
 
-async def write(database: Database, table: str, *documents: dict[str, object]) -> None:
+async def write(database: Database, table: str, *documents: dict[str, object], tenant: str = "default") -> None:
     """Store definitions, or settings given as one mapping, as `sync` does."""
     rows = [Document(table, str(each.get("id") or each["name"]), str(each.get("name")), "", each) for each in documents]
-    await definitions.upsert(database, rows, tenant_id="default")
+    await definitions.upsert(database, rows, tenant_id=tenant)
 
 
 async def write_settings(database: Database, settings: dict[str, object]) -> None:
@@ -439,3 +439,54 @@ async def test_an_agent_that_is_an_orchestration(
     assert (await until(database, run_id, "completed")).state["out"] == "Tell Ada"
     nested = await until(database, f"{run_id}.s.1.1", "completed")
     assert nested.state["said"] == "Tell Ada"
+
+
+async def test_what_runs_inside_a_run_cost_counts_for_it(
+    database: Database, redis_client: Redis, server: ModelServer, start_worker: StartWorker
+) -> None:
+    await write_settings(database, server.settings())
+    await write(database, definitions.AGENTS, agent("outer", orchestration_id="middle"))
+    await write(database, definitions.AGENTS, agent("within", orchestration_id="inner"))
+    ask: dict[str, object] = {"type": "llm", "model": "claude-haiku-5-5", "output_key": "o"}
+    await store(database, chain("inner", [{"id": "one", "name": "One", **ask}, {"id": "two", "name": "Two", **ask}]))
+    await store(database, chain("middle", [{"id": "m", "type": "agent", "agent_id": "within"}]))
+    around = chain("o", [{"id": "first", **ask}, {"id": "s", "type": "agent", "agent_id": "outer"}])
+    await store(database, {**around, "max_total_cost_usd": 0.000009})
+    start_worker(ANTHROPIC_BASE_URL=server.url).wait_ready()
+    run_id = await enqueue(database, redis_client, "o")
+    failed = await until(database, run_id, "failed", "completed")
+    assert failed.error is not None
+    assert failed.error.endswith("max_total_cost_usd of orchestration 'o' (o) is 0.000009")
+    middle, inner = f"{run_id}.s.1.1", f"{run_id}.s.1.1.m.1.1"
+    spent = {each.run_id: each for each in await runs.get(database, [run_id, middle, inner])}
+    assert (await view(database, inner)).status == "failed"
+    assert spent[inner].total_cost_usd == spent[middle].total_cost_usd
+    assert spent[run_id].total_cost_usd == pytest.approx(1.5 * spent[inner].total_cost_usd)
+    assert spent[run_id].total_tokens_used == 1.5 * spent[middle].total_tokens_used > 0
+    assert len(server.asked) == 3
+
+
+async def test_agents_of_two_tenants_share_no_tools_and_a_tenants_agent_is_its_own(
+    database: Database, redis_client: Redis, server: ModelServer, start_worker: StartWorker
+) -> None:
+    await write_settings(database, server.settings())
+    prompt = script(call("double", n=21), {"say": "it is $last"})
+    asks = {"type": "agent", "prompt_template": prompt}
+    own, shared = agent("own", tools=["double"]), agent("shared", tools=["double"])
+    await write(database, definitions.TOOLS, PYTHON_TOOL, tenant="acme")
+    await write(database, definitions.AGENTS, own, tenant="acme")
+    await write(database, definitions.AGENTS, shared)
+    await write(
+        database,
+        definitions.ORCHESTRATIONS,
+        chain("both", [{"id": each, "agent_id": each, "output_key": each, **asks} for each in ("own", "shared")]),
+        tenant="acme",
+    )
+    thief = chain("thief", [{"id": "s", "agent_id": "own", **asks}])
+    await write(database, definitions.ORCHESTRATIONS, thief, tenant="other")
+    start_worker().wait_ready()
+    done = await until(database, await enqueue(database, redis_client, "both", tenant="acme"), "completed")
+    assert done.state["own"] == 'it is {"doubled": 42}'
+    assert "There is no tool 'double'; there are: none." in str(done.state["shared"])
+    failed = await until(database, await enqueue(database, redis_client, "thief", tenant="other"), "failed")
+    assert "names the agent 'own', which does not exist" in str(failed.error)

@@ -260,7 +260,7 @@ async def test_a_nested_run_is_answered_cancelled_and_retried_with_the_run_aroun
 async def test_a_turn_inside_a_nested_run_is_progress_of_its_job(database: Database) -> None:
     inner = await adopt(database, await take(database))
     row = TurnRow(1, {}, 0, Decimal(0))
-    assert await turns.record(database, inner, "agent", 1, row, definition=None) is not None
+    assert await turns.record(database, inner, "agent", 1, row, around=["run_1"], definition=None) is not None
     assert not (await take(database)).suspect
     assert (await take(database)).suspect
 

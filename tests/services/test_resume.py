@@ -10,6 +10,8 @@ import pytest
 from redis.asyncio import Redis
 
 from synapse_worker.queueing.client import RESUME_FUNCTION, RUN_FUNCTION
+from synapse_worker.store import claims
+from synapse_worker.store.claims import ClaimRequest
 from synapse_worker.store.database import Database
 from tests.support.runs import enqueue, enqueue_as_upstream, outcome, store, until, view
 from tests.support.servers import RedisServer
@@ -195,3 +197,25 @@ async def test_a_run_that_failed_at_a_stock_worker_goes_on_at_its_failed_step(
     # Where nothing says where it stands, it is not begun anew: its first step would be done twice.
     assert await outcome(database, "resume_run_theirs_2_1") == "failed"
     assert "cannot be continued" in str((await view(database, "run_theirs_2")).error)
+
+
+async def test_of_a_long_run_that_is_resumed_only_what_is_needed_is_read(database: Database) -> None:
+    request = ClaimRequest("run_1", "run_1", "q", b"x", 1, "o", None, "default", None, None)
+    await claims.take(database, "w", [request])
+    await database.execute(
+        "UPDATE orchestration_runs SET cursor = '{}', folded_steps = 90, shared_state = '{\"k\": 90, \"old\": 1}',"
+        ' step_history = \'[{"step_id": "folded"}]\''
+    )
+    await database.execute(
+        "INSERT INTO run_steps (run_id, step_id, visit, ordinal, claim, delta, entry, events)"
+        " SELECT 'run_1', 's', n, n, 1, jsonb_build_object('k', n),"
+        "        CASE WHEN n = 5 THEN '{\"loop_step_id\": \"l\"}'::jsonb ELSE '{}' END, jsonb_build_array('{}'::jsonb)"
+        "   FROM generate_series(1, 100) AS n"
+    )
+    (taken,) = await claims.take(database, "w", [request])
+    assert taken.run is not None
+    run = (await claims.with_steps(database, [taken.run]))["run_1"]
+    assert (run.state, run.steps_done, len(run.history)) == ({"k": 100, "old": 1}, 100, 11)
+    newest = list(range(101 - claims.NEWEST_STEPS, 101))
+    assert [step.ordinal for step in run.steps] == [5, *newest]
+    assert [len(step.events) for step in run.steps] == [0, *[1] * len(newest)]

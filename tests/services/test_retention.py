@@ -116,8 +116,12 @@ async def test_an_open_run_stays_however_old(database: Database, redis_client: R
 
 
 async def test_what_somebody_still_needs_stays(database: Database, redis_client: Redis) -> None:
-    for run_id in ("letter", "webhook", "job", "my.parent.step.1.1", "free"):
+    for run_id in ("letter", "webhook", "log", "job", "my.parent.step.1.1", "free"):
         await write(database, run_id, status="failed")
+    await database.execute(
+        "INSERT INTO run_logs (run_id, claim, status, tenant_id, ended_at, next_at)"
+        " VALUES ('log', 1, 'failed', 'default', now(), now())"
+    )
     await write(database, "my.parent", status="paused")
     await database.execute(
         "UPDATE orchestration_runs SET root_run_id = 'my.parent' WHERE run_id = 'my.parent.step.1.1'"
@@ -129,7 +133,7 @@ async def test_what_somebody_still_needs_stays(database: Database, redis_client:
     await database.execute("UPDATE job_ledger SET outcome = NULL WHERE run_id = 'job'")
     assert await remove(database, redis_client) == 1
     known = await left(database)
-    kept = {"letter", "webhook", "job", "my.parent.step.1.1", "my.parent"}
+    kept = {"letter", "webhook", "log", "job", "my.parent.step.1.1", "my.parent"}
     for table in ("orchestration_runs", "run_steps", "run_turns", "job_ledger"):
         assert known[table] == kept, table
     assert known["webhook_outbox"] == {"webhook"}
@@ -137,10 +141,11 @@ async def test_what_somebody_still_needs_stays(database: Database, redis_client:
     await database.execute("UPDATE dead_letter_queue SET resolved = true")
     await database.execute("UPDATE webhook_outbox SET delivered_at = now(), next_attempt_at = NULL")
     await database.execute("UPDATE job_ledger SET outcome = 'failed' WHERE run_id = 'job'")
+    await database.execute("DELETE FROM run_logs")
     await database.execute(
         "UPDATE orchestration_runs SET status = 'failed', ended_at = now() WHERE run_id = 'my.parent'"
     )
-    assert await remove(database, redis_client) == 3
+    assert await remove(database, redis_client) == 4
     assert (await left(database))["orchestration_runs"] == {"my.parent", "my.parent.step.1.1"}
     await database.execute(
         "UPDATE orchestration_runs SET ended_at = now() - interval '1 year' WHERE run_id = 'my.parent'"

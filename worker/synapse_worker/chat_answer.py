@@ -59,9 +59,10 @@ async def answer(
                 f"image {number} of the message cannot be shown to a model; accepted are base64 data URLs of PNG, JPEG,"
                 " GIF and WebP, such as data:image/png;base64,..."
             )
-    if not await surroundings.persist(
+    found = await surroundings.persist(
         lambda: definitions.Reached(database, surroundings.settings.default_tenant_id).agents([agent_id])
-    ):
+    )
+    if agent_id not in found:
         raise DefinitionError(f"agent {agent_id!r} does not exist; sync it, then send the message again")
     # The agent's tools are those of its tenant; the id of what stands for an orchestration names none.
     document: State = {
@@ -71,7 +72,7 @@ async def answer(
     }
     definition = Definition.parse(document)
     step = definition.steps[STEP_ID]
-    work = await model_work.prepare(surroundings, definition, document)
+    work = await model_work.prepare(surroundings, definition, document, owner=found[agent_id][1])
     turns = await _ChatTurns.open(surroundings, turn, halts)
 
     async def nested(document: Mapping[str, object], said: JsonValue, number: int) -> NestedResult:

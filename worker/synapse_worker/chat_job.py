@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import cast
 
 from synapse_worker import chat_answer
+from synapse_worker.claimed_job import CRASH_LIMIT, ClaimedJob
+from synapse_worker.endings import whole
 from synapse_worker.engine.errors import EngineError
 from synapse_worker.engine.steps.suspension import Halted
-from synapse_worker.errors import JobFailed, JobRetry, OwnershipLost, StoreRefused, StoreUnavailable
+from synapse_worker.errors import JobFailed, JobRetry, StoreRefused, StoreUnavailable
 from synapse_worker.job_payloads import result
 from synapse_worker.queueing import stops
 from synapse_worker.queueing.lease import HandBack, Lease, Release
 from synapse_worker.queueing.loop import Control, Ending, Job, StopReason
-from synapse_worker.queueing.payload import JobPayload
+from synapse_worker.queueing.payload import EXPIRED, JobPayload
 from synapse_worker.queueing.stops import RunningJob
-from synapse_worker.run_job import CRASH_LIMIT, LAST_WRITE_SECONDS, retry_delay_ms
 from synapse_worker.store import chat_turns, runs
 from synapse_worker.store.chat_turns import OwnedTurn, TurnVerdict
 from synapse_worker.store.claims import ClaimRequest, State
@@ -72,9 +72,8 @@ async def _begin(
         case TurnVerdict.BUSY:
             return HandBack(lease, _BUSY_DELAY_MS)
         case TurnVerdict.NOT_ITS_TENANT:
-            return await reject(
-                surroundings, lease, request.envelope, payload, f"the chat session {session_id!r} is another tenant's"
-            )
+            sentence = f"the chat session {session_id!r} is another tenant's"
+            return await reject(surroundings, lease, request.envelope, payload, None, sentence)
         case TurnVerdict.ENDED:
             # By an owner that died before it could say so; what came after it has said more under a higher claim.
             surroundings.chat_events.hand(session_id, taken.claim, [_done(lease.job_id)])
@@ -83,23 +82,39 @@ async def _begin(
 
 
 async def reject(
-    surroundings: Surroundings, lease: Lease, envelope: bytes | None, payload: JobPayload, sentence: str
+    surroundings: Surroundings,
+    lease: Lease,
+    envelope: bytes | None,
+    payload: JobPayload | None,
+    session_id: str | None,
+    sentence: str,
 ) -> Release:
-    """End a turn that cannot start."""
+    """End a turn that cannot start.
+
+    Args:
+        payload: None when it cannot be read or is gone.
+        session_id: whose it is; None for a session that it may not touch.
+    """
     log.warning("chat job %s cannot be run: %s", lease.job_id, sentence)
-    database, session_id = surroundings.database, _session_of(payload)
-    letter = DeadLetter(payload.function, payload.arguments, sentence, 1)
+    database = surroundings.database
+    function, arguments = ("unknown", {}) if payload is None else (payload.function, payload.arguments)
     await runs.reject(
-        database, job_id=lease.job_id, run_id=None, queue=lease.queue_key, envelope=envelope, letter=letter
+        database,
+        job_id=lease.job_id,
+        run_id=None,
+        queue=lease.queue_key,
+        envelope=envelope,
+        letter=DeadLetter(function, arguments, sentence, 1),
+        outcome="expired" if sentence == EXPIRED else "failed",
     )
-    claim = await chat_turns.fail_waiting(database, session_id, lease.job_id)
     surroundings.metrics.chat_job("unknown", "failed")
-    if claim is not None:
+    claim = None if session_id is None else await chat_turns.fail_waiting(database, session_id, lease.job_id)
+    if session_id is not None and claim is not None:
         surroundings.chat_events.hand(session_id, claim, [_failed(lease.job_id, sentence), _done(lease.job_id)])
     return Release(lease, result(lease, payload, success=False, text=sentence))
 
 
-class ChatJob:
+class ChatJob(ClaimedJob):
     """One turn under one lease and one claim."""
 
     def __init__(
@@ -110,48 +125,11 @@ class ChatJob:
         surroundings: Surroundings,
         running: dict[RunningJob, Control],
     ) -> None:
-        self.lease = lease
-        self._payload = payload
-        self._turn = turn
-        self._with = surroundings
-        self._running = running
         # Cancel keys of chats are those of runs, with `chat:` before the session's id.
-        self._ids = RunningJob(f"chat:{turn.session_id}", turn.job_id)
-        self._began = time.monotonic()
-
-    async def run(self, control: Control) -> Ending:
-        """Run to the end, a boundary within the turn at a drain, or a stop; see `Job.run`."""
-        turn, seconds = self._turn, self._with.settings.job_timeout
-        self._with.reservations.hold(self.lease.job_id, turn.tenant_id)
-        self._with.metrics.active_runs.inc()
-        self._running[self._ids] = control
-        try:
-            if (unwanted := await self._unwanted()) is not None:
-                return await self._cancel(unwanted)
-            try:
-                async with asyncio.timeout(max(0.0, seconds - turn.active_seconds)) as timer:
-                    return await self._work(control)
-            except TimeoutError:
-                if not timer.expired():
-                    raise
-                raise JobFailed(f"the job took over {seconds} active seconds (WORKER_JOB_TIMEOUT)") from None
-        except asyncio.CancelledError:
-            return await self._stopped(control)
-        except JobFailed as error:
-            return await self._fail(str(error))
-        except JobRetry as error:
-            return await self._retry(str(error))
-        except OwnershipLost:
-            log.warning("chat job %s has another owner; this one stops", turn.job_id)
-            return None
-        except Exception as error:
-            log.exception("chat job %s met an unexpected error", turn.job_id)
-            return await self._retry(f"internal error: {type(error).__name__}")
-        finally:
-            self._with.reservations.free(self.lease.job_id, turn.tenant_id)
-            self._with.metrics.active_runs.dec()
-            if self._running.get(self._ids) is control:
-                del self._running[self._ids]
+        ids = RunningJob(f"chat:{turn.session_id}", turn.job_id)
+        name = f"chat job {turn.job_id}"
+        super().__init__(lease, payload, turn, surroundings, running, ids, tenant_id=turn.tenant_id, name=name)
+        self._turn = turn
 
     async def _unwanted(self) -> StopReason | None:
         """Return why the turn need not begin; what cannot be asked now is asked again while it runs."""
@@ -162,11 +140,6 @@ class ChatJob:
 
     async def _work(self, control: Control) -> Ending:
         turn, arguments = self._turn, self._payload.arguments
-        if turn.suspect and turn.crashes - self.lease.alone >= CRASH_LIMIT:
-            raise JobFailed(
-                f"CrashLoop: its worker process ended {CRASH_LIMIT} times while it ran nothing but this job, and"
-                " nothing of it was finished; the last log lines of the worker's pods say more"
-            )
         self._say([_picked_up(turn, self._with.settings.worker_id)])
         message, images = str(arguments["message"]), cast(list[str], arguments.get("images") or [])
         try:
@@ -174,19 +147,21 @@ class ChatJob:
                 self._with, turn, str(arguments["agent_id"]), message, images, lambda: control.hand_over
             )
         except Halted:
-            return HandBack(self.lease, None) if await self._give_back(failed=False) else None
+            return await whole(self._hand_over())
         except EngineError as error:
             raise (JobFailed if error.final else JobRetry)(str(error)) from None
         asked: State = {"role": "user", "content": message, **({"images": images} if images else {})}
-        messages: list[State] = [asked, {"role": "assistant", "content": text}]
+        return await whole(self._complete([asked, {"role": "assistant", "content": text}], said))
+
+    async def _complete(self, messages: list[State], said: list[State]) -> Ending:
         if not await self._end("completed", messages, None):
             return None
         await self._say_last(said)
         return Release(self.lease, result(self.lease, self._payload, success=True, text="completed"))
 
     async def _fail(self, sentence: str) -> Ending:
-        log.warning("chat job %s failed: %s", self._turn.job_id, sentence)
-        letter = DeadLetter(self._payload.function, self._payload.arguments, sentence, self._turn.failures + 1)
+        log.warning("%s failed: %s", self._name, sentence)
+        letter = DeadLetter(self._payload.function, self._payload.arguments, sentence, self._failures + 1)
         if not await self._end("failed", [], letter):
             return None
         await self._say_last([_failed(self._turn.job_id, sentence)])
@@ -200,36 +175,9 @@ class ChatJob:
         said = asyncio.CancelledError("cancelled") if reason is StopReason.ABORTED else "cancelled"
         return Release(self.lease, result(self.lease, self._payload, success=False, text=said))
 
-    async def _retry(self, sentence: str) -> Ending:
-        """Count a failed execution; give the turn back with back-off, or end it when the retries are used up."""
-        failures, most = self._turn.failures + 1, self._with.settings.max_retries
-        if failures > most:
-            return await self._fail(f"{sentence} (after {failures} executions)")
-        log.warning("chat job %s will be tried again (%d of %d): %s", self._turn.job_id, failures, most, sentence)
-        if not await self._give_back(failed=True):
-            return None
-        return HandBack(self.lease, retry_delay_ms(self._turn.job_id, failures))
-
-    async def _stopped(self, control: Control) -> Ending:
-        """End a job that was interrupted; what it was doing is left without a trace."""
-        if control.stop_reason in (StopReason.CANCELLED, StopReason.ABORTED):
-            return await self._cancel(control.stop_reason)
-        if control.stop_reason is StopReason.INTERRUPTED:
-            return HandBack(self.lease, None) if await self._give_back(failed=False) else None
-        # The lease is lost, the session may still be ours: the fence decides.
-        with suppress(StoreUnavailable, StoreRefused, TimeoutError):
-            async with asyncio.timeout(LAST_WRITE_SECONDS):
-                await chat_turns.give_back(
-                    self._with.database, self._turn, active_seconds=self._active(), alone=self.lease.alone
-                )
-        return None
-
-    async def _give_back(self, *, failed: bool) -> bool:
-        active = self._active()
-        return await self._with.persist(
-            lambda: chat_turns.give_back(
-                self._with.database, self._turn, active_seconds=active, failed=failed, alone=self.lease.alone
-            )
+    async def _write_back(self, active_seconds: float, *, failed: bool) -> bool:
+        return await chat_turns.give_back(
+            self._with.database, self._turn, active_seconds=active_seconds, failed=failed, alone=self.lease.alone
         )
 
     async def _end(self, status: str, messages: list[State], letter: DeadLetter | None) -> bool:
@@ -257,9 +205,6 @@ class ChatJob:
     async def _say_last(self, events: list[State]) -> None:
         self._say([*events, _done(self._turn.job_id)])
         await self._with.chat_events.written(self._turn.session_id)
-
-    def _active(self) -> float:
-        return time.monotonic() - self._began
 
 
 def _session_of(payload: JobPayload) -> str:

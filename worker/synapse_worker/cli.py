@@ -31,7 +31,7 @@ from synapse_worker.queueing.client import NewRun, answer_run, cancel_run, new_r
 from synapse_worker.queueing.producer import Producer
 from synapse_worker.routing import HIGHEST_PRIORITY
 from synapse_worker.settings import Settings
-from synapse_worker.store import api_keys, dead_letters
+from synapse_worker.store import api_keys, dead_letters, tenants
 from synapse_worker.store import runs as run_store
 from synapse_worker.store.api_keys import ApiKey
 from synapse_worker.store.blobs import CHUNK_BYTES, Blobs, checked_path, vault_folder, vault_key
@@ -201,7 +201,7 @@ def enqueue(
         ids: list[str] = []
         async with _traced(settings), _database(settings) as database, _redis(settings) as client:
             async with Producer(database, client, settings.topology, role=Role.PRODUCER) as producer:
-                async for run_id in _enqueued(producer, new, most, rate):
+                async for run_id in _enqueued(producer, database, new, most, rate):
                     if at_once:
                         click.echo(run_id)
                     else:
@@ -669,11 +669,13 @@ async def _blobs(settings: Settings) -> AsyncIterator[Blobs]:
         await blobs.close()
 
 
-async def _enqueued(producer: Producer, run: NewRun, most: int | None, rate: float | None) -> AsyncIterator[str]:
+async def _enqueued(
+    producer: Producer, database: Database, run: NewRun, most: int | None, rate: float | None
+) -> AsyncIterator[str]:
     """Enqueue runs, yielding the ids; with a rate evenly over the time, until SIGTERM, whatever stores do meanwhile."""
     if rate is None:
         for _ in range(most or 0):
-            yield await _enqueue_one(producer, run)
+            yield await _enqueue_one(producer, database, run)
         return
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -686,7 +688,7 @@ async def _enqueued(producer: Producer, run: NewRun, most: int | None, rate: flo
             if stop.is_set():
                 return
             try:
-                yield await _enqueue_one(producer, run, until=stop)
+                yield await _enqueue_one(producer, database, run, until=stop)
             except StoreUnavailable:
                 return  # SIGTERM came first
     finally:
@@ -694,17 +696,23 @@ async def _enqueued(producer: Producer, run: NewRun, most: int | None, rate: flo
             loop.remove_signal_handler(number)
 
 
-async def _enqueue_one(producer: Producer, run: NewRun, *, until: asyncio.Event | None = None) -> str:
+async def _enqueue_one(
+    producer: Producer, database: Database, run: NewRun, *, until: asyncio.Event | None = None
+) -> str:
     """Enqueue one run; with `until`, a store that is away is waited for until that is set.
 
     Raises:
         StoreUnavailable: a store is away.
+        SynapseError: the tenant is being deleted.
     """
     now_ms = int(time.time() * 1000)
     run_id = new_run_id(now_ms)
     said = ""
     while True:
         try:
+            quota = await tenants.quota_of(database, run.tenant_id)
+            if quota is not None and quota.deleting:
+                raise SynapseError(tenants.DELETING)
             return await producer.enqueue(run, run_id=run_id, now_ms=now_ms)  # the same id again: queued once
         except StoreUnavailable as error:
             if until is None:

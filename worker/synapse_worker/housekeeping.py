@@ -26,10 +26,11 @@ from synapse_worker.queueing import keys, stops
 from synapse_worker.queueing.client import RUN_FUNCTION, keep_payloads, nowhere, put, waiting_sets
 from synapse_worker.queueing.payload import EXPIRED, decode
 from synapse_worker.retention import Retention
-from synapse_worker.store import ledger, pauses, runs
+from synapse_worker.store import claims, ledger, pauses, runs
 from synapse_worker.store.database import Database
 from synapse_worker.store.runs import DeadLetter
 from synapse_worker.store.workers import mark_silent
+from synapse_worker.telemetry import Metrics
 from synapse_worker.waiting_ends import say_ended
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class Housekeeper:
         *,
         retention: Retention | None = None,
         event_ttl: int = _EVENT_TTL,
+        metrics: Metrics | None = None,
     ) -> None:
         """Make a housekeeper.
 
@@ -68,6 +70,7 @@ class Housekeeper:
             queues: returns the keys of the queues that this worker serves now.
             retention: removes what is old; None = nobody does here.
             event_ttl: seconds that the events of a run stay.
+            metrics: counts the runs that end here; None = nobody does.
         """
         self._database = database
         self._client = client
@@ -75,6 +78,7 @@ class Housekeeper:
         self._queues = queues
         self._retention = retention
         self._event_ttl = event_ttl
+        self._metrics = metrics
         self._cursor = ""
         self._expire_cursor = ""
         self._paused_cursor = ""
@@ -149,6 +153,7 @@ class Housekeeper:
                 ended += 1
                 log.warning("run %s failed: %s", run.run_id, sentence)
                 await self._say_ended(run.run_id, sentence)
+                await self._count(run.run_id, runs.RunStatus.FAILED)
         return ended
 
     async def cancel_paused(self) -> int:
@@ -165,6 +170,7 @@ class Housekeeper:
                 ended += 1
                 log.info("run %s was cancelled while it waited for a human", run_id)
                 await self._say_ended(run_id, "cancelled")
+                await self._count(run_id, runs.RunStatus.CANCELLED)
                 with redis_errors_as_ours():
                     await self._client.delete(keys.cancel(run_id))
         return ended
@@ -198,7 +204,13 @@ class Housekeeper:
             ):
                 ended += 1
                 log.warning("run %s failed: %s", run.run_id, EXPIRED)
+                await self._count(run.run_id, runs.RunStatus.FAILED)
         return ended
+
+    async def _count(self, run_id: str, status: str) -> None:
+        if self._metrics is not None:
+            tenant_id = (await claims.tenants_of(self._database, [run_id])).get(run_id, "unknown")
+            self._metrics.runs_completed(tenant_id, status)
 
     async def _is_due(self, task: str, seconds: int) -> bool:
         """Whether nobody has done a task for so many seconds; then it is ours now."""

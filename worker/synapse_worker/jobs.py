@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from synapse_worker import chat_job, run_events
+from synapse_worker.claimed_job import CRASH_LIMIT
 from synapse_worker.connections import read_each
 from synapse_worker.errors import PayloadError, StoreRefused, StoreUnavailable
 from synapse_worker.job_payloads import MAX_ID, claim_request, is_a_sessions, named, result, storable
@@ -22,9 +23,9 @@ from synapse_worker.queueing.lease import HandBack, Lease, Release
 from synapse_worker.queueing.loop import Control, Job, StopReason
 from synapse_worker.queueing.payload import EXPIRED, JobPayload, decode
 from synapse_worker.queueing.stops import RunningJob
-from synapse_worker.run_job import CRASH_LIMIT, RunJob
+from synapse_worker.run_job import RunJob
 from synapse_worker.run_traces import traced
-from synapse_worker.store import claims, definitions, pauses, runs
+from synapse_worker.store import chats, claims, definitions, pauses, runs
 from synapse_worker.store.claims import ClaimRequest, OwnedRun, State, Verdict
 from synapse_worker.store.runs import DeadLetter, RunWriter
 from synapse_worker.surroundings import Surroundings
@@ -170,8 +171,9 @@ class Jobs:
 
     async def _reject(self, lease: Lease, envelope: bytes | None, payload: JobPayload | None, sentence: str) -> Release:
         job_id = lease.job_id
-        if payload is not None and storable(job_id) and is_a_sessions(payload):
-            return await chat_job.reject(self._with, lease, envelope, payload, sentence)
+        session_id = await self._session_of(job_id, payload) if storable(job_id) else None
+        if session_id is not None:
+            return await chat_job.reject(self._with, lease, envelope, payload, session_id, sentence)
         if not storable(job_id):  # a name for it that the ledger can hold, the same each time
             job_id = "unusable_" + hashlib.sha256(job_id.encode(errors="surrogateescape")).hexdigest()[:32]
         log.warning("job %s cannot be run: %s", job_id, sentence)
@@ -197,6 +199,12 @@ class Jobs:
             claim = await claims.claim_of(self._with.database, run_id)
             self._with.events.hand(run_id, claim, [run_events.failed(run_id, sentence), run_events.done(run_id)])
         return Release(lease, result(lease, payload, success=False, text=sentence))
+
+    async def _session_of(self, job_id: str, payload: JobPayload | None) -> str | None:
+        """Return the chat session that a job is a turn of, from its payload or else as its producer noted it."""
+        if payload is None:
+            return await chats.session_of(self._with.database, job_id)
+        return str(payload.arguments["session_id"]) if is_a_sessions(payload) else None
 
     async def _already_ended(
         self, lease: Lease, payload: JobPayload, request: ClaimRequest, verdict: Verdict

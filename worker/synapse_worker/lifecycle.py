@@ -181,7 +181,13 @@ class Worker:
             background.append(asyncio.create_task(self._beat(loop, gate, database, client)))
             retention = Retention(database, client, days=settings.retention_days)
             keeper = Housekeeper(
-                database, client, gate, lambda: served.keys, retention=retention, event_ttl=settings.event_ttl
+                database,
+                client,
+                gate,
+                lambda: served.keys,
+                retention=retention,
+                event_ttl=settings.event_ttl,
+                metrics=self._metrics,
             )
             background.append(asyncio.create_task(keeper.keep()))
             webhooks = asyncio.create_task(Webhooks(database, gate, egress, self._metrics).send())

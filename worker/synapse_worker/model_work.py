@@ -58,6 +58,7 @@ class ModelWork:
         document: State,
         task: Execute,
         halts: Callable[[], bool],
+        around: Mapping[str, Definition],
     ) -> tuple[ModelMeans, StepTurns] | None:
         """Return what one visit of a step is given; None for a step that talks to no model.
 
@@ -67,11 +68,13 @@ class ModelWork:
             document: see there.
             task: the step, and its visit.
             halts: whether the run is to be given back instead of doing one more turn.
+            around: definitions of the runs that it is nested in, by their ids: its cost is theirs too.
         """
         if task.step.type not in ASKS_MODELS:
             return None
         kept = document if run.definition is None else None
-        turns = await StepTurns.open(self._with, run, task.step, task.visit, definition, kept, halts)
+        payers = {run.run_id: definition, **around}
+        turns = await StepTurns.open(self._with, run, task.step, task.visit, payers, kept, halts)
         given = self.given(run.tenant_id, turns)
         with suppress(EngineError):  # the step itself says what is wrong
             endpoint = endpoint_of(task.step, given)
@@ -101,8 +104,16 @@ class ModelWork:
         )
 
 
-async def prepare(surroundings: Surroundings, definition: Definition, document: State) -> ModelWork:
+async def prepare(
+    surroundings: Surroundings, definition: Definition, document: State, *, owner: str | None = None
+) -> ModelWork:
     """Read what an orchestration reaches, unless the run keeps it already, and the keys as they are now.
+
+    Args:
+        surroundings: where.
+        definition: the orchestration, and `document` what it was read from.
+        document: see there.
+        owner: whose it is, where it is none that is stored.
 
     Raises:
         DefinitionError: it reaches an agent or orchestration that does not exist.
@@ -110,7 +121,8 @@ async def prepare(surroundings: Surroundings, definition: Definition, document: 
     database = surroundings.database
 
     async def reached() -> Snapshot:
-        return await collect(definition, definitions.Reached(database, surroundings.settings.default_tenant_id))
+        read = definitions.Reached(database, surroundings.settings.default_tenant_id)
+        return await collect(definition, read, owner=owner)
 
     snapshot = Snapshot.found_in(document)
     if snapshot is None:
@@ -150,7 +162,7 @@ class StepTurns:
         run: OwnedRun,
         step: Step,
         visit: int,
-        definition: Definition,
+        payers: Mapping[str, Definition],
         document: State | None,
         halts: Callable[[], bool],
         stored: turns.StoredTurns,
@@ -160,13 +172,13 @@ class StepTurns:
         self._run = run
         self._step = step
         self._visit = visit
-        self._definition = definition
+        self._payers = payers
         self._document = document
         self._halts = halts
         self._rows = dict(stored.rows)
         self._last = max(stored.rows, default=0)
         self._told = told
-        self._run_cost = stored.run_cost_usd
+        self._costs = stored.costs_usd
         self.tokens = sum(row.tokens for row in stored.rows.values())
         self.cost_usd = sum((row.cost_usd for row in stored.rows.values()), Decimal(0))
 
@@ -177,19 +189,22 @@ class StepTurns:
         run: OwnedRun,
         step: Step,
         visit: int,
-        definition: Definition,
+        payers: Mapping[str, Definition],
         document: State | None,
         halts: Callable[[], bool],
     ) -> StepTurns:
-        """Read what former owners did of this visit."""
-        stored = await surroundings.persist(lambda: turns.read(surroundings.database, run, step.id, visit))
+        """Read what former owners did of this visit; `payers` are this run and those around it, in this order."""
+        around = list(payers)[1:]
+        stored = await surroundings.persist(
+            lambda: turns.read(surroundings.database, run, step.id, visit, around=around)
+        )
         told: set[str] = set()
         if stored.rows:
             try:
                 told = await surroundings.events.tail_ids(run.run_id)
             except (StoreUnavailable, StoreRefused):
                 told = set()  # an event twice with the same id does no harm, a missing one does
-        return cls(surroundings, run, step, visit, definition, document, halts, stored, told)
+        return cls(surroundings, run, step, visit, payers, document, halts, stored, told)
 
     async def once(
         self, turn: int, do: Callable[[], Awaitable[Done]], say: Callable[[JsonObject], Sequence[JsonObject]]
@@ -205,16 +220,23 @@ class StepTurns:
             raise Halted
         done = await do()
         row = TurnRow(turn, dict(done.value), done.tokens, done.cost_usd)
-        cost = await self._with.persist(
+        around = list(self._payers)[1:]
+        costs = await self._with.persist(
             lambda: turns.record(
-                self._with.database, self._run, self._step.id, self._visit, row, definition=self._document
+                self._with.database,
+                self._run,
+                self._step.id,
+                self._visit,
+                row,
+                around=around,
+                definition=self._document,
             )
         )
-        if cost is None:
+        if costs is None:
             raise OwnershipLost(self._run.run_id)
         self._rows[turn] = row  # the step may be done again here, after a store was away
         self._document = None
-        self._run_cost = cost
+        self._costs = costs
         self.tokens += done.tokens
         self.cost_usd += done.cost_usd
         self._tell(turn, say(done.value))
@@ -226,14 +248,14 @@ class StepTurns:
         await self._with.persist(lambda: turns.forget(self._with.database, self._run, self._step.id, self._visit))
 
     def _check_cost(self) -> None:
-        if self._definition.max_total_cost_usd is None:
-            return
-        most = Decimal(str(self._definition.max_total_cost_usd))
-        if self._run_cost > most:
-            raise CostLimit(
-                f"the run has cost {self._run_cost:.6f} USD, and max_total_cost_usd of {self._definition.title}"
-                f" is {most:f}"
-            )
+        for run_id, definition in self._payers.items():
+            if definition.max_total_cost_usd is None:
+                continue
+            cost, most = self._costs.get(run_id, Decimal(0)), Decimal(str(definition.max_total_cost_usd))
+            if cost > most:
+                raise CostLimit(
+                    f"the run has cost {cost:.6f} USD, and max_total_cost_usd of {definition.title} is {most:f}"
+                )
 
     def _tell(self, turn: int, events: Sequence[JsonObject]) -> None:
         prefix = f"{self._run.run_id}:{self._step.id}:{self._visit}:{turn}"

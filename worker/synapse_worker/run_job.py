@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import cast
 
 from synapse_worker import model_work, run_events, tracing
+from synapse_worker.claimed_job import ClaimedJob
 from synapse_worker.connections import redis_errors_as_ours
+from synapse_worker.endings import whole
 from synapse_worker.engine import runner
 from synapse_worker.engine.checks import check_code
 from synapse_worker.engine.errors import EngineError, NewerCursor
@@ -38,23 +39,10 @@ from synapse_worker.surroundings import Surroundings
 
 log = logging.getLogger(__name__)
 
-_RETRY_BASE_SECONDS = 1.0
-_RETRY_MOST_SECONDS = 300.0
 _NEWER_CURSOR_DELAY_MS = 5_000
-LAST_WRITE_SECONDS = 2.0
-
-CRASH_LIMIT = 3
-"""Crashes of a job that ran alone, without a step finished in between, until it is given up."""
 
 
-def retry_delay_ms(job: str, failures: int) -> int:
-    """Return how long a job waits that has failed so often."""
-    delay = min(_RETRY_MOST_SECONDS, _RETRY_BASE_SECONDS * 2 ** (failures - 1))
-    # Half of the delay is jitter, so that what failed together does not come back together.
-    return int(delay * (0.5 + (hash((job, failures)) % 1000) / 2000) * 1000)
-
-
-class RunJob:
+class RunJob(ClaimedJob):
     """One run under one lease and one claim."""
 
     def __init__(
@@ -68,63 +56,20 @@ class RunJob:
         writer: RunWriter,
         running: dict[RunningJob, Control],
     ) -> None:
-        self.lease = lease
+        ids = RunningJob(run.run_id, run.job_id)
+        name = f"run {run.run_id}"
+        super().__init__(lease, payload, run, surroundings, running, ids, tenant_id=request.tenant_id, name=name)
         self.unwanted: StopReason | None = None
         """Why it is to end before it starts, if it is."""
-        self._ids = RunningJob(run.run_id, run.job_id)
         self._writer = writer
-        self._running = running
-        self._payload = payload
-        self._reserved_for = request.tenant_id
         self._run = run
         self._document = definition
-        self._with = surroundings
         self._walk: Walk | None = None
-        self._began = time.monotonic()
-        self._control: Control | None = None
 
-    async def run(self, control: Control) -> Ending:
-        """Run to the end, a step boundary of a drain, or a stop; see `Job.run`."""
-        self._with.reservations.hold(self.lease.job_id, self._reserved_for)
-        budget = max(0.0, self._with.settings.job_timeout - self._run.active_seconds)
-        self._with.metrics.active_runs.inc()
-        self._running[self._ids] = self._control = control
-        try:
-            if self.unwanted is not None:
-                return await self._cancel(self.unwanted)
-            try:
-                async with asyncio.timeout(budget) as timer:
-                    return await self._work(control)
-            except TimeoutError:
-                if not timer.expired():
-                    raise
-                raise JobFailed(
-                    f"the job took over {self._with.settings.job_timeout} active seconds (WORKER_JOB_TIMEOUT)"
-                ) from None
-        except asyncio.CancelledError:
-            return await self._stopped(control)
-        except JobFailed as error:
-            return await self._fail(str(error))
-        except JobRetry as error:
-            return await self._retry(str(error))
-        except OwnershipLost:
-            log.warning("run %s has another owner; this one stops", self._run.run_id)
-            return None
-        except Exception as error:
-            log.exception("run %s met an unexpected error", self._run.run_id)
-            return await self._retry(f"internal error: {type(error).__name__}")
-        finally:
-            self._with.reservations.free(self.lease.job_id, self._reserved_for)
-            self._with.metrics.active_runs.dec()
-            if self._running.get(self._ids) is control:
-                del self._running[self._ids]
+    async def _unwanted(self) -> StopReason | None:
+        return self.unwanted
 
     async def _work(self, control: Control) -> Ending:
-        if self._run.suspect and self._run.crashes - self.lease.alone >= CRASH_LIMIT:
-            raise JobFailed(
-                f"CrashLoop: its worker process ended {CRASH_LIMIT} times while it ran nothing but this job, and no"
-                " step was finished; the last log lines of the worker's pods say more"
-            )
         definition, walk = await self._prepare()
         if walk is None:
             return HandBack(self.lease, _NEWER_CURSOR_DELAY_MS) if await self._give_back(failed=False) else None
@@ -147,11 +92,11 @@ class RunJob:
             ) from None
         match walked:
             case Walked.FINISHED:
-                return await self._complete(definition, walk)
+                return await whole(self._complete(definition, walk))
             case Walked.HALTED:
-                return await self._hand_over()
+                return await whole(self._hand_over())
             case Walked.PAUSED:
-                return await self._pause(walk)
+                return await whole(self._pause(walk))
 
     async def _seconds_left(self, definition: Definition) -> float | None:
         """Return how long the run may still take by its orchestration's timeout_minutes; None = no limit."""
@@ -254,8 +199,8 @@ class RunJob:
             await self._with.client.delete(keys.human_input(self._run.run_id))
 
     async def _fail(self, sentence: str) -> Ending:
-        log.warning("run %s failed: %s", self._run.run_id, sentence)
-        letter = DeadLetter(*retried_as(self._payload), sentence, self._run.failures + 1)
+        log.warning("%s failed: %s", self._name, sentence)
+        letter = DeadLetter(*retried_as(self._payload), sentence, self._failures + 1)
         if not await self._end(RunStatus.FAILED, sentence, letter):
             return None
         await self._say_last([run_events.failed(self._run.run_id, sentence)])
@@ -271,46 +216,9 @@ class RunJob:
         said = asyncio.CancelledError("cancelled") if reason is StopReason.ABORTED else "cancelled"
         return Release(self.lease, result(self.lease, self._payload, success=False, text=said))
 
-    async def _retry(self, sentence: str) -> Ending:
-        """Count a failed execution; give the run back with back-off, or end it when the retries are used up."""
-        failures = self._run.failures + 1
-        if failures > self._with.settings.max_retries:
-            return await self._fail(f"{sentence} (after {failures} executions)")
-        log.warning(
-            "run %s will be tried again (%d of %d): %s",
-            self._run.run_id,
-            failures,
-            self._with.settings.max_retries,
-            sentence,
-        )
-        if not await self._give_back(failed=True):
-            return None
-        return HandBack(self.lease, retry_delay_ms(self._run.run_id, failures))
-
-    async def _hand_over(self) -> Ending:
-        return HandBack(self.lease, None) if await self._give_back(failed=False) else None
-
-    async def _stopped(self, control: Control) -> Ending:
-        """End a job that was interrupted; what it was doing inside its step is left without a trace."""
-        if control.stop_reason in (StopReason.CANCELLED, StopReason.ABORTED):
-            return await self._cancel(control.stop_reason)
-        if control.stop_reason is StopReason.INTERRUPTED:
-            return await self._hand_over()
-        # The lease is lost, the run may still be ours: the fence decides. Given back here, it need not wait for
-        # somebody to notice; whether its queue entry is still there the sweep finds out.
-        with suppress(StoreUnavailable, StoreRefused, TimeoutError):
-            async with asyncio.timeout(LAST_WRITE_SECONDS):
-                await claims.give_back(
-                    self._with.database, self._run, active_seconds=self._active(), alone=self.lease.alone
-                )
-        return None
-
-    async def _give_back(self, *, failed: bool) -> bool:
-        active = self._active()
-        return await self._with.persist(
-            lambda: claims.give_back(
-                self._with.database, self._run, active_seconds=active, failed=failed, alone=self.lease.alone
-            )
+    async def _write_back(self, active_seconds: float, *, failed: bool) -> bool:
+        return await claims.give_back(
+            self._with.database, self._run, active_seconds=active_seconds, failed=failed, alone=self.lease.alone
         )
 
     async def _end(self, status: RunStatus, error: str | None, letter: DeadLetter | None) -> bool:
@@ -345,6 +253,3 @@ class RunJob:
         if self._walk is not None:
             return self._walk.folded
         return Folded(self._run.state, self._run.history, self._run.steps_done)
-
-    def _active(self) -> float:
-        return time.monotonic() - self._began

@@ -105,6 +105,9 @@ class RunLogs:
                 self._said = str(error)
                 log.warning("run logs wait: %s", error)
             return False
+        except Exception:  # of one log: the others of its batch are settled all the same
+            log.exception("the log of run %s met an unexpected error; it is tried again", due.run_id)
+            return False
         return True
 
     async def _chunks(self, due: DueLog, first: Sequence[StepLine], *, whole: bool) -> AsyncIterator[bytes]:

@@ -29,7 +29,7 @@ from synapse_worker.engine.steps.suspension import AsksHuman, Suspended
 from synapse_worker.errors import JobFailed, JobRetry, OwnershipLost, StoreRefused, StoreUnavailable
 from synapse_worker.loop_results import LoopResults
 from synapse_worker.model_work import ModelWork
-from synapse_worker.store.claims import OwnedRun, State
+from synapse_worker.store.claims import NEWEST_STEPS, OwnedRun, State
 from synapse_worker.store.database import to_jsonb
 from synapse_worker.store.pauses import Pause, Question
 from synapse_worker.store.runs import Folded, RunWriter, StepRow
@@ -39,8 +39,6 @@ FOLD_SECONDS = 3.0
 _FOLD_SHARE = 16
 """What a run's row shows of a running run is at most a sixteenth of its steps old, or some seconds: written whole with
 each slow step, its history would cost the square of its length."""
-_LOST_AT_MOST = 32
-"""Steps at the end of a run whose events may not be in its stream yet: events are written in the background."""
 
 
 class Walked(Enum):
@@ -107,6 +105,9 @@ class Walk:
         self.depth: int = 0 if around is None else around.depth + 1
         self.root: OwnedRun = run if around is None else around.root
         """The run that has the job."""
+        self._around: Mapping[str, Definition] = (
+            {} if around is None else {around.run.run_id: around.definition, **around._around}
+        )
         self.asks: AsksHuman | None = None
         """What a walk that has paused waits for."""
         self.halts: Callable[[], bool] = lambda: False
@@ -157,7 +158,7 @@ class Walk:
         except (StoreUnavailable, StoreRefused):
             seen = set()  # an event twice with the same id does no harm, a missing one does
         missing: list[State] = []
-        for step in reversed(run.steps[-_LOST_AT_MOST:]):
+        for step in reversed(run.steps[-NEWEST_STEPS:]):
             lost = [event for event in step.events if event.get("event_id") not in seen]
             missing[:0] = lost
             if len(lost) < len(step.events):  # events are written in order, so all before it are there
@@ -241,7 +242,9 @@ class Walk:
         started_at, began = datetime.now(UTC), time.monotonic()
         given = None
         if self.model_work is not None:
-            given = await self.model_work.means(self.run, self.definition, self._document, task, self.halts)
+            given = await self.model_work.means(
+                self.run, self.definition, self._document, task, self.halts, self._around
+            )
         means, turns = (None, None) if given is None else given
         context = StepContext(
             definition=self.definition,

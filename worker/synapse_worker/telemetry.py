@@ -178,6 +178,12 @@ class ApiMetrics:
             ["tenant_id", "orch_id"],
             registry=self.registry,
         )
+        self._runs_completed = Counter(
+            "synapse_runs_completed",
+            "Runs that ended here while they waited, by tenant and status",
+            ["tenant_id", "status"],
+            registry=self.registry,
+        )
         self._refused = Counter(
             "synapse_api_refusals", "Requests that were refused, by reason", ["reason"], registry=self.registry
         )
@@ -203,6 +209,10 @@ class ApiMetrics:
         """Count a run that was enqueued."""
         tenant, orchestration = self._bounded("tenant_id", tenant_id), self._bounded("orch_id", orchestration_id)
         self._enqueued.labels(tenant, orchestration).inc()
+
+    def runs_completed(self, tenant_id: str, status: str) -> None:
+        """Count a run that ended while it waited."""
+        self._runs_completed.labels(self._bounded("tenant_id", tenant_id), status).inc()
 
     def refused(self, reason: str) -> None:
         """Count a request that was refused."""

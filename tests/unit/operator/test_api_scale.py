@@ -7,7 +7,7 @@ import pytest
 from synapse_operator.api.overlay import OPERATOR_ENVIRONMENT
 from synapse_operator.api.reasons import ConditionType, EventReason, Reason
 from synapse_operator.api.scale import InvalidScale, SynapseScale, read_scale
-from synapse_operator.desired.environment import worker_environment
+from synapse_operator.desired.environment import api_environment, worker_environment
 from synapse_operator.naming import PAUSED_ANNOTATION
 from tests.builders import a_scale, a_scale_body
 
@@ -90,9 +90,10 @@ def test_the_operators_variables_cannot_be_overlaid() -> None:
         "redis": {"url": "redis://r", "caSecretRef": {"name": "ca", "key": "ca.crt"}},
         "postgres": {"url": "postgresql://p/d", "caSecretRef": {"name": "ca", "key": "ca.crt"}, "pgbouncer": True},
         "workers": {"concurrency": 1, "jobTimeoutSeconds": 1, "maxRetries": 1, "healthPort": 9100},
-        "tenancy": {"defaultTenantId": "acme"},
+        "tenancy": {"defaultTenantId": "acme", "rateLimitRps": 7},
+        "queue": {"maxDepth": 42},
         "retention": {"eventTtlSeconds": 60, "runDays": 1},
     }
     scale = a_scale(spec=everything)
-    rendered = worker_environment(scale, scale.spec.workers, ["default", "0"])
-    assert {*rendered, "REDIS_URL", "SCALE_POSTGRES_URL"} <= set(OPERATOR_ENVIRONMENT)
+    rendered = {**worker_environment(scale, scale.spec.workers, ["default", "0"]), **api_environment(scale)}
+    assert {*rendered, "REDIS_URL", "SCALE_POSTGRES_URL", "API_PORT"} <= set(OPERATOR_ENVIRONMENT)

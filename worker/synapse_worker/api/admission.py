@@ -13,10 +13,14 @@ from enum import StrEnum
 
 from synapse_worker.queueing.quotas import Rate
 from synapse_worker.routing import why_no_queue
+from synapse_worker.store.tenants import DELETING
 
 FULL_SECONDS = 1
 """Retry-After where room comes with the next job that is taken up."""
 DELETING_SECONDS = 60
+STREAMS_SECONDS = 5
+MOST_STREAMS = 2_000
+"""Streams that the clients of one process may follow at once: each is read ten times a second."""
 
 
 class Reason(StrEnum):
@@ -30,6 +34,7 @@ class Reason(StrEnum):
     TENANT_DELETING = "tenant_deleting"
     DEPTH = "depth"
     STORE = "store"
+    STREAMS = "streams"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +103,7 @@ def being_deleted(limits: Limits) -> Refusal | None:
     """Refuse new jobs of a tenant that goes."""
     if not limits.deleting:
         return None
-    sentence = "the tenant is being deleted: it finishes what it has and takes nothing new"
-    return Refusal(Reason.TENANT_DELETING, 429, sentence, retry_after(DELETING_SECONDS))
+    return Refusal(Reason.TENANT_DELETING, 429, DELETING, retry_after(DELETING_SECONDS))
 
 
 def tenant_full(limit: int) -> Refusal:
@@ -112,6 +116,14 @@ def all_full(limit: int) -> Refusal:
     """Refuse a job over the global depth."""
     sentence = f"{limit} jobs are queued or active, as many as there may be (MAX_GLOBAL_QUEUE_DEPTH)"
     return Refusal(Reason.DEPTH, 503, sentence, retry_after(FULL_SECONDS))
+
+
+def too_many_streams(followed: int) -> Refusal | None:
+    """Refuse a client that would follow one stream more than a process can serve."""
+    if followed < MOST_STREAMS:
+        return None
+    sentence = f"the clients of this process follow {followed} streams, as many as it serves; ask for /status instead"
+    return Refusal(Reason.STREAMS, 503, sentence, retry_after(STREAMS_SECONDS))
 
 
 def retry_after(seconds: int) -> dict[str, str]:

@@ -15,6 +15,7 @@ from synapse_worker.api import admission
 from synapse_worker.api.admission import Limits, Refusal
 from synapse_worker.api.auth import Caller
 from synapse_worker.api.inline import Inline
+from synapse_worker.api.looks import Looks
 from synapse_worker.api.problems import Problem
 from synapse_worker.api.sse import Streams
 from synapse_worker.gate import StoreGate
@@ -67,6 +68,8 @@ class Context:
     inline: Inline
     metrics: ApiMetrics
     stopping: asyncio.Event
+    runs: Looks
+    sessions: Looks
     problem: str = "starting"
     """Why nothing is served yet or any more, "" while all is well."""
     _keys: Remembered[str, ApiKey] = field(default_factory=Remembered)

@@ -12,10 +12,12 @@ import random
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 
 from synapse_worker.api.app import application
 from synapse_worker.api.context import Context
 from synapse_worker.api.inline import Inline
+from synapse_worker.api.looks import Looks
 from synapse_worker.api.sse import Streams
 from synapse_worker.connections import open_database, open_redis, ping_redis
 from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
@@ -26,6 +28,7 @@ from synapse_worker.queueing.producer import Producer
 from synapse_worker.queueing.quotas import Quotas
 from synapse_worker.settings import Settings
 from synapse_worker.store import definitions, idempotency, tenants
+from synapse_worker.store.open_work import busy_sessions, open_runs
 from synapse_worker.store.schema_version import ensure
 from synapse_worker.store.topology import Role
 from synapse_worker.telemetry import ApiMetrics
@@ -67,6 +70,8 @@ class ApiProcess:
             inline=Inline(database, client, gate, worker_id=producer.id),
             metrics=ApiMetrics(),
             stopping=asyncio.Event(),
+            runs=Looks(partial(open_runs, database)),
+            sessions=Looks(partial(busy_sessions, database)),
         )
 
     async def run(self) -> None:

@@ -65,6 +65,8 @@ class Streams:
         self._client = client
         self._waiting: dict[asyncio.Future[list[Entry]], tuple[str, str]] = {}
         self._asked = asyncio.Event()
+        self.followed = 0
+        """How many streams clients follow now."""
 
     async def read(self) -> None:
         """Serve whoever waits, for ever."""
@@ -129,6 +131,7 @@ async def follow(
     *,
     last_seen: str,
     stopping: asyncio.Event,
+    is_open: Callable[[], Awaitable[bool]],
     snapshot: Callable[[], Awaitable[Snapshot]],
 ) -> AsyncGenerator[bytes, None]:
     """Yield a stream as server-sent events until it is `done` and nothing more can come.
@@ -139,6 +142,7 @@ async def follow(
     Args:
         last_seen: the entry after which to begin; "" = from the start.
         stopping: set when this process ends: the client is told to come back soon, to another one.
+        is_open: whether events may still come, at little cost: what a quiet stream asks again and again.
         snapshot: reads the state of what the stream is about.
     """
     seen: set[str] = set()
@@ -171,7 +175,7 @@ async def follow(
                     return
                 continue
             quiet_for += _LOOK_SECONDS
-            if await _is_last(streams, stream, position, snapshot):
+            if not await is_open() and await _is_last(streams, stream, position, snapshot):
                 yield _formatted((await snapshot()).event)
                 return
             if quiet_for >= KEEPALIVE_SECONDS:

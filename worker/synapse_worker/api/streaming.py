@@ -9,7 +9,8 @@ from typing import Annotated
 from fastapi import Header, Request
 from fastapi.responses import Response, StreamingResponse
 
-from synapse_worker.api.context import Context
+from synapse_worker.api import admission
+from synapse_worker.api.context import Context, refuse
 from synapse_worker.api.models import MOST_EVENTS, StoredEvent, StoredEvents
 from synapse_worker.api.problems import Problem
 from synapse_worker.api.sse import STREAM_ID, Snapshot, follow
@@ -27,12 +28,13 @@ async def stream_answer(
     context: Context,
     stream: str,
     last_event_id: str | None,
+    is_open: Callable[[], Awaitable[bool]],
     snapshot: Callable[[], Awaitable[Snapshot]],
 ) -> Response:
     """Return a stream of events as it comes, from the start or after the last event that was seen.
 
     Raises:
-        Problem: 422, Last-Event-ID is no id of an event.
+        Problem: 422, Last-Event-ID is no id of an event; 503, clients of this process follow too many streams.
     """
     last_seen = last_event_id or ""
     if last_seen and not STREAM_ID.fullmatch(last_seen):
@@ -40,12 +42,23 @@ async def stream_answer(
     if last_seen and await _has_all(context, stream, last_seen) and (await snapshot()).ended:
         return Response(status_code=204)  # which tells a browser to stop coming back
 
+    refuse(request, admission.too_many_streams(context.streams.followed))
+
     async def counted() -> AsyncIterator[bytes]:
-        with context.metrics.streams.track_inprogress():
-            async for chunk in follow(
-                context.streams, stream, last_seen=last_seen, stopping=context.stopping, snapshot=snapshot
-            ):
-                yield chunk
+        context.streams.followed += 1
+        try:
+            with context.metrics.streams.track_inprogress():
+                async for chunk in follow(
+                    context.streams,
+                    stream,
+                    last_seen=last_seen,
+                    stopping=context.stopping,
+                    is_open=is_open,
+                    snapshot=snapshot,
+                ):
+                    yield chunk
+        finally:
+            context.streams.followed -= 1
 
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(counted(), media_type="text/event-stream", headers=headers)

@@ -53,6 +53,8 @@ async def submit(
 ) -> None:
     """Enqueue a job that its tenant's rate has let pass, if the limits on jobs do so too.
 
+    A job that was accepted meanwhile, by another request with the same Idempotency-Key, is not refused any more.
+
     Args:
         enqueue: makes it durable and queues it; may be called again with the same id.
 
@@ -62,6 +64,8 @@ async def submit(
     limits = await context.limits_of(tenant_id)
     refuse(request, admission.being_deleted(limits))
     if limits.queued is not None and not await context.quotas.take_place(tenant_id, job_id, limits.queued):
+        if await _is_durable(context, job_id):
+            return
         refuse(request, admission.tenant_full(limits.queued))
     depth = context.settings.max_queue_depth
     admitted = await context.quotas.admit(job_id, depth)
@@ -69,6 +73,8 @@ async def submit(
         await context.quotas.rebase(await known_queues(context.database))
         admitted = await context.quotas.admit(job_id, depth)
     if not admitted:
+        if await _is_durable(context, job_id):
+            return
         await context.quotas.leave_place(tenant_id, [job_id])
         refuse(request, admission.all_full(depth))
     try:

@@ -31,10 +31,14 @@ from pydantic_ai.models import Model, ModelRequestParameters
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import ToolDefinition
 
+from synapse_worker.engine.bounded_answers import AnswerTooLong, bounded
 from synapse_worker.engine.errors import ModelRefused
 from synapse_worker.engine.json_values import JsonObject
 from synapse_worker.engine.models import Answer, Busy, Message, Replied, Request, Said, ToolCall, ToolResult
 from synapse_worker.engine.providers import Endpoint, WireProtocol
+
+MAX_BYTES = 16 * 1024 * 1024
+"""Of one answer of a provider; what is longer is not read on."""
 
 _MOST_MODELS = 64
 _KEYLESS = "none"
@@ -109,19 +113,31 @@ class ModelClient:
 def _connected(endpoint: Endpoint, key: str) -> _Connected:
     if endpoint.protocol is WireProtocol.ANTHROPIC:
         from anthropic import AsyncAnthropic
+        from anthropic import DefaultAsyncHttpxClient as AnthropicHttp
         from pydantic_ai.models.anthropic import AnthropicModel
         from pydantic_ai.providers.anthropic import AnthropicProvider
 
-        anthropic = AsyncAnthropic(api_key=key, base_url=endpoint.base_url, max_retries=0)
+        anthropic = AsyncAnthropic(
+            api_key=key,
+            base_url=endpoint.base_url,
+            max_retries=0,
+            http_client=AnthropicHttp(event_hooks=bounded(MAX_BYTES)),
+        )
         return _Connected(
             AnthropicModel(endpoint.model, provider=AnthropicProvider(anthropic_client=anthropic)), anthropic
         )
     from openai import AsyncOpenAI
+    from openai import DefaultAsyncHttpxClient as OpenAIHttp
     from pydantic_ai.models.openai import OpenAIChatModel
     from pydantic_ai.providers.openai import OpenAIProvider
     from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
 
-    openai = AsyncOpenAI(api_key=key or _KEYLESS, base_url=endpoint.base_url, max_retries=0)
+    openai = AsyncOpenAI(
+        api_key=key or _KEYLESS,
+        base_url=endpoint.base_url,
+        max_retries=0,
+        http_client=OpenAIHttp(event_hooks=bounded(MAX_BYTES)),
+    )
     provider = (
         OpenAIProvider(openai_client=openai)
         if endpoint.provider == "openai"
@@ -183,6 +199,8 @@ def _answer(response: ModelResponse) -> Answer:
 
 def _translated(error: exceptions.ModelAPIError, endpoint: Endpoint, key: str) -> ModelRefused | Busy:
     provider, model = endpoint.provider, endpoint.model
+    if _is_too_long(error):
+        return ModelRefused(f"{provider} answers for model {model!r} with more than {MAX_BYTES} bytes.")
     status = f"HTTP {error.status_code}" if isinstance(error, exceptions.ModelHTTPError) else ""
     match error:
         case exceptions.ModelAuthenticationError():
@@ -210,6 +228,12 @@ def _translated(error: exceptions.ModelAPIError, endpoint: Endpoint, key: str) -
     if code:
         return ModelRefused(f"{provider} refused the request for model {model!r} ({status}: {said}).")
     return Busy(f"{provider} gave no answer for model {model!r} ({said}).", error.retry_after)
+
+
+def _is_too_long(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, AnswerTooLong):
+        error = error.__cause__
+    return error is not None
 
 
 def _words(error: exceptions.ModelAPIError) -> str:

@@ -268,15 +268,23 @@ async def finish(
 
 
 async def fail_waiting(database: Database, session_id: str, job_id: str) -> int | None:
-    """Say of a session that waits for a job that it has failed.
+    """Say of a session that waits for a job, which is over, that it has failed, or waits for its next turn.
 
     Returns:
-        The claim that last wrote to the session; None when it has not waited for the job.
+        The claim that last wrote to the session; None when it has not waited, or for a job that goes on.
     """
     row = await database.fetchrow(
         """
-        UPDATE chat_sessions SET status = 'failed' WHERE session_id = $1 AND job_id = $2 AND status = 'queued'
-        RETURNING claim
+        WITH following AS (
+          SELECT job_id FROM job_ledger WHERE session_id = $1 AND outcome IS NULL AND job_id <> $2
+           ORDER BY enqueued_at, job_id LIMIT 1)
+        UPDATE chat_sessions c
+           SET status = CASE WHEN EXISTS (SELECT 1 FROM following) THEN c.status ELSE 'failed' END,
+               job_id = coalesce((SELECT job_id FROM following), c.job_id)
+         WHERE c.session_id = $1 AND c.status = 'queued'
+           AND (c.job_id = $2
+                OR EXISTS (SELECT 1 FROM job_ledger o WHERE o.job_id = c.job_id AND o.outcome IS NOT NULL))
+        RETURNING c.claim
         """,
         session_id,
         job_id,

@@ -69,7 +69,8 @@ class OwnedRun:
     """A run that this process may write to, as far as the last checkpoint.
 
     `state` and `history` hold all finished steps; `cursor` is None for a run that has finished none;
-    `steps_done` counts them; `folded_steps` of them are in the row's own shared_state already; `steps` are they.
+    `steps_done` counts them; `folded_steps` of them are in the row's own shared_state already; `steps` are those of
+    them that who goes on with the run needs.
     `suspect`: its last owner crashed and left no checkpoint; `crashes` counts those since the last checkpoint that
     happened while it ran alone, a try that has just begun (`ClaimRequest.alone`) included.
     """
@@ -177,9 +178,18 @@ SELECT l.job_id, l.claim, l.failures, l.active_seconds, l.suspect, l.crashes, o.
   FROM ledger l LEFT JOIN owned o USING (job_id)
 """  # noqa: S608 - no value in it
 
+NEWEST_STEPS = 32
+"""Steps at the end of a run whose events may not be in its stream yet: events are written in the background."""
+
+# What the run's own row does not hold yet, what loops may need again, and the newest, of which alone the events are.
 _STEPS = """
-SELECT run_id, ordinal, delta::text, entry::text, events::text
-  FROM run_steps WHERE run_id = ANY($1::text[]) ORDER BY run_id, ordinal
+SELECT s.run_id, s.ordinal, s.delta::text, s.entry::text,
+       CASE WHEN s.ordinal > newest.ordinal - $3 THEN s.events::text END AS events
+  FROM unnest($1::text[], $2::int[]) AS a (run_id, folded_steps)
+ CROSS JOIN LATERAL (SELECT max(ordinal) AS ordinal FROM run_steps WHERE run_id = a.run_id) AS newest
+  JOIN run_steps s ON s.run_id = a.run_id
+   AND (s.ordinal > least(a.folded_steps, newest.ordinal - $3) OR s.entry ? 'loop_step_id')
+ ORDER BY s.run_id, s.ordinal
 """
 
 
@@ -232,9 +242,10 @@ async def with_steps(database: Database, runs: Sequence[OwnedRun]) -> dict[str, 
 
     It may be called, and repeated, after `take`'s commit: no older claim can add a step any more.
     """
-    resumed = [run.run_id for run in runs if run.cursor is not None]
+    resumed = [run for run in runs if run.cursor is not None]
     steps: dict[str, list[asyncpg.Record]] = defaultdict(list)
-    for step in await database.fetch(_STEPS, resumed) if resumed else []:
+    asked = ([run.run_id for run in resumed], [run.folded_steps for run in resumed], NEWEST_STEPS)
+    for step in await database.fetch(_STEPS, *asked) if resumed else []:
         steps[step["run_id"]].append(step)
     return {run.run_id: _as_far_as(run, steps[run.run_id]) if run.run_id in steps else run for run in runs}
 

@@ -13,13 +13,10 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from synapse_worker.store.claims import State
 from synapse_worker.store.database import Database, from_jsonb, to_jsonb
-
-if TYPE_CHECKING:
-    from synapse_worker.engine.snapshot import Near
 
 ORCHESTRATIONS = "orchestrations"
 AGENTS = "agents"
@@ -160,49 +157,58 @@ class Reached:
 
     Args:
         database: where.
-        shared_tenant: the tenant whose tools and MCP servers the others may name too.
+        shared_tenant: the tenant whose definitions are everybody's.
     """
 
     def __init__(self, database: Database, shared_tenant: str) -> None:
         self._database = database
         self._shared_tenant = shared_tenant
 
-    async def orchestrations(self, ids: Collection[str]) -> Mapping[str, State]:
+    async def orchestrations(self, ids: Collection[str]) -> Mapping[str, tuple[State, str]]:
         """The active orchestrations among `ids`."""
-        return await read_orchestrations(self._database, list(ids))
+        documents = await read_orchestrations(self._database, list(ids))
+        rows = await self._database.fetch(
+            "SELECT id, tenant_id FROM orchestrations WHERE id = ANY($1::text[])", list(documents)
+        )
+        return {row["id"]: (documents[row["id"]], self._owner(row["tenant_id"])) for row in rows}
 
-    async def agents(self, ids: Collection[str]) -> Mapping[str, State]:
+    async def agents(self, ids: Collection[str]) -> Mapping[str, tuple[State, str]]:
         """The agents among `ids`."""
         return await self._documents(
-            "SELECT id AS key, definition::text FROM agents WHERE id = ANY($1::text[])", list(ids)
+            "SELECT id AS key, definition::text, tenant_id FROM agents WHERE id = ANY($1::text[])", list(ids)
         )
 
-    async def tools(self, names: Collection[str] | None, near: Near) -> Mapping[str, State]:
-        """The custom tools of these ids or names that tenants of `near` may name; None = all that are theirs."""
-        return await self._of("SELECT id AS key, definition::text FROM tools", "id", names, near)
+    async def tools(
+        self, names: Collection[str], owners: Collection[str], whole: Collection[str]
+    ) -> Mapping[str, tuple[State, str]]:
+        """The custom tools of these ids or names that `owners` or everybody have, and all of those of `whole`."""
+        return await self._of("SELECT id AS key, definition::text, tenant_id FROM tools", "id", names, owners, whole)
 
-    async def mcp_servers(self, names: Collection[str] | None, near: Near) -> Mapping[str, State]:
+    async def mcp_servers(
+        self, names: Collection[str], owners: Collection[str], whole: Collection[str]
+    ) -> Mapping[str, tuple[State, str]]:
         """The same for MCP servers."""
-        return await self._of("SELECT name AS key, definition::text FROM mcp_servers", "name", names, near)
+        select = "SELECT name AS key, definition::text, tenant_id FROM mcp_servers"
+        return await self._of(select, "name", names, owners, whole)
 
-    async def _of(self, select: str, key: str, names: Collection[str] | None, near: Near) -> Mapping[str, State]:
-        tenants = (
-            "tenant_id IN (SELECT tenant_id FROM agents WHERE id = ANY($1::text[])"
-            " UNION SELECT tenant_id FROM orchestrations WHERE id = ANY($2::text[]))"
-        )
-        of = (list(near.agents), list(near.orchestrations))
-        if names is None:
-            return await self._documents(f"{select} WHERE {tenants} ORDER BY 1", *of)
-        named = f"({key} = ANY($3::text[]) OR definition->>'name' = ANY($3::text[]))"
-        statement = f"{select} WHERE {named} AND (tenant_id = $4 OR {tenants}) ORDER BY 1"
-        return await self._documents(statement, *of, list(names), self._shared_tenant)
+    async def _of(
+        self, select: str, key: str, names: Collection[str], owners: Collection[str], whole: Collection[str]
+    ) -> Mapping[str, tuple[State, str]]:
+        named = f"({key} = ANY($1::text[]) OR definition->>'name' = ANY($1::text[]))"
+        statement = f"{select} WHERE {named} AND tenant_id = ANY($2::text[]) OR tenant_id = ANY($3::text[]) ORDER BY 1"
+        tenants = [self._shared_tenant, *filter(None, owners)]
+        return await self._documents(statement, list(names), tenants, [owner or self._shared_tenant for owner in whole])
 
-    async def _documents(self, statement: str, *values: object) -> dict[str, State]:
-        found: dict[str, State] = {}
+    async def _documents(self, statement: str, *values: object) -> dict[str, tuple[State, str]]:
+        found: dict[str, tuple[State, str]] = {}
         for row in await self._database.fetch(statement, *values):
             definition: object = from_jsonb(row["definition"], {})
-            found[row["key"]] = definition if isinstance(definition, dict) else {}
+            document = definition if isinstance(definition, dict) else {}
+            found[row["key"]] = (document, self._owner(row["tenant_id"]))
         return found
+
+    def _owner(self, tenant_id: str) -> str:
+        return "" if tenant_id == self._shared_tenant else tenant_id
 
 
 @dataclass(frozen=True, slots=True)

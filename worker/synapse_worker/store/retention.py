@@ -45,12 +45,13 @@ async def lock(transaction: Transaction) -> bool:
 NOT_NEEDED = """
          NOT EXISTS (SELECT 1 FROM dead_letter_queue d WHERE d.run_id = p.run_id AND d.resolved IS NOT TRUE)
      AND NOT EXISTS (SELECT 1 FROM webhook_outbox w WHERE w.run_id = p.run_id AND w.next_attempt_at IS NOT NULL)
+     AND NOT EXISTS (SELECT 1 FROM run_logs g WHERE g.run_id = p.run_id)
      AND NOT EXISTS (SELECT 1 FROM job_ledger l WHERE l.job_id = p.job_id AND l.outcome IS NULL)
      AND NOT EXISTS (SELECT 1 FROM orchestration_runs r WHERE r.run_id = p.root_run_id)
 """
 """A condition on an ended run `p`: nothing needs it any more. What may need it is a letter, whose retry goes on behind
-the run's last step; a webhook, signed with the run's secret; a job without an outcome; the run that it is nested in,
-whose retry takes it up again."""
+the run's last step; a webhook, signed with the run's secret; a log that is still to be made of its steps; a job without
+an outcome; the run that it is nested in, whose retry takes it up again."""
 
 # Kept rows are looked at too, page by page, so that a call costs the same however many are kept.
 _RUNS = f"""

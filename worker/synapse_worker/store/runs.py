@@ -360,7 +360,8 @@ class _Together:
             if not write.answer.done():
                 batch[write.run_id] = write
                 size += write.size
-        return list(batch.values())
+        # A run before those inside it, as whoever pays for turns takes them: nobody waits in a circle.
+        return [batch[run_id] for run_id in sorted(batch, key=str)]
 
     async def _send(self, batch: Sequence[_Write]) -> None:
         try:

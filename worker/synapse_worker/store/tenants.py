@@ -35,6 +35,10 @@ async def read_all(database: Database) -> dict[str, Tenant]:
     }
 
 
+DELETING = "the tenant is being deleted: it finishes what it has and takes nothing new"
+"""Why a new job of such a tenant is refused, wherever it is asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Quota:
     """What a tenant with a row may ask of the API.

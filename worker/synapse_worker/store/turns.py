@@ -1,11 +1,12 @@
 """The turns of steps that talk to models: a row for each model answer and tool result until the step has finished.
 
-As all writes of a run they carry the claim number. What a turn cost goes into the run's totals with the same statement.
+As all writes of a run they carry the claim number. What a turn cost goes into the totals of its run, and of the runs
+that it is nested in, with the same statement.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -25,36 +26,44 @@ class TurnRow:
 
 @dataclass(frozen=True, slots=True)
 class StoredTurns:
-    """The turns of one visit that are done, by number, and what the whole run has cost so far."""
+    """The turns of one visit that are done, by number, and what the runs that pay for it have cost so far, by id."""
 
     rows: Mapping[int, TurnRow]
-    run_cost_usd: Decimal
+    costs_usd: Mapping[str, Decimal]
 
 
-async def read(database: Database, run: OwnedRun, step_id: str, visit: int) -> StoredTurns:
-    """Return what former owners of a run did of a visit."""
+async def read(database: Database, run: OwnedRun, step_id: str, visit: int, *, around: Sequence[str]) -> StoredTurns:
+    """Return what former owners of a run did of a visit; `around` are the ids of the runs that it is nested in."""
     rows = await database.fetch(
         """
-        SELECT t.turn, t.message::text, t.tokens, t.cost_usd, r.total_cost_usd
+        SELECT r.run_id, r.total_cost_usd, t.turn, t.message::text, t.tokens, t.cost_usd
           FROM orchestration_runs r
-          LEFT JOIN run_turns t ON t.run_id = r.run_id AND t.step_id = $2 AND t.visit = $3
-         WHERE r.run_id = $1
+          LEFT JOIN run_turns t ON t.run_id = r.run_id AND r.run_id = $1 AND t.step_id = $2 AND t.visit = $3
+         WHERE r.run_id = ANY($4::text[])
         """,
         run.run_id,
         step_id,
         visit,
+        [run.run_id, *around],
     )
     done = {
         row["turn"]: TurnRow(row["turn"], from_jsonb(row["message"], {}), row["tokens"] or 0, _usd(row["cost_usd"]))
         for row in rows
         if row["turn"] is not None
     }
-    return StoredTurns(done, _usd(rows[0]["total_cost_usd"]) if rows else Decimal(0))
+    return StoredTurns(done, {row["run_id"]: _usd(row["total_cost_usd"]) for row in rows})
 
 
 async def record(
-    database: Database, run: OwnedRun, step_id: str, visit: int, turn: TurnRow, *, definition: State | None
-) -> Decimal | None:
+    database: Database,
+    run: OwnedRun,
+    step_id: str,
+    visit: int,
+    turn: TurnRow,
+    *,
+    around: Sequence[str],
+    definition: State | None,
+) -> Mapping[str, Decimal] | None:
     """Store a finished turn.
 
     Args:
@@ -63,30 +72,39 @@ async def record(
         step_id: of the step, and `visit` of its visit.
         visit: see there.
         turn: what was done.
+        around: ids of the runs that this one is nested in, which pay for it too.
         definition: the snapshot to keep where the run has none yet, so that the next owner goes on with the same.
 
     Returns:
-        What the run has cost, this turn included; None when another claim owns the run and nothing was written.
+        What each of these runs has cost, this turn included, by id; None when another claim owns one of them and
+        nothing was written.
         Calling it again after an answer got lost counts nothing twice.
     """
-    row = await database.fetchrow(
+    rows = await database.fetch(
         """
         WITH known AS (
           SELECT 1 FROM run_turns WHERE run_id = $1 AND step_id = $3 AND visit = $4 AND turn = $5),
+        -- In order, the run around first, as everybody takes them: branches that pay for one run wait for each other.
         owned AS (
-          UPDATE orchestration_runs
+          SELECT run_id FROM orchestration_runs
+           WHERE run_id = ANY($10::text[]) AND claim = $2 AND status = 'running'
+           ORDER BY run_id COLLATE "C" FOR UPDATE),
+        paid AS (
+          UPDATE orchestration_runs r
              SET total_tokens_used = coalesce(total_tokens_used, 0) + CASE WHEN EXISTS (SELECT FROM known)
                                                                       THEN 0 ELSE $7::int END,
                  total_cost_usd = coalesce(total_cost_usd, 0) + CASE WHEN EXISTS (SELECT FROM known)
                                                                 THEN 0 ELSE $8::float8 END,
-                 definition_snapshot = coalesce(definition_snapshot, $9::jsonb)
-           WHERE run_id = $1 AND claim = $2 AND status = 'running'
-          RETURNING total_cost_usd),
+                 definition_snapshot = CASE WHEN r.run_id = $1 THEN coalesce(definition_snapshot, $9::jsonb)
+                                            ELSE definition_snapshot END
+            FROM owned o
+           WHERE r.run_id = o.run_id AND (SELECT count(*) FROM owned) = cardinality($10::text[])
+          RETURNING r.run_id, r.total_cost_usd),
         turn AS (
           INSERT INTO run_turns (run_id, step_id, visit, turn, message, tokens, cost_usd, claim)
-          SELECT $1, $3, $4, $5, $6::jsonb, $7, $8, $2 FROM owned
+          SELECT run_id, $3, $4, $5, $6::jsonb, $7, $8, $2 FROM paid WHERE run_id = $1
           ON CONFLICT (run_id, step_id, visit, turn) DO NOTHING)
-        SELECT total_cost_usd FROM owned
+        SELECT run_id, total_cost_usd FROM paid
         """,
         run.run_id,
         run.claim,
@@ -97,8 +115,9 @@ async def record(
         turn.tokens,
         float(turn.cost_usd),
         None if definition is None else to_jsonb(definition),
+        [run.run_id, *around],
     )
-    return None if row is None else _usd(row["total_cost_usd"])
+    return {row["run_id"]: _usd(row["total_cost_usd"]) for row in rows} or None
 
 
 async def forget(database: Database, run: OwnedRun, step_id: str, visit: int) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from synapse_worker.engine.errors import DefinitionError
 from synapse_worker.engine.model import Definition
-from synapse_worker.engine.snapshot import Agent, Near, Snapshot, collect
+from synapse_worker.engine.snapshot import EVERYBODY, Agent, Owned, Snapshot, collect
 from tests.unit.worker.engine.documents import Document, a_definition, a_print
 
 HTTP: Document = {"name": "look_up", "url": "https://x.example", "headers": {"Authorization": "secret-header"}}
@@ -16,26 +16,38 @@ SERVER: Document = {"server_type": "remote", "url": "https://mcp.example/mcp", "
 
 
 class Stored:
-    """Definitions in dicts; what is asked for by None is all of them."""
+    """Definitions in dicts; `owners` says whose one is, by its key, where it is not everybody's."""
 
-    def __init__(self, **kinds: Mapping[str, Document]) -> None:
+    def __init__(self, owners: Mapping[str, str] | None = None, **kinds: Mapping[str, Document]) -> None:
         self._kinds = kinds
+        self._owners = owners or {}
 
-    def _of(self, kind: str, names: Collection[str] | None) -> dict[str, Document]:
-        found = self._kinds.get(kind, {})
-        return {key: value for key, value in found.items() if names is None or key in names}
+    def _of(
+        self, kind: str, names: Collection[str], owners: Collection[str] | None = None, whole: Collection[str] = ()
+    ) -> dict[str, Owned]:
+        found = {key: (each, self._owners.get(key, EVERYBODY)) for key, each in self._kinds.get(kind, {}).items()}
+        return {
+            key: (each, owner)
+            for key, (each, owner) in found.items()
+            if ({key, each.get("name")} & set(names) and (owners is None or owner in (EVERYBODY, *owners)))
+            or owner in whole
+        }
 
-    async def orchestrations(self, ids: Collection[str]) -> Mapping[str, Document]:
+    async def orchestrations(self, ids: Collection[str]) -> Mapping[str, Owned]:
         return self._of("orchestrations", ids)
 
-    async def agents(self, ids: Collection[str]) -> Mapping[str, Document]:
-        return self._of("agents", ids)
+    async def agents(self, ids: Collection[str]) -> Mapping[str, Owned]:
+        return {key: each for key, each in self._of("agents", ids).items() if key in ids}
 
-    async def tools(self, names: Collection[str] | None, near: Near) -> Mapping[str, Document]:
-        return self._of("tools", names)
+    async def tools(
+        self, names: Collection[str], owners: Collection[str], whole: Collection[str]
+    ) -> Mapping[str, Owned]:
+        return self._of("tools", names, owners, whole)
 
-    async def mcp_servers(self, names: Collection[str] | None, near: Near) -> Mapping[str, Document]:
-        return self._of("servers", names)
+    async def mcp_servers(
+        self, names: Collection[str], owners: Collection[str], whole: Collection[str]
+    ) -> Mapping[str, Owned]:
+        return self._of("servers", names, owners, whole)
 
 
 def asks(agent: str) -> Document:
@@ -131,3 +143,56 @@ def test_an_agent_that_would_go_astray(fields: Document, sentence: str) -> None:
     with pytest.raises(DefinitionError) as refused:
         Agent.parse("a", {"name": "Ada", **fields})
     assert str(refused.value) == sentence
+
+
+OF_TWO = Stored(
+    owners={"mine": "acme", "theirs": "other", "a1": "acme", "a2": "other", "s1": "acme", "s2": "other", "way": "acme"},
+    orchestrations={
+        "mine": {"id": "mine", "name": "Mine", "steps": [{"id": "t", "type": "tool", "forced_tool": "search"}]},
+        "theirs": {"id": "theirs", "name": "Theirs", "steps": [asks("a2")]},
+        "both": {"id": "both", "name": "Both", "steps": [asks("shared")]},
+    },
+    agents={
+        "a1": {"name": "A1", "tools": ["search", "s2__find"]},
+        "a2": {"name": "A2", "tools": ["all"]},
+        "shared": {"name": "Shared", "tools": ["search"]},
+        "way": {"name": "Way", "orchestration_id": "theirs"},
+    },
+    tools={
+        "t1": {"name": "search"},
+        "s1": {"name": "search"},
+        "s2": {"name": "search"},
+    },
+    servers={"s2": {"url": "https://s2.example"}},
+)
+
+
+async def test_a_definition_reaches_its_own_tenants_and_everybodys() -> None:
+    mine = Definition.parse({"id": "mine", "name": "Mine", "steps": [asks("a1"), asks("shared")]})
+    found = Snapshot.found_in((await collect(mine, OF_TWO)).kept_in({}))
+    assert found is not None
+    assert (sorted(found.for_agent("a1").tools), list(found.for_agent("a1").mcp_servers)) == (["s1", "t1"], [])
+    assert sorted(found.for_agent("shared").tools) == ["t1"]
+    assert sorted(found.for_orchestration("mine").tools) == ["s1", "t1"]
+
+
+async def test_tenants_that_meet_in_one_run_share_no_tools() -> None:
+    # A chat's turn stands for an orchestration of its agent's tenant; here one of two tenants stands for both.
+    theirs = await collect(Definition.parse({"id": "x", "name": "X", "steps": [asks("a2")]}), OF_TWO, owner="other")
+    assert sorted(theirs.for_agent("a2").tools) == ["s2"]
+    assert sorted(theirs.for_orchestration("x").tools) == ["s2"]
+    assert list(theirs.for_agent("shared").tools) == []
+
+
+@pytest.mark.parametrize(
+    ("agent", "sentence"),
+    [
+        ("a2", "names the agent 'a2', which does not exist; sync it"),
+        ("way", "The agent 'Way' (way) names the orchestration 'theirs', which does not exist; sync it"),
+    ],
+)
+async def test_another_tenants_agents_and_orchestrations_are_not_there(agent: str, sentence: str) -> None:
+    mine = Definition.parse({"id": "mine", "name": "Mine", "steps": [asks(agent)]})
+    with pytest.raises(DefinitionError) as refused:
+        await collect(mine, OF_TWO)
+    assert sentence in str(refused.value)

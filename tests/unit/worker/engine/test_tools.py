@@ -91,6 +91,34 @@ async def test_a_redirect_is_followed_within_what_the_author_named(sandbox: Sand
         other.close()
 
 
+async def test_a_redirect_leads_to_no_other_private_host(sandbox: Sandbox, site: Endpoint) -> None:
+    """Nor back to the author's: who was redirected to says where to go by then."""
+    other = Endpoint()
+    try:
+        elsewhere = other.url.replace("127.0.0.1", "127.0.0.2")
+        answer = await call_tool(sandbox, {"url": f"{site.url}/redirect?to={elsewhere}/there"})
+        assert answer == ("The tool redirects to the private address '127.0.0.2', which is not followed.", True)
+        assert other.requests == []
+    finally:
+        other.close()
+
+
+async def test_a_redirect_of_another_host_leads_to_no_private_one(
+    sandbox: Sandbox, site: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def addresses(host: str) -> list[Address]:
+        return [ip_address("127.0.0.1")]
+
+    monkeypatch.setattr(http_tool, "_addresses", addresses)
+    monkeypatch.setattr(http_tool, "_PUBLIC", Allowed(hosts=frozenset({"tools.invalid"})))
+    port = site.url.rpartition(":")[2]
+    back = f"http://127.0.0.1:{port}/there"
+    document: dict[str, object] = {"url": f"{site.url}/redirect?to=http://tools.invalid:{port}/redirect?to={back}"}
+    answer = await call_tool(sandbox, document)
+    assert answer == ("The tool redirects to the private address '127.0.0.1', which is not followed.", True)
+    assert [path for _, path, _, _ in site.requests][1:] == [f"/redirect?to={back}"]
+
+
 async def test_a_host_that_a_model_names_is_no_private_one(sandbox: Sandbox, site: Endpoint) -> None:
     port = site.url.rpartition(":")[2]
     said, failed = await call_tool(sandbox, {"url": "http://{host}:" + port + "/"}, host="127.0.0.1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from functools import partial
 from typing import Annotated
 from urllib.parse import quote
 
@@ -127,7 +128,8 @@ async def stream(
         busy = view.status in _BUSY
         return Snapshot(snapshot_event(state.model_dump_json()), begun=view.status != "queued", ended=not busy)
 
-    return await stream_answer(request, context, keys.chat_events(session_id), last_event_id, snapshot)
+    is_open = partial(context.sessions.is_open, session_id)
+    return await stream_answer(request, context, keys.chat_events(session_id), last_event_id, is_open, snapshot)
 
 
 @router.get("/{session_id}/events", responses=answers(404))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
@@ -158,7 +159,8 @@ async def stream(request: Request, context: ContextDep, run_id: OwnRun, last_eve
         event = snapshot_event(_state(view).model_dump_json())
         return Snapshot(event, begun=view.started_at is not None, ended=view.status in _OVER)
 
-    return await stream_answer(request, context, keys.run_events(run_id), last_event_id, snapshot)
+    is_open = partial(context.runs.is_open, run_id)
+    return await stream_answer(request, context, keys.run_events(run_id), last_event_id, is_open, snapshot)
 
 
 @router.get("/runs/{run_id}/events", responses=answers(404))
@@ -180,6 +182,7 @@ async def cancel(context: ContextDep, run_id: OwnRun) -> Changed:
         tenant_id = (await claims.tenants_of(context.database, [run_id]))[run_id]
         with suppress(StoreUnavailable, StoreRefused):
             await context.quotas.leave_place(tenant_id, [run_id])
+        context.metrics.runs_completed(tenant_id, now)
     if was == RunStatus.PAUSED:  # nobody owns it who could say so to those that follow its stream
         await say_ended(context.database, context.client, run_id, "cancelled", ttl_seconds=context.settings.event_ttl)
     return Changed(run_id=run_id, was=was, status=now)

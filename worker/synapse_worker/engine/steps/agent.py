@@ -32,7 +32,12 @@ async def execute(step: Step, state: Mapping[str, object], context: StepContext)
     conversation.say(task, means.images)
     most = step.max_turns or agent.max_turns or DEFAULT_MAX_TURNS
     async with open_tools(
-        agent.tools, step.allowed_tools, means.snapshot, means.secrets, context.sandbox, means.vault
+        agent.tools,
+        step.allowed_tools,
+        means.snapshot.for_agent(agent.id),
+        means.secrets,
+        context.sandbox,
+        means.vault,
     ) as toolbox:
         warnings = [
             event("step_warning", step, message=f"The tool {name!r} of agent {agent.name!r} is not there.")

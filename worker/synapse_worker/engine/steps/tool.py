@@ -23,9 +23,8 @@ async def execute(step: Step, state: Mapping[str, object], context: StepContext)
     conversation = Conversation(step, context, means.providers.endpoint(step.model))
     conversation.say(prompts.task(step, step.prompt_template, state, context.definition, context.past))
     wrong = "the model did not call it"
-    async with open_tools(
-        [step.forced_tool], (), means.snapshot, means.secrets, context.sandbox, means.vault
-    ) as toolbox:
+    snapshot = means.snapshot.for_orchestration(context.definition.id)
+    async with open_tools([step.forced_tool], (), snapshot, means.secrets, context.sandbox, means.vault) as toolbox:
         if toolbox.missing or not toolbox.specs:
             raise DefinitionError(
                 f"there is no tool {step.forced_tool!r}: neither a custom tool nor an MCP server has one of that name"

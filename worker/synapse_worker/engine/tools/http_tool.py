@@ -1,8 +1,9 @@
 """Custom tools over HTTP: a url with places for arguments, fixed headers, and the rest as JSON body or query.
 
 Arguments come from a model, so they may fill places and nothing else: a value cannot leave its part of the url, and a
-redirect, or a host that an argument names, leads to no private address unless the tool's author wrote that host. Where
-that has to be judged, the connection goes to the very address that was, and past the environment's proxies.
+host that an argument names is no private one. Neither is one that a redirect names, whoever redirects: only the host
+that the tool's author wrote may be private, as long as the redirects stay there. Where that has to be judged, the
+connection goes to the very address that was, and past the environment's proxies.
 
 Whatever a model or an endpoint sends, a call ends with a text or with `ToolFailed`: the arguments are kept, so another
 error would come again with each try of the run.
@@ -108,13 +109,14 @@ def filled(template: str, arguments: JsonObject) -> tuple[str, JsonObject]:
 async def _send(request: httpx2.Request, *, trusted: bool) -> str:
     """Send, following redirects; `trusted`: the first host was written by the tool's author."""
     author_host = request.url.host if trusted else None
-    anywhere = author_host is not None and await _is_private(author_host)
     async with (
         httpx2.AsyncClient(timeout=SECONDS) as client,
         httpx2.AsyncClient(timeout=SECONDS, transport=_Public()) as judged,
     ):
         for number in range(_MOST_REDIRECTS):
-            sender = client if anywhere or request.url.host == author_host else judged
+            if request.url.host != author_host:
+                author_host = None  # from here on somebody else says where to go
+            sender = judged if author_host is None else client
             try:
                 response = await sender.send(request, stream=True)
             except _Private:
@@ -201,11 +203,6 @@ def _to(request: httpx2.Request, address: Address) -> httpx2.Request:
         stream=request.stream,
         extensions={**request.extensions, "sni_hostname": request.url.host},
     )
-
-
-async def _is_private(host: str) -> bool:
-    """Whether a host is, or may be, inside: any of its addresses is not a public one."""
-    return any(not _PUBLIC.permits(host, address) for address in await _addresses(host))
 
 
 async def _addresses(host: str) -> list[Address]:

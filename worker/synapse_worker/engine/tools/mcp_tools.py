@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import httpx2
 from pydantic import SecretStr
 
+from synapse_worker.engine.bounded_answers import AnswerTooLong, bounded
 from synapse_worker.engine.errors import DefinitionError, ToolsUnavailable
 from synapse_worker.engine.json_values import JsonObject
 from synapse_worker.engine.tools.toolbox import Calls, Tool, ToolFailed, object_schema
@@ -32,6 +33,9 @@ T = TypeVar("T")
 
 CONNECT_SECONDS = 15.0
 CALL_SECONDS = 120.0
+
+MAX_BYTES = 32 * 1024 * 1024
+"""Of one answer, or of all those that come over one stream; what is longer breaks the connection."""
 
 IDEMPOTENCY_META = "synapse-scale/idempotency-key"
 """Where a server finds the call's idempotency key, in the request's `_meta`."""
@@ -162,14 +166,22 @@ async def _connected(
     transport: object
     if document.get("transport") == "sse" or url.partition("?")[0].rstrip("/").endswith("/sse"):
         sse = await asyncio.to_thread(_imported, "mcp.client.sse")
-        transport = sse.sse_client(url, headers=headers, sse_read_timeout=CALL_SECONDS)
+        transport = sse.sse_client(
+            url, headers=headers, sse_read_timeout=CALL_SECONDS, httpx_client_factory=_http_client
+        )
     else:
         http = await asyncio.to_thread(_imported, "mcp.client.streamable_http")
         timeout = httpx2.Timeout(CONNECT_SECONDS, read=CALL_SECONDS)
-        client = await stack.enter_async_context(httpx2.AsyncClient(headers=headers, timeout=timeout))
+        client = await stack.enter_async_context(_http_client(headers=headers, timeout=timeout))
         transport = http.streamable_http_client(url, http_client=client)
     connected = await stack.enter_async_context(client_module.Client(transport, read_timeout_seconds=CALL_SECONDS))
     return cast("Client", connected)
+
+
+def _http_client(
+    headers: dict[str, str] | None = None, timeout: httpx2.Timeout | None = None, auth: httpx2.Auth | None = None
+) -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(headers=headers, timeout=timeout, auth=auth, event_hooks=bounded(MAX_BYTES))
 
 
 def _forget(task: asyncio.Task[T]) -> None:
@@ -209,6 +221,8 @@ def _reason(error: BaseException) -> str:
         error = error.exceptions[0]
     if isinstance(error, httpx2.HTTPStatusError):
         return f"HTTP {error.response.status_code}"
+    if isinstance(error, AnswerTooLong):
+        return str(error)
     if isinstance(error, httpx2.TransportError):
         return "it cannot be reached"
     return " ".join(str(error).split())[:300] or type(error).__name__
