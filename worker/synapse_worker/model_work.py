@@ -5,7 +5,7 @@ A job whose orchestration has no such step does none of it. What the steps do wi
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
 

@@ -40,7 +40,7 @@ MOST_JOBS = 10
 """What the API accepts; a tenant that may run none fills it."""
 
 ALERTS = {"SynapseRunsFail", "SynapseTenantsParked", "SynapseWebhooksGivenUp", "SynapseApiFails"}
-"""Of what this test does: half of the runs fail, a tenant's jobs are parked, webhooks are given up, requests are 503."""
+"""What this test does: half of the runs fail, jobs are parked, webhooks are given up, requests get a 503."""
 
 
 async def gone(_: Received) -> str:
