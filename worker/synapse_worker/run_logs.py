@@ -13,6 +13,7 @@ import logging
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from datetime import UTC, datetime
 from itertools import groupby
 
 from synapse_worker.errors import BlobNotFound, BlobRefused, StoreRefused, StoreUnavailable
@@ -29,6 +30,9 @@ _AT_ONCE = 8
 _LEASE_SECONDS = 120.0
 _PAUSE_SECONDS = 0.5
 _SHORT_PAUSE_SECONDS = 0.05
+_BUSY_PAUSE_SECONDS = 2.0
+_LATE_SECONDS = 60.0
+"""A log that has been due for so long is written however busy the process is."""
 _IDLE_SECONDS = 15.0
 _GIVE_UP_DAYS = 30
 
@@ -45,13 +49,14 @@ class RunLogs:
             database: where it is noted what is due.
             blobs: where logs go.
             gate: whether the stores answer.
-            busy: whether runs need all that this process has; logs then go slowly.
+            busy: whether runs need all that this process has; logs then go slowly, unless they are late.
         """
         self._busy = busy
         self._database = database
         self._blobs = blobs
         self._gate = gate
         self._said = ""
+        self._late = False
 
     async def keep(self) -> None:
         """Write what is due for ever: at once while there is much, else looking now and then."""
@@ -66,16 +71,15 @@ class RunLogs:
                     self._gate.trip(error)
                 except Exception:
                     log.exception("writing run logs met an unexpected error; it goes on")
-            if done == BATCH and not self._busy():
-                pause = _SHORT_PAUSE_SECONDS
-            else:
-                pause = _PAUSE_SECONDS if done else min(_IDLE_SECONDS, max(pause, _PAUSE_SECONDS) * 2)
+            pause = next_pause(pause, done, busy=self._busy(), late=self._late)
 
     async def write_due(self) -> int:
         """Write one batch; returns how many logs."""
         due = await run_logs.lease(self._database, limit=BATCH, seconds=_LEASE_SECONDS)
         if not due:
             return 0
+        # Clocks that differ by seconds do no harm.
+        self._late = (datetime.now(UTC) - min(one.ended_at for one in due)).total_seconds() > _LATE_SECONDS
         page = await run_logs.steps(self._database, [one.run_id for one in due])
         known = {run_id: list(lines) for run_id, lines in groupby(page, key=lambda step: step.run_id)}
         # The page may have ended inside the last of these runs; of those behind it there is nothing yet.
@@ -128,6 +132,22 @@ class RunLogs:
             page = await run_logs.steps(self._database, [due.run_id], after=page[-1].ordinal if page else 0)
             if not page:
                 return
+
+
+def next_pause(before: float, done: int, *, busy: bool, late: bool) -> float:
+    """Return for how many seconds to leave the logs alone.
+
+    Args:
+        before: the pause before this one.
+        done: logs that were written since.
+        busy: whether runs need all that the process has.
+        late: whether a log has been due for long; then they are written however busy it is.
+    """
+    if not done:
+        return min(_IDLE_SECONDS, max(before, _PAUSE_SECONDS) * 2)
+    if busy and not late:
+        return _BUSY_PAUSE_SECONDS
+    return _SHORT_PAUSE_SECONDS if done == BATCH else _PAUSE_SECONDS
 
 
 def log_key(due: DueLog) -> str:
