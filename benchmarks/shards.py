@@ -27,13 +27,14 @@ _PATIENCE = 300.0
 
 
 @contextmanager
-def _namespace(plane: ControlPlane, servers: Servers) -> Iterator[str]:
+def _namespace(plane: ControlPlane, servers: Servers, *, redis_database: int = 0) -> Iterator[str]:
     """Give a namespace with a Secret `stores`; it is gone, with all that is in it, before the next side begins."""
     name = f"bench-{uuid.uuid4().hex[:8]}"
     with Redis.from_url(servers.redis.url) as client:
         client.flushall()  # the mark of the scale before this one
-    url = harness.migrated(servers.postgres.new_database())
-    plane.apply(harness.namespace(name), harness.secret(name, servers.redis.url, url))
+    redis = f"{servers.redis.url.removesuffix('/0')}/{redis_database}"
+    postgres = harness.migrated(servers.postgres.new_database())
+    plane.apply(harness.namespace(name), harness.secret(name, redis, postgres))
     try:
         yield name
     finally:
@@ -47,17 +48,27 @@ def _manifests(plane: ControlPlane, namespace: str) -> list[Json]:
     return [each.body for each in what_is_desired(scale, an_observed()).manifests]
 
 
+def _await_applied(plane: ControlPlane, namespace: str) -> None:
+    eventually(
+        f"all of {namespace} is applied",
+        lambda: plane.condition(namespace, "ChildrenApplied").get("reason") == "Applied",
+        seconds=_PATIENCE,
+    )
+
+
 def _operator(plane: ControlPlane, servers: Servers) -> float:
     """Return seconds from the start of `kubectl apply` until the status says that all is applied."""
-    with Operator(plane, RESYNC_SECONDS="60") as operator, _namespace(plane, servers) as namespace:
+    with (
+        Operator(plane, RESYNC_SECONDS="60") as operator,
+        _namespace(plane, servers, redis_database=1) as before,
+        _namespace(plane, servers) as namespace,
+    ):
         operator.lead()
+        plane.apply(harness.scale(before))
+        _await_applied(plane, before)  # from then on it watches, and has done all of this once
         began = time.monotonic()
         plane.kubectl_apply(harness.scale(namespace, queue={"shards": MAX_SHARDS}))
-        eventually(
-            "all is applied",
-            lambda: plane.condition(namespace, "ChildrenApplied").get("reason") == "Applied",
-            seconds=_PATIENCE,
-        )
+        _await_applied(plane, namespace)
         took = time.monotonic() - began
         there = {(each["kind"], each["metadata"]["name"]) for each in plane.children(namespace)}
         wanted = {(each["kind"], each["metadata"]["name"]) for each in _manifests(plane, namespace)}
@@ -110,6 +121,10 @@ FIGURE = Figure(
         "PodDisruptionBudget, all share a Service and a ServiceAccount). The reference is one kubectl that applies the "
         "same objects, rendered by the operator's own builders, in another namespace."
     ),
-    limits="To be written.",
+    limits=(
+        "The API server and etcd share two cores with the operator, which reads by its name what it cannot find by "
+        "label, writes the first shard object by object and the others eight at a time, and posts an Event for each "
+        "Deployment: 450 requests, about 1 s of Python, against kubectl's 194 one after another."
+    ),
     measure=_measure,
 )

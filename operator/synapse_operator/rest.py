@@ -18,6 +18,7 @@ from synapse_operator.autoscale import Recent
 from synapse_operator.backends import View
 from synapse_operator.cluster.observe import Key
 from synapse_operator.conditions import ConditionStatus
+from synapse_operator.desired.manifest import Manifest
 from synapse_operator.desired.model import Blocked, Desired
 from synapse_operator.desired.shards import ShardState
 from synapse_operator.observed import Observed, Unknown
@@ -127,7 +128,14 @@ def at_rest(
         return False  # the one kind that is not watched
     if observed.pods or not all(shard.state is ShardState.ACTIVE for shard in desired.shards):
         return False
+    if not all(_is_current(observed, manifest) for manifest in desired.manifests):
+        return False  # it waits for its turn to replace pods
     if any(len(asked) > 1 for asked in recent.values()):
         return False
     said = {condition["type"]: condition["status"] for condition in previous.get("conditions") or ()}
     return all(said.get(type_) == status for type_, status in _AT_REST.items())
+
+
+def _is_current(observed: Observed, manifest: Manifest) -> bool:
+    child = observed.child(manifest.ref)
+    return child is not None and child.applied_hash == manifest.applied_hash

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import SecretStr
 from redis.asyncio import Redis
 
+from synapse_worker.connections import open_redis
 from synapse_worker.errors import StoreRefused
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import queue_figures
@@ -13,6 +15,7 @@ from synapse_worker.routing import Topology
 from synapse_worker.store import topology
 from synapse_worker.store.database import Database
 from synapse_worker.store.overview import overview, pulse, work_due
+from tests.support.servers import RedisCluster
 
 DAYS = 10
 QUEUES = [keys.queue("default"), keys.queue("acme")]
@@ -64,3 +67,13 @@ async def test_a_queue_that_holds_something_is_not_empty(redis_client: Redis, na
         await redis_client.zadd(name, {"job": 1})
     assert not await none_exists(redis_client, NAMES)
     assert any(not figure.empty for figure in (await queue_figures(redis_client, QUEUES)).values())
+
+
+async def test_queues_in_several_slots_of_a_cluster_are_asked_for_too(redis_cluster: RedisCluster) -> None:
+    client = open_redis(SecretStr(redis_cluster.url))
+    try:
+        assert await none_exists(client, NAMES)
+        await client.zadd(keys.leases(QUEUES[1]), {"job": 1})
+        assert not await none_exists(client, NAMES)
+    finally:
+        await client.aclose()

@@ -116,3 +116,13 @@ def test_a_scale_with_nothing_to_do_is_at_rest() -> None:
 )
 def test_what_keeps_a_scale_from_rest(changes: dict[str, Any]) -> None:
     assert not verdict(**changes)
+
+
+def test_one_that_waits_for_its_turn_to_replace_pods_is_not_at_rest() -> None:
+    scale = a_scale(spec={"image": "another/worker:2"})
+    seen = an_observed(topology=TopologyRecord(1, Topology(1), enabled=True, owner_uid=SCALE_UID))
+    seen = replace(seen, children=children_of(what_is_desired(a_scale(), seen)))
+    desired = what_is_desired(scale, seen)
+    todo = plan(scale, desired, seen, NOW, may_roll=False)
+    assert todo.empty
+    assert not at_rest(scale, desired, seen, todo, {}, SETTLED)
