@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextvars import Context
 
 _TOGETHER_SECONDS = 0.5
 """How long a look waits for others."""
@@ -28,7 +29,8 @@ class Looks:
             StoreUnavailable, StoreRefused: the store does not answer, or says no.
         """
         if self._next is None:
-            self._next = asyncio.create_task(self._look())
+            # It asks for many: the call belongs to the trace of none of them.
+            self._next = asyncio.create_task(self._look(), context=Context())
         self._ids.add(each)
         return each in await asyncio.shield(self._next)  # others wait for it too
 
