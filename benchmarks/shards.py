@@ -92,6 +92,7 @@ async def _measure(servers: Servers, rounds: int) -> list[Row]:
     plane = ControlPlane(f"bench-{uuid.uuid4().hex[:6]}")
     try:
         await asyncio.to_thread(plane.start)
+        await asyncio.to_thread(_kubectl, plane, servers)  # a fresh API server is slow with its first objects
         taken = await alternate(
             {
                 "ours": partial(asyncio.to_thread, _operator, plane, servers),
