@@ -84,8 +84,9 @@ FIGURE = Figure(
     ),
     limits=(
         "Off, a call looks at one variable of a module: 0.3 to 0.8 µs each, about twenty of them a run, less than a "
-        "hundredth of its processor time. A larger difference is the machine's. On, the worker makes and sends a span for each run, step, statement and exchange "
-        "with Redis, and the collector takes its share of the same two cores."
+        "hundredth of its processor time. A larger difference is the machine's. On, the worker makes and sends a span "
+        "for each run, step, statement and exchange with Redis, and the collector takes its share of the same two "
+        "cores."
     ),
     measure=_measure,
 )
