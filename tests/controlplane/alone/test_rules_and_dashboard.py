@@ -1,8 +1,8 @@
 """Alert rules and dashboard before a real Prometheus, which scrapes a worker, the V2 API and the operator.
 
 Each expression must return a sample, of an alert the expression without its bound, and none of them may be NaN: a
-series that an expression asks for and nobody exposes, or labels that do not match, show here. What the series
-mean is told in tests/services/test_metrics.py.
+series that an expression asks for and nobody exposes, or labels that do not match, show here. Of the alerts, those are
+active that tell what the test does, and no other. What the series mean is told in tests/services/test_metrics.py.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -38,6 +39,9 @@ BROKEN = chain("broken", [{"id": "s", "type": "transform", "transform_code": "re
 MOST_JOBS = 10
 """What the API accepts; a tenant that may run none fills it."""
 
+ALERTS = {"SynapseRunsFail", "SynapseTenantsParked", "SynapseWebhooksGivenUp", "SynapseApiFails"}
+"""Of what the test does: half of the runs fail, a tenant's jobs are parked, webhooks are given up, answers are 503."""
+
 
 async def gone(_: Received) -> str:
     """Answer as a receiver that is there no more: the webhook is given up at once."""
@@ -57,6 +61,17 @@ class Installation:
     prometheus: Prometheus
     way: Proxy
     """The operator's way to the API server."""
+
+    def rules(self) -> list[dict[str, Any]]:
+        """Return the rules as Prometheus has evaluated them last."""
+        return [rule for group in self.prometheus.ask("rules")["groups"] for rule in group["rules"]]
+
+    async def alerts_are(self, wanted: set[str]) -> None:
+        """Wait until these alerts, and no other, fire or will when it stays so."""
+        deadline = time.monotonic() + 20
+        while (active := {rule["name"] for rule in self.rules() if rule["state"] != "inactive"}) != wanted:
+            assert time.monotonic() < deadline, active
+            await asyncio.sleep(0.2)  # the poll's period; the deadline above bounds it
 
     def without(self, expressions: Mapping[str, str], wanted: Callable[[float], bool]) -> list[str]:
         """Return which expressions have no sample that is wanted."""
@@ -129,6 +144,9 @@ async def test_every_expression_returns_a_sample(ns: str, stores: Stores, instal
             assert (filling[0], filling[-1]) == (202, 503)
             # NaN is 0 of 0: nothing has grown between two scrapes.
             await installation.all_have(expressions, lambda value: not math.isnan(value))
+            # Refusals beyond those of an earlier scrape.
+            assert {await post("three") for _ in range(MOST_JOBS)} == {503}
+            await installation.alerts_are(ALERTS)
     finally:
         await database.close()
 
@@ -138,5 +156,4 @@ async def test_every_expression_returns_a_sample(ns: str, stores: Stores, instal
 
     installation.way.close()
     await eventually("the operator without its API server is told of", lambda: not fails())
-    states = installation.prometheus.ask("rules")["groups"]
-    assert {rule["health"] for group in states for rule in group["rules"]} == {"ok"}
+    assert {rule["health"] for rule in installation.rules()} == {"ok"}
