@@ -39,10 +39,10 @@ from synapse_operator.observed import (
 from synapse_operator.tenant_drains import Remains
 from synapse_operator.tenants import NotMigrated, TenantStore
 from synapse_worker.connections import open_database, open_redis, ping_redis
-from synapse_worker.contract import DEFAULT_QUEUE, MAX_SHARDS, VARIABLES, Kind, Variable
+from synapse_worker.contract import VARIABLES, Kind, Variable
 from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
 from synapse_worker.queueing import keys
-from synapse_worker.queueing.client import jobs_held, known_queues, queue_figures
+from synapse_worker.queueing.client import jobs_held, queue_figures, queues_with
 from synapse_worker.queueing.emptiness import holding, none_exists
 from synapse_worker.queueing.owner import disown, own
 from synapse_worker.store import managed_keys, topology
@@ -134,8 +134,8 @@ class Backends:
         (redis, queues, owner), said = await asyncio.gather(
             _ask_redis(connections.redis, connections.queues, uid), _ask_postgres(connections.database, uid, run_days)
         )
-        if said.queues is not None and said.queues != connections.queues:
-            connections.know(said.queues)
+        if said.tenants is not None and said.tenants != connections.tenants:
+            connections.know(said.tenants)
         return View(
             redis=redis,
             queues=queues,
@@ -149,6 +149,8 @@ class Backends:
 
     async def is_still(self, scale: Hashable, seen: View, *, run_days: int | None) -> bool:
         """Return whether no queue holds a job and PostgreSQL has the figures of a look: one question to each.
+
+        A tenant that was not known at the look may have a queue that the question left out, so nothing is still then.
 
         Args:
             scale: whose stores they are.
@@ -169,9 +171,10 @@ class Backends:
         except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError):
             return False  # a look finds out what it is
         epoch = 0 if seen.topology is None else seen.topology.epoch
-        return said is not None and (_figures(said.totals, work_due=said.work_due), said.epoch) == (
-            seen.overview,
-            epoch,
+        return (
+            said is not None
+            and said.tenants <= connections.tenants
+            and (_figures(said.totals, work_due=said.work_due), said.epoch) == (seen.overview, epoch)
         )
 
     async def renew(self, scale: Hashable, uid: str, seen: View) -> bool:
@@ -329,8 +332,7 @@ class _Connections:
     def __init__(self, uid: str, stores: Stores) -> None:
         self.uid = uid
         self.stores = stores
-        # Until PostgreSQL says which tenants have queues too.
-        self.know([keys.queue(shard) for shard in (DEFAULT_QUEUE, *map(str, range(MAX_SHARDS)))])
+        self.know(frozenset())  # until PostgreSQL says which tenants have queues too
         self.redis: Redis | Unusable | NotTried = NotTried(_NO_URL)
         self.database: Database | Unusable | NotTried = NotTried(_NO_URL)
         if isinstance(stores.redis_url, Found):
@@ -353,10 +355,11 @@ class _Connections:
             except ConfigurationError as error:
                 self.database = Unusable(str(error))
 
-    def know(self, queues: Sequence[str]) -> None:
-        """Go by these queues from now on."""
-        self.queues = queues
-        self.holding = tuple(name for queue in queues for name in holding(queue))
+    def know(self, tenants: frozenset[str]) -> None:
+        """Go by the queues that there are with these tenants from now on."""
+        self.tenants = tenants
+        self.queues = queues_with(sorted(tenants))
+        self.holding = tuple(name for queue in self.queues for name in holding(queue))
 
     async def close(self, *, gone: bool) -> None:
         if isinstance(self.redis, Redis):
@@ -462,14 +465,14 @@ async def _keep_rows(
 
 
 class _PostgresView(NamedTuple):
-    """What PostgreSQL said; `queues` are the keys of all queues that may hold jobs, None = not known."""
+    """What PostgreSQL said; `tenants` are those that may have queues, None = not known."""
 
     state: PostgresState
     overview: Overview | Unknown
     stored: Mapping[str, int | str | SecretStr] | Unknown
     topology: TopologyRecord | Unknown | None
     behind: tuple[str, ...] | Unknown
-    queues: Sequence[str] | None
+    tenants: frozenset[str] | None
 
 
 async def _ask_postgres(database: Database | Unusable | NotTried, uid: str, run_days: int | None) -> _PostgresView:
@@ -493,7 +496,7 @@ async def _ask_postgres(database: Database | Unusable | NotTried, uid: str, run_
                 await topology.renew(database, uid)
             row = await topology.read(database)
             behind = await topology.producers_behind(database, 0 if row is None else row.epoch)
-            known = await known_queues(database)
+            known = frozenset(await topology.known_tenants(database))
             stored = await _stored(database)
             figures = replace(figures, work_due=await work_due(database, _run_days(run_days, stored)))
     except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError) as error:

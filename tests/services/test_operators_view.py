@@ -200,6 +200,49 @@ async def test_a_cluster_has_an_owner_too(backends: Backends, redis_cluster: Red
     assert (await _look(backends, redis_cluster.url, "second")).redis_owner == "uid-of-first"
 
 
+# ---- scales at rest
+
+
+async def _view(backends: Backends, redis: str, postgres: str) -> View:
+    stores = Stores("team-a", Found(SecretStr(redis)), Found(SecretStr(postgres)), None, None, pgbouncer=False)
+    return await backends.look("scale", "uid-of-scale", stores)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        "INSERT INTO tenants (tenant_id, name) VALUES ('late', 'late')",
+        "INSERT INTO orchestration_runs (run_id, orchestration_id, tenant_id, status, shared_state, step_history)"
+        " VALUES ('r', 'o', 'late', 'queued', '{}', '[]')",
+    ],
+    ids=["a row", "a run without a row"],
+)
+async def test_the_queue_of_a_tenant_that_comes_later_is_asked_for(
+    backends: Backends, redis_server: RedisServer, redis_client: Redis, database: Database, postgres_url: str, made: str
+) -> None:
+    """By a main instance, which tells nobody of it."""
+    seen = await _view(backends, redis_server.url, postgres_url)
+    assert await backends.is_still("scale", seen, run_days=None)
+    await database.execute(made)
+    assert await put(redis_client, keys.queue("late"), "job", b"payload")
+    assert not await backends.is_still("scale", seen, run_days=None)
+    seen = await _view(backends, redis_server.url, postgres_url)
+    assert not await backends.is_still("scale", seen, run_days=None)
+    seen = await _view(backends, redis_server.url, postgres_url)
+    assert isinstance(seen.queues, dict)
+    assert seen.queues["late"].queued == 1
+
+
+async def test_a_tenant_that_goes_leaves_a_scale_at_rest(
+    backends: Backends, redis_server: RedisServer, redis_client: Redis, database: Database, postgres_url: str
+) -> None:
+    await database.execute("INSERT INTO tenants (tenant_id, name) VALUES ('early', 'early')")
+    seen = await _view(backends, redis_server.url, postgres_url)
+    assert await backends.is_still("scale", seen, run_days=None)
+    await database.execute("DELETE FROM tenants")
+    assert await backends.is_still("scale", seen, run_days=None)
+
+
 # ---- tenants
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -509,12 +509,17 @@ async def jobs_held(client: Redis, queue_keys: Sequence[str]) -> dict[str, int]:
 
 
 async def known_queues(database: Database) -> list[str]:
-    """Return the keys of all queues that may hold jobs: `default`, every shard, every known tenant's own.
+    """Return the keys of all queues that may hold jobs: `default`, every shard, every known tenant's own."""
+    return queues_with(await topology.known_tenants(database))
+
+
+def queues_with(tenants: Iterable[str]) -> list[str]:
+    """Return the keys of all queues that may hold jobs where these tenants are known.
 
     What holds jobs must be served, whatever the topology says now: jobs stay in the queue that they were put into.
     """
-    tenants = [tenant for tenant in await topology.known_tenants(database) if not why_no_queue(tenant)]
-    shards = [DEFAULT_QUEUE, *(str(shard) for shard in range(MAX_SHARDS)), *tenants]
+    own = (tenant for tenant in tenants if not why_no_queue(tenant))
+    shards = [DEFAULT_QUEUE, *(str(shard) for shard in range(MAX_SHARDS)), *own]
     return [keys.queue(shard) for shard in dict.fromkeys(shards)]
 
 

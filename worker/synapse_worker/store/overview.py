@@ -9,6 +9,7 @@ import asyncpg
 from synapse_worker.store.database import Database
 from synapse_worker.store.retention import NOT_NEEDED
 from synapse_worker.store.schema_version import SCHEMA_VERSION, version_there
+from synapse_worker.store.topology import KNOWN_TENANTS
 from synapse_worker.store.workers import SILENT_SECONDS
 
 
@@ -53,11 +54,12 @@ async def work_due(database: Database, run_days: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
-    """What `overview` and `work_due` say, and the epoch of the topology (0 = nobody has written it)."""
+    """What `overview` and `work_due` say, the epoch of the topology (0 = nobody has written it), and who is known."""
 
     totals: Overview
     work_due: bool
     epoch: int
+    tenants: frozenset[str]
 
 
 async def pulse(database: Database, run_days: int) -> Pulse | None:
@@ -74,13 +76,14 @@ async def pulse(database: Database, run_days: int) -> Pulse | None:
     """
     row = await database.fetchrow(
         f"SELECT {_TOTALS}, {_work_due('$2')}, (SELECT coalesce(max(epoch), 0) FROM scale_topology) AS epoch,"  # noqa: S608
-        f" (SELECT max(version) FROM synapse_scale_schema) AS version {_ONLINE}",
+        f" (SELECT max(version) FROM synapse_scale_schema) AS version,"
+        f" ARRAY(SELECT tenant_id FROM ({KNOWN_TENANTS}) AS known) AS tenants {_ONLINE}",
         float(SILENT_SECONDS),
         run_days + 1,
     )
     if row is None or (row["version"] or 0) < SCHEMA_VERSION:
         return None
-    return Pulse(_overview(row), bool(row["due"]), row["epoch"])
+    return Pulse(_overview(row), bool(row["due"]), row["epoch"], frozenset(row["tenants"]))
 
 
 def _overview(row: asyncpg.Record) -> Overview:

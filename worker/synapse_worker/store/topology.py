@@ -158,15 +158,7 @@ async def producers_behind(database: Database, epoch: int) -> list[str]:
     return [row["worker_id"] for row in rows]
 
 
-async def known_tenants(database: Database) -> Mapping[str, bool]:
-    """Return every tenant that may have a queue: it has a row in `tenants`, or an open run.
-
-    Returns:
-        The id, and whether workers of its own serve its queue.
-    """
-    # One step of the index for each tenant that ever had a run, however many runs there are.
-    rows = await database.fetch(
-        """
+KNOWN_TENANTS = """
         WITH RECURSIVE seen AS (
           (SELECT tenant_id FROM orchestration_runs ORDER BY tenant_id LIMIT 1)
           UNION ALL
@@ -178,9 +170,17 @@ async def known_tenants(database: Database) -> Mapping[str, bool]:
         SELECT tenant_id, false FROM seen
          WHERE EXISTS (SELECT 1 FROM orchestration_runs r
                         WHERE r.tenant_id = seen.tenant_id AND r.status IN ('queued', 'running'))
-           AND NOT EXISTS (SELECT 1 FROM tenants t WHERE t.tenant_id = seen.tenant_id)
-        """
-    )
+           AND NOT EXISTS (SELECT 1 FROM tenants t WHERE t.tenant_id = seen.tenant_id)"""
+"""One step of the index for each tenant that ever had a run, however many runs there are."""
+
+
+async def known_tenants(database: Database) -> Mapping[str, bool]:
+    """Return every tenant that may have a queue: it has a row in `tenants`, or an open run.
+
+    Returns:
+        The id, and whether workers of its own serve its queue.
+    """
+    rows = await database.fetch(KNOWN_TENANTS)
     return {row["tenant_id"]: row["dedicated"] for row in rows}
 
 
