@@ -38,7 +38,7 @@ from synapse_operator.observed import (
 )
 from synapse_operator.tenant_drains import Remains
 from synapse_operator.tenants import NotMigrated, TenantStore
-from synapse_worker.connections import open_database, open_redis, ping_redis
+from synapse_worker.connections import RedisFacts, open_database, open_redis, ping_redis
 from synapse_worker.contract import VARIABLES, Kind, Variable
 from synapse_worker.errors import ConfigurationError, StoreRefused, StoreUnavailable
 from synapse_worker.queueing import keys
@@ -178,7 +178,7 @@ class Backends:
         )
 
     async def renew(self, scale: Hashable, uid: str, seen: View) -> bool:
-        """Renew a scale's marks and return whether they, and the stored settings, are those of a look.
+        """Renew a scale's marks and return whether they, what Redis is like, and the stored settings are as at a look.
 
         Args:
             scale, uid: whose stores they are, after a `look`.
@@ -190,7 +190,8 @@ class Backends:
         try:
             async with asyncio.timeout(QUESTION_SECONDS):
                 await topology.renew(database, uid)
-                return (await own(client, uid), await _stored(database)) == (seen.redis_owner, seen.stored)
+                found = (_answers(await ping_redis(client)), await own(client, uid), await _stored(database))
+                return found == (seen.redis, seen.redis_owner, seen.stored)
         except (TimeoutError, StoreUnavailable, StoreRefused, ConfigurationError):
             return False
 
@@ -420,7 +421,11 @@ async def _ask_redis(
         keys.shard_of(queue_key): QueueFigures(figure.queued, figure.active, figure.oldest_seconds, figure.parked)
         for queue_key, figure in figures.items()
     }
-    return RedisAnswers(facts.version, facts.maxmemory_policy, facts.clustered, facts.masters), queues, owner
+    return _answers(facts), queues, owner
+
+
+def _answers(facts: RedisFacts) -> RedisAnswers:
+    return RedisAnswers(facts.version, facts.maxmemory_policy, facts.clustered, facts.masters)
 
 
 async def _mark(client: Redis, uid: str) -> str | Unknown:

@@ -36,6 +36,9 @@ _AT_REST = {
     ConditionType.STALLED: ConditionStatus.FALSE,
 }
 
+_MENDED_ELSEWHERE = (ConditionType.REDIS_SAFE, ConditionType.BACKEND_EXCLUSIVE)
+"""What is amiss with the stores of a scale that is Ready; whoever mends it waits to see that it is."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rest:
@@ -133,6 +136,8 @@ def at_rest(
     if any(len(asked) > 1 for asked in recent.values()):
         return False
     said = {condition["type"]: condition["status"] for condition in previous.get("conditions") or ()}
+    if any(said.get(type_) == ConditionStatus.FALSE for type_ in _MENDED_ELSEWHERE):
+        return False
     return all(said.get(type_) == status for type_, status in _AT_REST.items())
 
 

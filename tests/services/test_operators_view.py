@@ -204,8 +204,7 @@ async def test_a_cluster_has_an_owner_too(backends: Backends, redis_cluster: Red
 
 
 async def _view(backends: Backends, redis: str, postgres: str) -> View:
-    stores = Stores("team-a", Found(SecretStr(redis)), Found(SecretStr(postgres)), None, None, pgbouncer=False)
-    return await backends.look("scale", "uid-of-scale", stores)
+    return await backends.look("scale", "uid-of-scale", _both(redis, postgres))
 
 
 @pytest.mark.parametrize(
@@ -241,6 +240,28 @@ async def test_a_tenant_that_goes_leaves_a_scale_at_rest(
     assert await backends.is_still("scale", seen, run_days=None)
     await database.execute("DELETE FROM tenants")
     assert await backends.is_still("scale", seen, run_days=None)
+
+
+async def test_a_check_sees_another_policy_another_owner_and_other_settings(
+    backends: Backends, redis_server: RedisServer, redis_client: Redis, database: Database, postgres_url: str
+) -> None:
+    async def is_as_before() -> bool:
+        return await backends.renew("scale", "uid-of-scale", seen)
+
+    seen = await _view(backends, redis_server.url, postgres_url)
+    assert await is_as_before()
+    await redis_client.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        assert not await is_as_before()
+    finally:
+        await redis_client.config_set("maxmemory-policy", "noeviction")
+    assert await is_as_before()
+    await redis_client.set(keys.OWNER, "another")
+    assert not await is_as_before()
+    await redis_client.delete(keys.OWNER)
+    assert await is_as_before()
+    await database.execute("INSERT INTO scale_settings (key, value) VALUES ('runs_retention_days', '20')")
+    assert not await is_as_before()
 
 
 # ---- tenants

@@ -104,13 +104,16 @@ def test_a_scale_with_nothing_to_do_is_at_rest() -> None:
         {"queues": Unknown("Redis is away")},
         {"previous": {}},
         {"previous": {"conditions": [{"type": "Ready", "status": "False"}, *SETTLED["conditions"][1:]]}},
+        {"previous": {"conditions": [*SETTLED["conditions"], {"type": "RedisSafe", "status": "False"}]}},
+        {"previous": {"conditions": [*SETTLED["conditions"], {"type": "BackendExclusive", "status": "False"}]}},
         {"spec": {"queue": {"shards": 2}}},
         {"spec": {"observability": {"podMonitor": {"enabled": True}}}},
         {"metadata": {"annotations": {"scale.synapseorch.com/paused": "true"}}},
         {"recent": {"0": (Recommendation(NOW, 3), Recommendation(NOW, 1))}},
     ],
     ids=[
-        *("a job waits", "a job runs", "a store is away", "no status yet", "not ready", "a shard is not used yet"),
+        *("a job waits", "a job runs", "a store is away", "no status yet", "not ready"),
+        *("Redis may drop jobs", "another scale has the stores", "a shard is not used yet"),
         *("a kind that is not watched", "paused", "fewer workers are due some time"),
     ],
 )
