@@ -33,7 +33,7 @@ class Inbox:
 
     Attributes:
         edited: is told whose definitions were edited.
-        disturbed: is told each scale that was written, also where nobody is woken.
+        disturbed: is told each scale that was written or listed with its children, also where nobody is woken.
     """
 
     queue: WorkQueue[Key]
@@ -73,9 +73,13 @@ def _is_news(event: kopf.RawEvent, memo: Inbox) -> bool:
 
 async def child_event(event: kopf.RawEvent, memo: Inbox, **_: object) -> None:
     """Wake the scale that a changed or deleted child belongs to."""
-    # The first listing says nothing new: each scale is looked at anyway.
-    if event["type"] is not None:
-        memo.queue.add(owner(event["object"]["metadata"]), CHILD_DELAY_SECONDS)
+    key = owner(event["object"]["metadata"])
+    if event["type"] is None:
+        # The first listing says nothing new: each scale is looked at anyway. A later one follows a gap in the watch,
+        # and its objects may have changed in that.
+        memo.disturbed(key)
+    else:
+        memo.queue.add(key, CHILD_DELAY_SECONDS)
 
 
 async def config_map_event(event: kopf.RawEvent, memo: Inbox, **_: object) -> None:

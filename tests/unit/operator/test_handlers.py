@@ -128,6 +128,7 @@ def test_a_child_wakes_its_scale_a_moment_later_but_not_at_the_first_listing(inb
     for type_ in (None, "MODIFIED", "DELETED"):
         event = cast("kopf.RawEvent", {"type": type_, "object": {"metadata": metadata}})
         hear(child_event, event, inbox)
+    assert queue.disturbed == [KEY], "what changed in a gap of the watch is seen by the next look"
     assert [key for key, _ in queue.added] == [KEY, KEY]
     assert all(delay > 0 for _, delay in queue.added)
 
