@@ -175,7 +175,7 @@ class Reconciler:
         scale, observed = rest.scale, rest.observed
         if not await self._backends.is_still(key, rest.view, run_days=scale.spec.retention.run_days):
             return False
-        if not self._rests.check_due(key, now):
+        if not self._rests.check_due(key, now, rest.rhythm):
             return True
         secrets = await self._read_secrets(scale, observed.dedicated)
         sync = self._syncer.look(key, scale, rest.view.postgres, rest.previous)

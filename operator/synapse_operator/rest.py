@@ -91,9 +91,9 @@ class Rests:
             self._resting[key] = rest
             self.checked(key, now)
 
-    def check_due(self, key: Key, now: datetime) -> bool:
-        """Return whether it is time to look at what no watch tells."""
-        return now >= self._checks[key]
+    def check_due(self, key: Key, now: datetime, rhythm: timedelta) -> bool:
+        """Return whether what no watch tells is to be looked at now, since `rhythm` from now would be too late."""
+        return now + rhythm > self._checks[key]
 
     def checked(self, key: Key, now: datetime) -> None:
         """It was looked at."""

@@ -27,7 +27,7 @@ from tests.builders import (
 )
 
 KEY = ScaleKey("team-a", "demo")
-RESYNC = timedelta(seconds=60)
+RESYNC, RHYTHM, SOON = timedelta(seconds=60), timedelta(seconds=15), timedelta(seconds=1)
 SETTLED: JsonObject = {
     "conditions": [
         {"type": "Ready", "status": "True"},
@@ -69,16 +69,16 @@ def test_a_long_resync_lets_no_mark_run_out() -> None:
     found = Rests(timedelta(hours=1))
     found.begin(KEY, NOW)
     found.settle(KEY, REST, NOW)
-    assert found.check_due(KEY, NOW + LONGEST_CHECK)
+    assert found.check_due(KEY, NOW + LONGEST_CHECK, RHYTHM)
     assert LONGEST_CHECK.total_seconds() * 2 < min(owner.OWNER_SECONDS, topology.OWNER_SECONDS)
 
 
 def test_what_no_watch_tells_is_looked_at_once_a_resync() -> None:
     found = rests()
-    assert not found.check_due(KEY, NOW + timedelta(seconds=59))
-    assert found.check_due(KEY, NOW + RESYNC)
+    assert not found.check_due(KEY, NOW + RESYNC - RHYTHM, RHYTHM)
+    assert found.check_due(KEY, NOW + RESYNC - RHYTHM + SOON, RHYTHM), "the next look would be late"
     found.checked(KEY, NOW + RESYNC)
-    assert not found.check_due(KEY, NOW + RESYNC + timedelta(seconds=59))
+    assert not found.check_due(KEY, NOW + RESYNC + SOON, RHYTHM)
 
 
 def verdict(*, spec: JsonObject | None = None, previous: JsonObject = SETTLED, **changes: Any) -> bool:
