@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -58,6 +59,8 @@ class V2Api:
                         return
             except TimeoutError:
                 raise ClusterError(f"the stream {path} said nothing for {SILENCE_SECONDS} s") from None
+            except (http.client.HTTPException, ConnectionError):
+                continue  # cut in the middle, such as by a port-forward whose connection was lost
         raise ClusterError(f"the stream {path} was cut {MOST_RETURNS} times")
 
     def _stream(self, path: str, last: str) -> Iterator[tuple[str, Json]]:

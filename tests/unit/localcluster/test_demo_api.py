@@ -12,11 +12,15 @@ import pytest
 from localcluster.demo.api import MOST_RETURNS, V2Api
 from localcluster.errors import ClusterError
 
+CUTS = ("cut", "torn")
 STREAM = ["worker_picked_up", "step_start", "done"]
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves `cut`, a stream that breaks off after each event, `dead`, which says nothing, and refuses all else."""
+    """Serves two streams that break off after each event, `dead`, which says nothing, and refuses all else.
+
+    `cut` ends as an answer does; `torn` ends within a chunk.
+    """
 
     asked: list[str | None]
 
@@ -28,11 +32,16 @@ class Handler(BaseHTTPRequestHandler):
         last = self.headers.get("Last-Event-ID")
         self.asked.append(last)
         name = self.path.strip("/")
-        self.send_response(200 if name in ("cut", "dead") else 404)
+        self.protocol_version = "HTTP/1.1" if name == "torn" else "HTTP/1.0"
+        self.close_connection = True
+        self.send_response(200 if name in (*CUTS, "dead") else 404)
+        if name == "torn":
+            self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        if name == "cut":
+        if name in CUTS:
             at = int(last.partition("-")[0]) if last else 0
-            self.wfile.write(f': connected\n\nid: {at + 1}-0\ndata: {{"type": "{STREAM[at]}"}}\n\n'.encode())
+            said = f': connected\n\nid: {at + 1}-0\ndata: {{"type": "{STREAM[at]}"}}\n\n'.encode()
+            self.wfile.write(f"{len(said) + 1:x}\r\n".encode() + said if name == "torn" else said)
         elif name != "dead":
             self.wfile.write(b'{"detail": "there is no such run"}')
 
@@ -50,9 +59,10 @@ def serving() -> Iterator[tuple[V2Api, list[str | None]]]:
         server.server_close()
 
 
-def test_a_stream_that_is_cut_is_gone_on_with_behind_the_last_event() -> None:
+@pytest.mark.parametrize("name", CUTS)
+def test_a_stream_that_is_cut_is_gone_on_with_behind_the_last_event(name: str) -> None:
     with serving() as (api, asked):
-        assert [event["type"] for _, event in api.events("/cut")] == STREAM
+        assert [event["type"] for _, event in api.events(f"/{name}")] == STREAM
     assert asked == [None, "1-0", "2-0"]
 
 
