@@ -19,6 +19,7 @@ from localcluster.places import REPOSITORY
 from localcluster.progress import say
 
 NAMESPACE = "synapse-quickstart"
+OPERATOR = "synapse-system"
 SCALE = "quickstart"
 SAMPLE = "manifests/samples/quickstart.yaml"
 # On kind, the public images; here, those that were built from Debian packages.
@@ -156,18 +157,19 @@ def _forwarding(process: subprocess.Popen[bytes], target: str) -> str:
     raise ClusterError(f"kubectl port-forward to {target} did not begin: {said.decode(errors='replace').strip()}")
 
 
-def wait_for(what: str, *arguments: str, seconds: int) -> None:
+def wait_for(what: str, *arguments: str, seconds: int, namespace: str = NAMESPACE) -> None:
     """Wait with `kubectl wait`; what keeps it waiting is shown when the time is over.
 
     Raises:
         ClusterError: it did not come.
     """
     say(f"waiting for {what}")
+    there = ("-n", namespace)
     try:
-        kubectl("wait", *arguments, f"--timeout={seconds}s", capture=True)
+        kubectl("wait", *arguments, *there, f"--timeout={seconds}s", capture=True)
     except ClusterError as error:
-        ours("get", "sscale,deploy,pods", check=False)
-        ours("get", "events", "--sort-by=.lastTimestamp", check=False)
+        kubectl("get", "sscale,deploy,pods", *there, check=False)
+        kubectl("get", "events", "--sort-by=.lastTimestamp", *there, check=False)
         raise ClusterError(f"{what} did not come within {seconds} s ({error})") from None
 
 
@@ -193,21 +195,21 @@ def install() -> None:
         ours(*APPLY, "-k", folder, capture=True)
     if renewed:
         _replace_pods()
-    wait_for("the operator", "--for=condition=Available", "deploy", "--all", "-n", "synapse-system", seconds=120)
+    wait_for("the operator", "--for=condition=Available", "deploy", "--all", seconds=120, namespace=OPERATOR)
     say("waiting for model server and receiver")
     for folder in AIDS:
         # Not only available, which the pod before this one may be as well.
         ours("rollout", "status", f"deploy/{folder.rpartition('/')[2]}", "--timeout=120s", capture=True)
-    scale = (f"sscale/{SCALE}", "-n", NAMESPACE)
-    wait_for("the SynapseScale to be Ready", "--for=condition=Ready", *scale, seconds=180)
-    wait_for("its API", "--for=condition=ApiReady", *scale, seconds=120)
-    wait_for("the definitions to be synced", "--for=condition=DefinitionsSynced", *scale, seconds=90)
+    scale = f"sscale/{SCALE}"
+    wait_for("the SynapseScale to be Ready", "--for=condition=Ready", scale, seconds=180)
+    wait_for("its API", "--for=condition=ApiReady", scale, seconds=120)
+    wait_for("the definitions to be synced", "--for=condition=DefinitionsSynced", scale, seconds=90)
 
 
 def _replace_pods() -> None:
     """Images keep their names here, so pods of an earlier demo would go on with the old ones."""
-    kubectl("rollout", "restart", "deploy", "-n", "synapse-system", capture=True)
-    kubectl("rollout", "status", "deploy", "-n", "synapse-system", "--timeout=120s", capture=True, check=False)
+    kubectl("rollout", "restart", "deploy", "-n", OPERATOR, capture=True)
+    kubectl("rollout", "status", "deploy", "-n", OPERATOR, "--timeout=120s", capture=True, check=False)
     for label in (OF_THE_SCALE, "app in (model-server, receiver)"):
         ours("delete", "pods", "-l", label, "--wait=false", capture=True)
     ours("rollout", "status", "deploy", "--timeout=180s", capture=True, check=False)
