@@ -157,8 +157,8 @@ def _forwarding(process: subprocess.Popen[bytes], target: str) -> str:
     raise ClusterError(f"kubectl port-forward to {target} did not begin: {said.decode(errors='replace').strip()}")
 
 
-def wait_for(what: str, *arguments: str, seconds: int, namespace: str = NAMESPACE) -> None:
-    """Wait with `kubectl wait`; what keeps it waiting is shown when the time is over.
+def wait_for(what: str, *words: str, seconds: int, namespace: str = NAMESPACE) -> None:
+    """Wait with `kubectl wait` or `kubectl rollout status`; what keeps it waiting is shown when the time is over.
 
     Raises:
         ClusterError: it did not come.
@@ -166,7 +166,7 @@ def wait_for(what: str, *arguments: str, seconds: int, namespace: str = NAMESPAC
     say(f"waiting for {what}")
     there = ("-n", namespace)
     try:
-        kubectl("wait", *arguments, *there, f"--timeout={seconds}s", capture=True)
+        kubectl(*words, *there, f"--timeout={seconds}s", capture=True)
     except ClusterError as error:
         kubectl("get", "sscale,deploy,pods", *there, check=False)
         kubectl("get", "events", "--sort-by=.lastTimestamp", *there, check=False)
@@ -185,7 +185,7 @@ def install() -> None:
     )
     # A namespace that an earlier demo left is perhaps on its way out, and takes nothing then.
     if kubectl("get", "ns", NAMESPACE, "-o", "jsonpath={.status.phase}", capture=True, check=False) == "Terminating":
-        wait_for("the namespace of an earlier demo to be gone", "--for=delete", f"ns/{NAMESPACE}", seconds=120)
+        wait_for("the namespace of an earlier demo to be gone", "wait", "--for=delete", f"ns/{NAMESPACE}", seconds=120)
     say(f"applying {SAMPLE}")
     kubectl(*APPLY, "-f", SAMPLE, capture=True)
     say("with aids for a try-out from manifests/dev, in the same namespace:")
@@ -195,15 +195,15 @@ def install() -> None:
         ours(*APPLY, "-k", folder, capture=True)
     if renewed:
         _replace_pods()
-    wait_for("the operator", "--for=condition=Available", "deploy", "--all", seconds=120, namespace=OPERATOR)
-    say("waiting for model server and receiver")
+    wait_for("the operator", "wait", "--for=condition=Available", "deploy", "--all", seconds=120, namespace=OPERATOR)
     for folder in AIDS:
+        name = folder.rpartition("/")[2]
         # Not only available, which the pod before this one may be as well.
-        ours("rollout", "status", f"deploy/{folder.rpartition('/')[2]}", "--timeout=120s", capture=True)
+        wait_for(f"the {name.replace('-', ' ')}", "rollout", "status", f"deploy/{name}", seconds=120)
     scale = f"sscale/{SCALE}"
-    wait_for("the SynapseScale to be Ready", "--for=condition=Ready", scale, seconds=180)
-    wait_for("its API", "--for=condition=ApiReady", scale, seconds=120)
-    wait_for("the definitions to be synced", "--for=condition=DefinitionsSynced", scale, seconds=90)
+    wait_for("the SynapseScale to be Ready", "wait", "--for=condition=Ready", scale, seconds=180)
+    wait_for("its API", "wait", "--for=condition=ApiReady", scale, seconds=120)
+    wait_for("the definitions to be synced", "wait", "--for=condition=DefinitionsSynced", scale, seconds=90)
 
 
 def _replace_pods() -> None:
