@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from synapse_operator import naming
+from synapse_worker.contract import TENANT_POOL
 from tests.controlplane import harness
 from tests.controlplane.harness import ControlPlane, Json, Operator, eventually
 from tests.controlplane.stores import Stores
@@ -62,6 +63,19 @@ def test_what_only_postgres_knows_is_seen_at_the_next_look(plane: ControlPlane, 
     eventually(
         "its places", lambda: plane.get(ns, "sscale", "main")["status"]["workers"].get("capacity") == 7, seconds=15
     )
+
+
+def test_the_queue_of_a_tenant_that_a_main_instance_made_gets_a_worker(
+    plane: ControlPlane, ns: str, resting: Stores
+) -> None:
+    resting.ask("INSERT INTO tenants (tenant_id, name) VALUES ('acme', 'acme')")
+    resting.put("acme", "job")
+
+    def has_a_worker() -> bool:
+        pool = plane.deployments(ns).get(TENANT_POOL)
+        return pool is not None and pool["spec"]["replicas"] == 1
+
+    eventually("the pool of tenants has a worker", has_a_worker, seconds=25)
 
 
 def test_drift_is_put_right_at_once(plane: ControlPlane, ns: str, resting: Stores) -> None:
