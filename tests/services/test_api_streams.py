@@ -175,6 +175,24 @@ async def test_a_silent_stream_says_that_it_is_there(redis_client: Redis, monkey
         reading.cancel()
 
 
+async def test_a_connection_remembers_so_many_events_and_no_more(
+    redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sse, "_MOST_SEEN", 2)
+    for event_id in ("a", "b", "a", "c", "a"):
+        await redis_client.xadd("stream", {"data": json.dumps({"event_id": event_id})})
+    streams = Streams(redis_client)
+    reading = asyncio.create_task(streams.read())
+    chunks = follow(streams, "stream", last_seen="", stopping=asyncio.Event(), is_open=yes, snapshot=waiting)
+    try:
+        assert await anext(chunks) == b": connected\n\n"
+        sent = [json.loads((await anext(chunks)).partition(b"data: ")[2]) for _ in range(4)]
+        assert [event["event_id"] for event in sent] == ["a", "b", "c", "a"]
+    finally:
+        await chunks.aclose()
+        reading.cancel()
+
+
 async def test_an_entry_that_cannot_be_read_ends_nobodys_stream(redis_client: Redis) -> None:
     await redis_client.xadd("odd", {"data": "[" * 100_000})
     await redis_client.xadd("good", {"data": '{"type": "x"}'})

@@ -177,6 +177,16 @@ async def test_a_turn_that_fails_for_good_is_a_dead_letter(
     assert await outcome(database, "chat_s_2") == "failed"
 
 
+async def test_a_turn_fails_whatever_characters_the_provider_says_no_in(
+    database: Database, redis_client: Redis, start_worker: StartWorker
+) -> None:
+    start_worker().wait_ready()
+    job_id = await say(database, redis_client, "hello " + script({"status": 400, "say": "no\x00 \ud800"}))
+    assert await outcome(database, job_id) == "failed"
+    (letter,) = await dead_letters.unresolved(database, limit=10)
+    assert letter.error.endswith("(HTTP 400: no\ufffd \ufffd).")
+
+
 async def turns_kept(database: Database, count: int) -> None:
     """Poll until so many answers and results of a turn are kept."""
 

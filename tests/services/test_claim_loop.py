@@ -68,6 +68,27 @@ async def test_a_job_is_stopped_before_its_lease_ends_while_redis_does_not_answe
     assert loop.lost_leases == 1
 
 
+async def test_a_job_that_is_claimed_anew_by_the_process_that_lost_it_is_stopped_there_and_its_new_lease_kept(
+    database: Database, redis_client: Redis
+) -> None:
+    await redis_client.zadd(Q, {"j": 1})
+    gate, handler = StoreGate(database, redis_client), Handler()
+    queue = LeaseQueue(redis_client, Q, worker_id="w", lease_seconds=30)
+    loop = ClaimLoop(Served([queue]), handler, gate, slots=2, lease_seconds=30)
+    tasks = [asyncio.create_task(gate.watch()), asyncio.create_task(loop.run())]
+    first = await asyncio.wait_for(handler.jobs.get(), 10)
+    await redis_client.zadd(keys.leases(Q), {"j": 1})  # as if it had run out before this process could know
+    second = await asyncio.wait_for(handler.jobs.get(), 10)
+    await eventually("the first is stopped", lambda: first.stopped_at > 0)
+    await eventually("and its slot is free", lambda: loop.active == 1)
+    assert (second.stopped_at, loop.lost_leases) == (0, 1)
+    loop.stop(hand_over=False)
+    loop.interrupt()
+    await asyncio.wait_for(tasks[1], 10)
+    assert second.stopped_at > 0
+    tasks[0].cancel()
+
+
 class Ends:
     """A job whose work is done at once, and whose end takes until it is let go."""
 

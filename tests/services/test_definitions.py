@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import cast
 
+from synapse_worker import model_work
+from synapse_worker.engine.model import Definition
+from synapse_worker.engine.tools import ToolSecrets
+from synapse_worker.engine.turns import Turns
 from synapse_worker.store import definitions
+from synapse_worker.store.claims import State
 from synapse_worker.store.database import Database
-from synapse_worker.store.definitions import AGENTS, MCP_SERVERS, ORCHESTRATIONS, SETTINGS, TOOLS, Document, Key
+from synapse_worker.store.definitions import (
+    AGENTS,
+    MCP_SERVERS,
+    MCP_TOKEN,
+    ORCHESTRATIONS,
+    SETTINGS,
+    TOOLS,
+    Document,
+    Key,
+)
+from synapse_worker.surroundings import Surroundings
 
 OWNER = "SynapseScale team-a/main"
 
@@ -161,3 +179,41 @@ async def test_tools_are_those_of_the_tenants_that_a_run_reaches(database: Datab
         "mcp-shared",
     ]
     assert sorted(await read.mcp_servers([], ["acme"], ["acme"])) == ["mcp-acme"]
+
+
+async def test_who_takes_the_name_of_a_tool_over_gives_no_secret_to_runs_that_keep_the_former_one(
+    database: Database,
+) -> None:
+    def rows(tenant: str) -> list[Document]:
+        url = f"http://{tenant}.example.com"
+        return [
+            Document(TOOLS, "search", "search", "", {"id": "search", "url": url, "headers": {"key": tenant}}),
+            Document(MCP_SERVERS, "wiki", "W", "", {"name": "wiki", "url": url, "token": tenant}),
+            Document(MCP_SERVERS, "mail", "M", "", {"name": "mail", "url": url}),
+            Document(SETTINGS, f"{MCP_TOKEN}mail", "", "", tenant),
+        ]
+
+    async def persist(call: Callable[[], Awaitable[object]]) -> object:
+        return await call()
+
+    async def secrets_of(document: State) -> tuple[ToolSecrets, State]:
+        work = await model_work.prepare(surroundings, Definition.parse(document), document)
+        return work.given("acme", cast(Turns, None)).secrets, work.document
+
+    settings = SimpleNamespace(default_tenant_id="default")
+    parts = SimpleNamespace(database=database, settings=settings, persist=persist, models=None, blobs=None)
+    surroundings = cast(Surroundings, parts)
+    step = {"id": "s", "type": "agent", "agent_id": "ada"}
+    orchestration: State = {"id": "o", "steps": [step]}
+    agent = Document(AGENTS, "ada", "Ada", "", {"id": "ada", "tools": ["search", "wiki__find", "mail__send"]})
+    theirs = [Document(ORCHESTRATIONS, "o", "O", "", orchestration), agent, *rows("acme")]
+    await definitions.upsert(database, theirs, tenant_id="acme")
+    begun, kept = await secrets_of(orchestration)
+    assert {name: each["key"].get_secret_value() for name, each in begun.headers.items()} == {"search": "acme"}
+    assert {name: each.get_secret_value() for name, each in begun.mcp_tokens.items()} == {
+        "wiki": "acme",
+        "mail": "acme",
+    }
+    await definitions.upsert(database, rows("other"), tenant_id="other")
+    resumed, _ = await secrets_of(kept)
+    assert (resumed.headers, resumed.mcp_tokens) == ({}, {})

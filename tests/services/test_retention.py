@@ -17,7 +17,8 @@ from synapse_worker.store import claims, runs
 from synapse_worker.store.claims import ClaimRequest, Verdict
 from synapse_worker.store.database import Database
 from synapse_worker.store.overview import work_due
-from tests.support.runs import enqueue, store, until
+from synapse_worker.store.run_logs import is_due
+from tests.support.runs import enqueue, eventually, store, until
 from tests.support.workers import PRINT_IF_PRINT, StartWorker
 
 DAYS = 10
@@ -229,6 +230,11 @@ async def test_a_real_run_and_its_letter(database: Database, redis_client: Redis
     start_worker().wait_ready()
     run_id = await enqueue(database, redis_client, "three")
     await until(database, run_id, "completed")
+
+    async def is_logged() -> bool:
+        return not await is_due(database, run_id)
+
+    await eventually("its log is written", is_logged, seconds=60)
     await redis_client.flushall()
     await database.execute("UPDATE orchestration_runs SET ended_at = now() - interval '11 days'")
     await database.execute("UPDATE job_ledger SET ended_at = now() - interval '11 days'")
@@ -254,6 +260,12 @@ async def test_work_that_only_a_worker_does_is_seen(database: Database) -> None:
     await database.execute("UPDATE orchestration_runs SET ended_at = now() - interval '12 days' WHERE run_id = 'run_1'")
     assert await work_due(database, DAYS)
     assert not await work_due(database, DAYS + 10)
+    await database.execute(  # as for each run that the API ran itself: no worker has been there to write it
+        "INSERT INTO run_logs (run_id, claim, status, tenant_id, ended_at, next_at)"
+        " VALUES ('run_1', 1, 'completed', 'default', now() - interval '12 days', now())"
+    )
+    assert await work_due(database, DAYS)
+    await database.execute("DELETE FROM run_logs")
     await database.execute("UPDATE dead_letter_queue SET resolved = false WHERE run_id = 'run_1'")
     assert not await work_due(database, DAYS)
     await database.execute("UPDATE webhook_outbox SET delivered_at = NULL, next_attempt_at = now() + interval '1 hour'")

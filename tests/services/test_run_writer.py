@@ -13,7 +13,7 @@ import pytest
 from synapse_worker.store import claims, runs
 from synapse_worker.store.claims import ClaimRequest, OwnedRun
 from synapse_worker.store.database import Database
-from synapse_worker.store.runs import Folded, RunStatus, RunWriter, StepRow
+from synapse_worker.store.runs import DeadLetter, Folded, RunStatus, RunWriter, StepRow
 from tests.support.runs import view
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -63,6 +63,38 @@ async def test_what_many_runs_write_at_once_goes_in_few_calls(
     assert len(await steps(database)) == 40
     assert sum(calls) == 40
     assert len(calls) < 10
+
+
+async def test_what_is_large_goes_in_calls_of_its_own(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "_MOST_CHARACTERS_TOGETHER", 2_000)
+    mine = await owned(database, 6)
+    calls: list[int] = []
+    send = database.fetch
+
+    async def counted(statement: str, run_ids: Sequence[str], *arguments: object) -> list[asyncpg.Record]:
+        calls.append(len(run_ids))
+        return await send(statement, run_ids, *arguments)
+
+    monkeypatch.setattr(database, "fetch", counted)
+    writer, large = RunWriter(database), {"text": "x" * 2_000}
+    step = StepRow("s", 1, 1, {}, {}, [], NOW, NOW)
+    assert await asyncio.gather(
+        *(
+            writer.checkpoint(
+                run, step, cursor={}, engine_version=1, current_step_id=None, definition=dict(large), folded=None
+            )
+            for run in mine
+        )
+    )
+    letter, nothing = DeadLetter("f", large, "bad", 1), Folded({}, [], 1)
+    assert await asyncio.gather(
+        *(
+            writer.finish(run, RunStatus.FAILED, folded=nothing, active_seconds=0.0, error="bad", dead_letter=letter)
+            for run in mine
+        )
+    )
+    monkeypatch.undo()
+    assert calls == [1] * 12
 
 
 async def test_a_run_may_write_two_steps_at_once(database: Database) -> None:

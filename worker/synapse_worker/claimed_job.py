@@ -109,10 +109,10 @@ class ClaimedJob(ABC):
             log.exception("%s met an unexpected error", self._name)
             return await whole(self._retry(f"internal error: {type(error).__name__}"))
         finally:
-            self._with.reservations.free(self.lease.job_id, self._reserved_for)
             self._with.metrics.active_runs.dec()
-            if self._running.get(self._ids) is control:
+            if self._running.get(self._ids) is control:  # else it was claimed here anew, and its place is that claim's
                 del self._running[self._ids]
+                self._with.reservations.free(self.lease.job_id, self._reserved_for)
 
     @abstractmethod
     async def _unwanted(self) -> StopReason | None:

@@ -17,7 +17,7 @@ from synapse_worker.engine.model import ASKS_MODELS, Definition, Step
 from synapse_worker.engine.models import Message
 from synapse_worker.engine.providers import Providers
 from synapse_worker.engine.runner import Execute
-from synapse_worker.engine.snapshot import Snapshot, collect
+from synapse_worker.engine.snapshot import MCP_SERVERS, TOOLS, Snapshot, collect
 from synapse_worker.engine.steps.asking import endpoint_of
 from synapse_worker.engine.steps.context import ModelMeans
 from synapse_worker.engine.steps.suspension import Halted
@@ -119,24 +119,21 @@ async def prepare(
         DefinitionError: it reaches an agent or orchestration that does not exist.
     """
     database = surroundings.database
-
-    async def reached() -> Snapshot:
-        read = definitions.Reached(database, surroundings.settings.default_tenant_id)
-        return await collect(definition, read, owner=owner)
-
+    read = definitions.Reached(database, surroundings.settings.default_tenant_id)
     snapshot = Snapshot.found_in(document)
     if snapshot is None:
-        snapshot = await surroundings.persist(reached)
+        snapshot = await surroundings.persist(lambda: collect(definition, read, owner=owner))
         document = snapshot.kept_in(document)
     stored = await surroundings.persist(lambda: definitions.stored_settings(database))
-    secrets = await surroundings.persist(
-        lambda: definitions.tool_secrets(database, list(snapshot.tools), list(snapshot.mcp_servers))
-    )
+    tools, servers = snapshot.owners_of(TOOLS, snapshot.tools), snapshot.owners_of(MCP_SERVERS, snapshot.mcp_servers)
+    secrets = await surroundings.persist(lambda: read.secrets(tools, servers))
     tokens = dict(secrets.tokens)
     tokens |= {
-        key.removeprefix(definitions.MCP_TOKEN): value
+        name: value
         for key, value in stored.items()
-        if key.startswith(definitions.MCP_TOKEN) and isinstance(value, str)
+        if key.startswith(definitions.MCP_TOKEN)
+        and isinstance(value, str)
+        and (name := key.removeprefix(definitions.MCP_TOKEN)) not in secrets.others
     }
     return ModelWork(
         surroundings,

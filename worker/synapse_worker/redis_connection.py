@@ -39,10 +39,13 @@ class QuickConnection(Connection):
         """Return the next answer; see redis-py's own, which is called where it has to be waited for."""
         reader: hiredis.Reader | None = self._parser._reader  # type: ignore[attr-defined]
         if reader is not None and reader.has_data() and self.is_connected:
-            answer = reader.gets(not disable_decoding)
-            if isinstance(answer, exceptions.ConnectionError):  # such as LOADING
+            try:
+                answer = reader.gets(not disable_decoding)
+                if isinstance(answer, exceptions.ConnectionError):  # such as LOADING
+                    raise answer
+            except (exceptions.ConnectionError, exceptions.InvalidResponse):
                 await self.disconnect(nowait=True)
-                raise answer
+                raise
             if isinstance(answer, exceptions.ResponseError):
                 raise answer
             if answer is not NOT_ENOUGH_DATA:

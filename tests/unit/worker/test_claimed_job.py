@@ -149,3 +149,20 @@ async def test_a_job_that_is_stopped(reason: StopReason, written: list[str], end
     task.cancel()
     assert isinstance(await task, ending)
     assert job.written == written
+
+
+async def test_a_job_that_was_claimed_here_anew_leaves_its_place_to_that_claim() -> None:
+    noted, began = Noted(), asyncio.Event()
+
+    async def work() -> Ending:
+        began.set()
+        return await forever()
+
+    job, control = AJob(work, noted), a_control()
+    task = asyncio.create_task(job.run(control))
+    await began.wait()
+    anew = job.running[RunningJob("s", "j")] = a_control()
+    control.stop_reason = StopReason.LOST
+    task.cancel()
+    assert await task is None
+    assert (noted.places, job.running) == (["+acme"], {RunningJob("s", "j"): anew})

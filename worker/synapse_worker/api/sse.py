@@ -30,6 +30,8 @@ _GRACE_SECONDS = 1.0
 """How long the events of what has begun may not be there yet."""
 _LOOK_SECONDS = 3.0
 """A stream that has been silent for that long may have ended without a word: its owner's state is looked at."""
+_MOST_SEEN = 2_000
+"""How many of the newest event_ids a connection remembers; what is said again was said a moment before."""
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +138,7 @@ async def follow(
 ) -> AsyncGenerator[bytes, None]:
     """Yield a stream as server-sent events until it is `done` and nothing more can come.
 
-    An event that was sent on this connection already, by its event_id, is dropped. Where the events are gone (they
+    An event that was sent on this connection lately, by its event_id, is dropped. Where the events are gone (they
     expire), or their end was never written, one `snapshot` event tells the state instead.
 
     Args:
@@ -145,7 +147,7 @@ async def follow(
         is_open: whether events may still come, at little cost: what a quiet stream asks again and again.
         snapshot: reads the state of what the stream is about.
     """
-    seen: set[str] = set()
+    seen: dict[str, None] = {}
     position = last_seen
     quiet_for = 0.0
     try:
@@ -165,7 +167,9 @@ async def follow(
                 if isinstance(event_id, str):
                     if event_id in seen:
                         continue
-                    seen.add(event_id)
+                    seen[event_id] = None
+                    if len(seen) > _MOST_SEEN:
+                        del seen[next(iter(seen))]
                 yield _formatted(entry.event, entry.entry_id)
             if stopping.is_set():
                 break

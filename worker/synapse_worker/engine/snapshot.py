@@ -100,6 +100,11 @@ class Snapshot:
             mcp_servers=_permitted(self.mcp_servers, self.owners[MCP_SERVERS], owner),
         )
 
+    def owners_of(self, kind: str, keys: Collection[str]) -> dict[str, str | None]:
+        """Return whose definitions of a kind are; None = kept by a release that did not know."""
+        known = self.owners.get(kind, {})
+        return {key: known.get(key) for key in keys}
+
     def agent_of(self, step: Step) -> Agent:
         """Return the agent that a step names.
 

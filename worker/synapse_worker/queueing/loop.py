@@ -262,6 +262,10 @@ class ClaimLoop:
     def _hold(self, leases: Sequence[Lease]) -> None:
         self._busy += len(leases)
         for lease in leases:
+            former = self._held.get(lease.job_id)
+            if former is not None and former.control.stop_reason is not StopReason.LOST:
+                log.warning("the lease of job %s was lost and is claimed here anew", lease.job_id)
+                self._lose(former)
             self._held[lease.job_id] = _Held(lease, Control(self, lease))
         start = asyncio.create_task(self._start(leases))
         self._starting.add(start)
@@ -287,7 +291,7 @@ class ClaimLoop:
             log.exception("claimed jobs could not be started; they are given back")
             begun = [HandBack(lease, 5_000) for lease in leases]
         for item in begun:
-            held = self._held.get(item.lease.job_id)
+            held = self._held_under(item.lease)
             if held is None or held.control.stop_reason is StopReason.LOST:
                 self._forget(item.lease)
             elif isinstance(item, Release | HandBack):
@@ -314,14 +318,22 @@ class ClaimLoop:
     def _end(self, lease: Lease, ending: Release | HandBack) -> None:
         """Free the slot; the lease is prolonged until Redis has taken the ending."""
         self._free_slot(lease)
-        held = self._held.get(lease.job_id)
-        if held is not None:
+        if (held := self._held_under(lease)) is not None:
             held.control.task = None
         self._endings.append((lease, ending))
         self._ended.set()
 
+    def _held_under(self, lease: Lease) -> _Held | None:
+        """Return what is held of a lease; None when it was let go of, or its job was claimed here anew since."""
+        held = self._held.get(lease.job_id)
+        return held if held is not None and held.lease == lease else None
+
+    def _let_go(self, lease: Lease) -> None:
+        if self._held_under(lease) is not None:
+            del self._held[lease.job_id]
+
     def _forget(self, lease: Lease) -> None:
-        self._held.pop(lease.job_id, None)
+        self._let_go(lease)
         self._free_slot(lease)
 
     def free_early(self, lease: Lease) -> None:
@@ -365,17 +377,17 @@ class ClaimLoop:
                 kept = [item for item in batch if self._expires(item[0]) > now]
                 for lease, _ in batch:
                     if self._expires(lease) <= now:
-                        self._held.pop(lease.job_id, None)
+                        self._let_go(lease)
                 self._endings = kept + self._endings
                 await self._gate.wait(_GATE_WAIT)
                 self._ended.set()
                 continue
             for lease, _ in batch:
-                self._held.pop(lease.job_id, None)
+                self._let_go(lease)
             self._slot_freed.set()
 
     def _expires(self, lease: Lease) -> float:
-        held = self._held.get(lease.job_id)
+        held = self._held_under(lease)
         return held.expires if held is not None else lease.expires
 
     async def _keep_leases(self) -> None:

@@ -13,7 +13,7 @@ from decimal import Decimal
 from enum import StrEnum
 
 from synapse_worker.store.claims import ClaimRequest, State
-from synapse_worker.store.database import Database, from_jsonb, to_jsonb
+from synapse_worker.store.database import Database, from_jsonb, to_jsonb, to_text
 from synapse_worker.store.runs import DeadLetter
 from synapse_worker.store.turns import TurnRow
 
@@ -261,7 +261,7 @@ async def finish(
         active_seconds,
         None if dead_letter is None else dead_letter.function,
         None if dead_letter is None else to_jsonb(dict(dead_letter.payload)),
-        None if dead_letter is None else dead_letter.error,
+        None if dead_letter is None else to_text(dead_letter.error),
         None if dead_letter is None else dead_letter.attempts,
     )
     return bool(row and row["ended"])

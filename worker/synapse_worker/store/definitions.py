@@ -152,6 +152,19 @@ def _listing(table: str, columns: str) -> str:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class StoredSecrets:
+    """What tools and MCP servers hold that runs do not keep: headers by tool id, tokens by server name.
+
+    Attributes:
+        others: servers of that name that are another tenant's now, whose tokens the run may not have.
+    """
+
+    headers: Mapping[str, Mapping[str, str]]
+    tokens: Mapping[str, str]
+    others: Collection[str]
+
+
 class Reached:
     """Reads what an orchestration reaches; see `engine.snapshot.Definitions`.
 
@@ -191,6 +204,41 @@ class Reached:
         select = "SELECT name AS key, definition::text, tenant_id FROM mcp_servers"
         return await self._of(select, "name", names, owners, whole)
 
+    async def secrets(self, tools: Mapping[str, str | None], servers: Mapping[str, str | None]) -> StoredSecrets:
+        """Return the headers of custom tools, and the tokens that a main instance wrote with its MCP servers.
+
+        Args:
+            tools: whose each one is as it was kept, by its id; None = that is not known. Ids are unique over all
+                tenants: one that is another's now gives its secrets to that tenant's runs alone.
+            servers: the same of MCP servers, by their names.
+        """
+        headers: dict[str, Mapping[str, str]] = {}
+        tokens: dict[str, str] = {}
+        others: set[str] = set()
+        if not tools and not servers:
+            return StoredSecrets(headers, tokens, others)
+        rows = await self._database.fetch(
+            """
+            SELECT 'tool' AS kind, id AS key, tenant_id, (definition->'headers')::text AS value
+              FROM tools WHERE id = ANY($1::text[])
+            UNION ALL
+            SELECT 'server', name, tenant_id, (definition->'token')::text FROM mcp_servers WHERE name = ANY($2::text[])
+            """,
+            list(tools),
+            list(servers),
+        )
+        for row in rows:
+            is_tool, key = row["kind"] == "tool", row["key"]
+            value: object = from_jsonb(row["value"], None)
+            if (tools if is_tool else servers)[key] not in (None, self._owner(row["tenant_id"])):
+                if not is_tool:
+                    others.add(key)
+            elif is_tool and isinstance(value, dict):
+                headers[key] = {str(name): str(each) for name, each in value.items() if each is not None}
+            elif not is_tool and isinstance(value, str) and value:
+                tokens[key] = value
+        return StoredSecrets(headers, tokens, others)
+
     async def _of(
         self, select: str, key: str, names: Collection[str], owners: Collection[str], whole: Collection[str]
     ) -> Mapping[str, tuple[State, str]]:
@@ -209,38 +257,6 @@ class Reached:
 
     def _owner(self, tenant_id: str) -> str:
         return "" if tenant_id == self._shared_tenant else tenant_id
-
-
-@dataclass(frozen=True, slots=True)
-class StoredSecrets:
-    """What tools and MCP servers hold that runs do not keep: headers by tool id, tokens by server name."""
-
-    headers: Mapping[str, Mapping[str, str]]
-    tokens: Mapping[str, str]
-
-
-async def tool_secrets(database: Database, tools: Sequence[str], servers: Sequence[str]) -> StoredSecrets:
-    """Return the headers of custom tools, and the tokens that a main instance wrote with its MCP servers."""
-    if not tools and not servers:
-        return StoredSecrets({}, {})
-    rows = await database.fetch(
-        """
-        SELECT 'tool' AS kind, id AS key, (definition->'headers')::text AS value FROM tools WHERE id = ANY($1::text[])
-        UNION ALL
-        SELECT 'server', name, (definition->'token')::text FROM mcp_servers WHERE name = ANY($2::text[])
-        """,
-        list(tools),
-        list(servers),
-    )
-    headers: dict[str, Mapping[str, str]] = {}
-    tokens: dict[str, str] = {}
-    for row in rows:
-        value: object = from_jsonb(row["value"], None)
-        if row["kind"] == "tool" and isinstance(value, dict):
-            headers[row["key"]] = {str(name): str(each) for name, each in value.items() if each is not None}
-        elif row["kind"] == "server" and isinstance(value, str) and value:
-            tokens[row["key"]] = value
-    return StoredSecrets(headers, tokens)
 
 
 async def stored_settings(database: Database) -> Mapping[str, object]:

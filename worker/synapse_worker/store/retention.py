@@ -45,13 +45,15 @@ async def lock(transaction: Transaction) -> bool:
 NOT_NEEDED = """
          NOT EXISTS (SELECT 1 FROM dead_letter_queue d WHERE d.run_id = p.run_id AND d.resolved IS NOT TRUE)
      AND NOT EXISTS (SELECT 1 FROM webhook_outbox w WHERE w.run_id = p.run_id AND w.next_attempt_at IS NOT NULL)
-     AND NOT EXISTS (SELECT 1 FROM run_logs g WHERE g.run_id = p.run_id)
      AND NOT EXISTS (SELECT 1 FROM job_ledger l WHERE l.job_id = p.job_id AND l.outcome IS NULL)
      AND NOT EXISTS (SELECT 1 FROM orchestration_runs r WHERE r.run_id = p.root_run_id)
 """
-"""A condition on an ended run `p`: nothing needs it any more. What may need it is a letter, whose retry goes on behind
-the run's last step; a webhook, signed with the run's secret; a log that is still to be made of its steps; a job without
-an outcome; the run that it is nested in, whose retry takes it up again."""
+"""A condition on an ended run `p`: nothing needs it any more, once its log is written. What may need it is a letter,
+whose retry goes on behind the run's last step; a webhook, signed with the run's secret; a job without an outcome; the
+run that it is nested in, whose retry takes it up again."""
+
+_LOGGED = "NOT EXISTS (SELECT 1 FROM run_logs g WHERE g.run_id = p.run_id)"
+"""A condition on the same: no log is to be made of its steps. A run that lacks only that is work for a worker."""
 
 # Kept rows are looked at too, page by page, so that a call costs the same however many are kept.
 _RUNS = f"""
@@ -64,7 +66,7 @@ page AS (
     SELECT *, sum(steps) OVER (ORDER BY ended_at, run_id) - steps AS before FROM old) counted
    WHERE before < $5),
 free AS (
-  SELECT p.run_id FROM page p WHERE {NOT_NEEDED}),
+  SELECT p.run_id FROM page p WHERE {NOT_NEEDED} AND {_LOGGED}),
 steps AS (DELETE FROM run_steps s USING free WHERE s.run_id = free.run_id),
 turns AS (DELETE FROM run_turns t USING free WHERE t.run_id = free.run_id),
 runs AS (DELETE FROM orchestration_runs r USING free WHERE r.run_id = free.run_id RETURNING r.run_id)

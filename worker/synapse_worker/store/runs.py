@@ -231,14 +231,15 @@ class RunWriter:
         state = None if folded is None else to_jsonb(folded.state)
         history = None if folded is None else to_jsonb(list(folded.history))
         delta, entry, events = to_jsonb(step.delta), to_jsonb(step.entry), to_jsonb(list(step.events))
+        kept = None if definition is None else to_jsonb(definition)
         return await self._checkpoints.write(
-            len(delta) + len(entry) + len(events) + len(state or "") + len(history or ""),
+            len(delta) + len(entry) + len(events) + len(state or "") + len(history or "") + len(kept or ""),
             run.run_id,
             run.claim,
             to_jsonb(cursor),
             engine_version,
             current_step_id,
-            None if definition is None else to_jsonb(definition),
+            kept,
             state,
             history,
             None if folded is None else folded.steps,
@@ -273,8 +274,9 @@ class RunWriter:
             lost had ended the run already.
         """
         state, history = to_jsonb(folded.state), to_jsonb(list(folded.history))
+        payload = None if dead_letter is None else to_jsonb(dict(dead_letter.payload))
         return await self._ends.write(
-            len(state) + len(history),
+            len(state) + len(history) + len(payload or ""),
             run.run_id,
             run.claim,
             status.value,
@@ -285,7 +287,7 @@ class RunWriter:
             run.job_id,
             active_seconds,
             None if dead_letter is None else dead_letter.function,
-            None if dead_letter is None else to_jsonb(dict(dead_letter.payload)),
+            payload,
             None if dead_letter is None else to_text(dead_letter.error),
             None if dead_letter is None else dead_letter.attempts,
         )
