@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import cast
 
-from synapse_worker import chat_answer
+from synapse_worker import chat_answer, tracing
 from synapse_worker.claimed_job import CRASH_LIMIT, ClaimedJob
 from synapse_worker.endings import whole
 from synapse_worker.engine.errors import EngineError
@@ -24,6 +24,7 @@ from synapse_worker.queueing.lease import HandBack, Lease, Release
 from synapse_worker.queueing.loop import Control, Ending, Job, StopReason
 from synapse_worker.queueing.payload import EXPIRED, JobPayload, decode
 from synapse_worker.queueing.stops import RunningJob
+from synapse_worker.run_traces import traced
 from synapse_worker.store import chat_turns, claims
 from synapse_worker.store.chat_turns import OwnedTurn, TurnVerdict
 from synapse_worker.store.claims import ClaimRequest, State
@@ -62,7 +63,8 @@ async def _begin(
     if turn is not None:
         apart = turn.suspect and not lease.alone and turn.crashes < CRASH_LIMIT
         if not apart:
-            return ChatJob(lease, payload, turn, surroundings, running)
+            job = ChatJob(lease, payload, turn, surroundings, running)
+            return traced(job, payload, turn, lease_seconds=surroundings.settings.lease_seconds)
         log.warning("chat job %s: its worker ended over it; it is run alone next", lease.job_id)
         await surroundings.persist(lambda: chat_turns.give_back(database, turn, active_seconds=0.0))
     surroundings.reservations.free(lease.job_id, request.tenant_id)
@@ -210,6 +212,9 @@ class ChatJob(ClaimedJob):
             )
         )
         if ended:
+            tracing.note(turn_status=status)
+            if status != "completed":
+                tracing.failed(said)
             self._with.metrics.chat_job(self._turn.tenant_id, status)
             # Whoever wanted this turn to end does not want the next one to: the marks run out by themselves, too late.
             with suppress(StoreUnavailable, StoreRefused):
