@@ -156,6 +156,20 @@ async def test_what_somebody_still_needs_stays(database: Database, redis_client:
     assert not (await left(database))["orchestration_runs"]
 
 
+async def test_a_turns_job_stays_until_its_webhook_has_been_signed_with_its_secret(
+    database: Database, redis_client: Redis
+) -> None:
+    await write(database, "turn", age=DAYS + 1)
+    await database.execute("DELETE FROM orchestration_runs")
+    await database.execute("UPDATE job_ledger SET run_id = NULL, session_id = 's'")
+    await database.execute("UPDATE webhook_outbox SET delivered_at = NULL, next_attempt_at = now()")
+    await remove(database, redis_client)
+    assert await database.fetch("SELECT 1 FROM job_ledger")
+    await database.execute("UPDATE webhook_outbox SET delivered_at = now(), next_attempt_at = NULL")
+    await remove(database, redis_client)
+    assert await database.fetch("SELECT 1 FROM job_ledger") == []
+
+
 async def test_a_job_that_redis_still_holds_is_not_forgotten(database: Database, redis_client: Redis) -> None:
     """Without its ledger row, a queue entry that was left over would start the run anew."""
     await write(database, "run_1", status="cancelled")

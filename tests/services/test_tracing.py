@@ -13,7 +13,7 @@ import pytest
 from redis.asyncio import Redis
 
 from synapse_worker.queueing import keys
-from synapse_worker.queueing.client import RUN_FUNCTION
+from synapse_worker.queueing.client import CHAT_FUNCTION, RUN_FUNCTION
 from synapse_worker.queueing.payload import decode
 from synapse_worker.routing import ONE_QUEUE
 from synapse_worker.store import definitions, topology
@@ -21,8 +21,8 @@ from synapse_worker.store.database import Database
 from synapse_worker.store.definitions import Document
 from tests.support.api import StartApi
 from tests.support.collector import Collector, SeenSpan, tree
-from tests.support.model_server import model_server, script
-from tests.support.runs import enqueue, enqueue_as_upstream, eventually, steps_reach, store, until
+from tests.support.model_server import ModelServer, model_server, script
+from tests.support.runs import enqueue, enqueue_as_upstream, eventually, outcome, steps_reach, store, until
 from tests.support.servers import RedisServer, free_port
 from tests.support.workers import PRINT_IF_PRINT, StartWorker, chain, command, slow_steps
 
@@ -220,7 +220,14 @@ async def test_without_tracing_the_api_hands_a_clients_trace_on(
             raw = await redis_client.get(keys.job(answer.json()["run_id"]))
             assert raw is not None
             found.append(decode(raw).extras.get("traceparent"))
-    assert found == [given, None]
+        row = Document(definitions.AGENTS, "worker", "Worker", "", {"id": "worker", "name": "Worker"})
+        await definitions.upsert(database, [row], tenant_id="default")
+        turn = {"message": "hi", "agent_id": "worker"}
+        answer = await client.post("/chat", json=turn, headers={"traceparent": given})
+        raw = await redis_client.get(keys.job(answer.json()["job_id"]))
+        assert raw is not None
+        found.append(decode(raw).extras.get("traceparent"))
+    assert found == [given, None, given]
 
 
 async def test_what_an_api_does_for_all_its_jobs_is_in_no_requests_trace(
@@ -269,10 +276,12 @@ async def test_a_webhook_is_in_the_trace_of_its_run(
     assert webhook.failed
 
 
-async def test_models_and_tools_are_spans_of_their_step(
-    database: Database, redis_client: Redis, start_worker: StartWorker, collector: Collector
-) -> None:
-    """Two model requests and the tool call between them hang below the step that made them."""
+DOUBLING = script({"call": "double", "args": {"n": 21}}, {"say": "it is 42"})
+"""Has the model call the agent's tool, then answer."""
+
+
+async def an_agent(database: Database, server: ModelServer) -> None:
+    """Store an agent with a tool, and a model for it."""
     doubling = {
         "id": "double",
         "name": "double",
@@ -281,15 +290,21 @@ async def test_models_and_tools_are_spans_of_their_step(
         "code": "print(json.dumps(_args['n'] * 2))",
     }
     agent = {"id": "worker", "name": "Worker", "tools": ["double"]}
+    settings = [Document(definitions.SETTINGS, key, "", "", value) for key, value in server.settings().items()]
+    rows = [
+        Document(definitions.TOOLS, "double", "double", "", doubling),
+        Document(definitions.AGENTS, "worker", "Worker", "", agent),
+    ]
+    await definitions.upsert(database, [*settings, *rows], tenant_id="default")
+
+
+async def test_models_and_tools_are_spans_of_their_step(
+    database: Database, redis_client: Redis, start_worker: StartWorker, collector: Collector
+) -> None:
+    """Two model requests and the tool call between them hang below the step that made them."""
     with model_server() as server:
-        settings = [Document(definitions.SETTINGS, key, "", "", value) for key, value in server.settings().items()]
-        rows = [
-            Document(definitions.TOOLS, "double", "double", "", doubling),
-            Document(definitions.AGENTS, "worker", "Worker", "", agent),
-        ]
-        await definitions.upsert(database, [*settings, *rows], tenant_id="default")
-        prompt = script({"call": "double", "args": {"n": 21}}, {"say": "it is 42"})
-        asks = {"id": "a", "type": "agent", "agent_id": "worker", "prompt_template": prompt}
+        await an_agent(database, server)
+        asks = {"id": "a", "type": "agent", "agent_id": "worker", "prompt_template": DOUBLING}
         await store(database, chain("o", [asks]))
         start_worker(**traced(collector)).wait_ready()
         run_id = await enqueue(database, redis_client, "o")
@@ -304,3 +319,69 @@ async def test_models_and_tools_are_spans_of_their_step(
     ]
     assert len({span.trace for span in spans if is_run(span, run_id) or span in below}) == 1
     assert [span.attributes["synapse.tokens"] for span in below if span.name == "model scripted"] == [15, 15]
+
+
+def is_chat(span: SeenSpan) -> bool:
+    return span.name == "chat worker"
+
+
+async def test_a_turn_of_a_chat_is_one_tree(
+    database: Database, start_api: StartApi, start_worker: StartWorker, collector: Collector
+) -> None:
+    """Request, enqueue, the turn with its models and tools, and its webhook beside it; what was said is in none."""
+    api = await asyncio.to_thread(start_api, **traced(collector))
+    hook = f"http://127.0.0.1:{free_port()}/hook"
+    with model_server() as server:
+        await an_agent(database, server)
+        async with api.client() as client:
+            turn = {"message": f"Double 21. {DOUBLING}", "agent_id": "worker", "webhook_url": hook}
+            accepted = (await client.post("/chat", json=turn)).json()
+        worker = start_worker(WEBHOOK_ALLOW="127.0.0.0/8", **traced(collector))
+        await asyncio.to_thread(worker.wait_ready)
+        assert await outcome(database, accepted["job_id"]) == "completed"
+        collector.wait_for(lambda found: any(is_chat(span) for span in found))
+        spans = collector.wait_for(lambda found: any(span.name == "webhook" for span in found))
+    assert len({span.trace for span in spans}) == 1
+    parents = tree(spans)
+    assert parents["enqueue"] == "POST /api/v2/chat"
+    assert parents["chat worker"] == parents["webhook"] == "enqueue"
+    for name in ("queue wait", "claim", "model scripted", "tool double", "redis append events"):
+        assert parents[name] == "chat worker", name
+    (chat,) = filter(is_chat, spans)
+    below = [span for span in spans if span.parent == chat.id and span.name.startswith(("model ", "tool "))]
+    assert [span.name for span in sorted(below, key=lambda span: span.start)] == [
+        "model scripted",
+        "tool double",
+        "model scripted",
+    ]
+    said = {name: chat.attributes[f"synapse.{name}"] for name in ("job_id", "session_id", "agent_id", "turn_status")}
+    assert said == {
+        "job_id": accepted["job_id"],
+        "session_id": accepted["session_id"],
+        "agent_id": "worker",
+        "turn_status": "completed",
+    }
+    assert "Double 21" not in str(spans)
+
+
+async def test_a_main_instances_turn_is_traced_and_says_why_it_failed(
+    redis_client: Redis, database: Database, start_worker: StartWorker, collector: Collector
+) -> None:
+    """Its payload names no trace: both executions are in one, by the job's id."""
+    gone = Document(definitions.MCP_SERVERS, "gone", "gone", "", {"name": "gone", "url": "http://127.0.0.1:9/mcp"})
+    agent = Document(definitions.AGENTS, "worker", "W", "", {"id": "worker", "name": "W", "tools": ["gone__tool"]})
+    with model_server() as server:
+        settings = [Document(definitions.SETTINGS, key, "", "", value) for key, value in server.settings().items()]
+        await definitions.upsert(database, [*settings, gone, agent], tenant_id="default")
+        start_worker(WORKER_MAX_RETRIES="1", **traced(collector))
+        asked = {"session_id": "s", "agent_id": "worker", "message": "hi"}
+        await enqueue_as_upstream(redis_client, "chat_s_1", CHAT_FUNCTION, **asked)
+        spans = collector.wait_for(lambda found: sum(map(is_chat, found)) == 2)
+    first, second = sorted(filter(is_chat, spans), key=lambda span: span.start)
+    assert first.trace == second.trace
+    assert (first.attributes["synapse.lease_ends_as"], second.attributes["synapse.lease_ends_as"]) == (
+        "given back",
+        "released",
+    )
+    assert "(after 2 executions)" in (second.failed or "")
+    assert [span.parent for span in spans if span.name == "queue wait"] == [first.id]

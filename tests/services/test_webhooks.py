@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import logging
 import signal
 import ssl
@@ -28,7 +26,7 @@ from synapse_worker.store import runs
 from synapse_worker.store.database import Database
 from synapse_worker.telemetry import Metrics
 from synapse_worker.webhooks import MOST_ATTEMPTS, Webhooks
-from tests.support.receiver import Received, Receiver
+from tests.support.receiver import Received, Receiver, is_signed
 from tests.support.runs import enqueue_as_upstream, eventually, steps_reach, store
 from tests.support.servers import RedisServer, certify, free_port
 from tests.support.workers import PRINT_IF_PRINT, StartWorker, chain, command, slow_steps
@@ -104,14 +102,6 @@ async def make_due(database: Database) -> None:
     await database.execute("UPDATE webhook_outbox SET next_attempt_at = now() WHERE next_attempt_at IS NOT NULL")
 
 
-def is_signed(received: Received) -> bool:
-    """Verify a request as docs/operations.md tells receivers to."""
-    text = received.headers["x-synapse-timestamp"].encode() + b"." + received.body
-    wanted = "sha256=" + hmac.new(SECRET.encode(), text, hashlib.sha256).hexdigest()
-    fresh = abs(time.time() - int(received.headers["x-synapse-timestamp"])) < 300
-    return fresh and hmac.compare_digest(wanted, received.headers["x-synapse-signature"])
-
-
 async def test_every_end_of_a_run_is_told(
     database: Database, redis_client: Redis, redis_server: RedisServer, postgres_url: str, start_worker: StartWorker
 ) -> None:
@@ -141,7 +131,7 @@ async def test_every_end_of_a_run_is_told(
     assert told["run_ok"]["error"] is None
     assert "nope" in str(told["run_bad"]["error"])
     assert all(told[run_id]["ended_at"] for run_id in told)
-    assert all(is_signed(request) for request in receiver.received)
+    assert all(is_signed(request, SECRET) for request in receiver.received)
     _, metrics = await asyncio.to_thread(worker.get, "/metrics")
     assert 'synapse_webhook_deliveries_total{status="delivered"} 3.0' in metrics
     assert SECRET not in worker.log

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import hmac
 import json
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -24,6 +27,14 @@ class Received:
         """The body, decoded."""
         decoded: dict[str, object] = json.loads(self.body)
         return decoded
+
+
+def is_signed(received: Received, secret: str) -> bool:
+    """Verify a request as docs/operations.md tells receivers to."""
+    text = received.headers["x-synapse-timestamp"].encode() + b"." + received.body
+    wanted = "sha256=" + hmac.new(secret.encode(), text, hashlib.sha256).hexdigest()
+    fresh = abs(time.time() - int(received.headers["x-synapse-timestamp"])) < 300
+    return fresh and hmac.compare_digest(wanted, received.headers["x-synapse-signature"])
 
 
 Answer = Callable[[Received], Awaitable[str]]

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import cast
 
-from synapse_worker import chat_answer
+from synapse_worker import chat_answer, tracing
 from synapse_worker.claimed_job import CRASH_LIMIT, ClaimedJob
 from synapse_worker.endings import whole
 from synapse_worker.engine.errors import EngineError
 from synapse_worker.engine.steps.suspension import Halted
-from synapse_worker.errors import JobFailed, JobRetry, StoreRefused, StoreUnavailable
-from synapse_worker.job_payloads import result
+from synapse_worker.errors import JobFailed, JobRetry, PayloadError, StoreRefused, StoreUnavailable
+from synapse_worker.job_payloads import MAX_URL, named, result, usable
 from synapse_worker.queueing import stops
 from synapse_worker.queueing.lease import HandBack, Lease, Release
 from synapse_worker.queueing.loop import Control, Ending, Job, StopReason
-from synapse_worker.queueing.payload import EXPIRED, JobPayload
+from synapse_worker.queueing.payload import EXPIRED, JobPayload, decode
 from synapse_worker.queueing.stops import RunningJob
-from synapse_worker.store import chat_turns, runs
+from synapse_worker.run_traces import traced
+from synapse_worker.store import chat_turns, claims
 from synapse_worker.store.chat_turns import OwnedTurn, TurnVerdict
 from synapse_worker.store.claims import ClaimRequest, State
 from synapse_worker.store.runs import DeadLetter
@@ -62,7 +63,8 @@ async def _begin(
     if turn is not None:
         apart = turn.suspect and not lease.alone and turn.crashes < CRASH_LIMIT
         if not apart:
-            return ChatJob(lease, payload, turn, surroundings, running)
+            job = ChatJob(lease, payload, turn, surroundings, running)
+            return traced(job, payload, turn, lease_seconds=surroundings.settings.lease_seconds)
         log.warning("chat job %s: its worker ended over it; it is run alone next", lease.job_id)
         await surroundings.persist(lambda: chat_turns.give_back(database, turn, active_seconds=0.0))
     surroundings.reservations.free(lease.job_id, request.tenant_id)
@@ -73,7 +75,7 @@ async def _begin(
             return HandBack(lease, _BUSY_DELAY_MS)
         case TurnVerdict.NOT_ITS_TENANT:
             sentence = f"the chat session {session_id!r} is another tenant's"
-            return await reject(surroundings, lease, request.envelope, payload, None, sentence)
+            return await reject(surroundings, lease, request.envelope, payload, session_id, sentence, touch=False)
         case TurnVerdict.ENDED:
             # By an owner that died before it could say so; what came after it has said more under a higher claim.
             surroundings.chat_events.hand(session_id, taken.claim, [_done(lease.job_id)])
@@ -86,32 +88,48 @@ async def reject(
     lease: Lease,
     envelope: bytes | None,
     payload: JobPayload | None,
-    session_id: str | None,
+    session_id: str,
     sentence: str,
+    *,
+    touch: bool = True,
 ) -> Release:
     """End a turn that cannot start.
 
     Args:
         payload: None when it cannot be read or is gone.
-        session_id: whose it is; None for a session that it may not touch.
+        session_id: whose it is.
+        touch: whether it may change the session and write to its stream.
     """
     log.warning("chat job %s cannot be run: %s", lease.job_id, sentence)
     database = surroundings.database
     function, arguments = ("unknown", {}) if payload is None else (payload.function, payload.arguments)
-    await runs.reject(
+    meant = arguments or await _kept_arguments(surroundings, lease.job_id)
+    await chat_turns.reject(
         database,
         job_id=lease.job_id,
-        run_id=None,
+        session_id=session_id,
         queue=lease.queue_key,
         envelope=envelope,
-        letter=DeadLetter(function, arguments, sentence, 1),
         outcome="expired" if sentence == EXPIRED else "failed",
+        letter=DeadLetter(function, arguments, sentence, 1),
+        agent_id=usable(meant, "agent_id") or "",
+        tenant_id=usable(meant, "tenant_id") or surroundings.settings.default_tenant_id,
+        webhook_url=usable(meant, "webhook_url", MAX_URL),
     )
     surroundings.metrics.chat_job("unknown", "failed")
-    claim = None if session_id is None else await chat_turns.fail_waiting(database, session_id, lease.job_id)
-    if session_id is not None and claim is not None:
+    claim = await chat_turns.fail_waiting(database, session_id, lease.job_id) if touch else None
+    if claim is not None:
         surroundings.chat_events.hand(session_id, claim, [_failed(lease.job_id, sentence), _done(lease.job_id)])
     return Release(lease, result(lease, payload, success=False, text=sentence))
+
+
+async def _kept_arguments(surroundings: Surroundings, job_id: str) -> Mapping[str, object]:
+    """Return what a turn was enqueued with, where its producer noted that; what Redis has of it cannot be read."""
+    envelope = await claims.envelope_of(surroundings.database, job_id)
+    try:
+        return {} if envelope is None else named(decode(envelope)).arguments
+    except PayloadError:
+        return {}
 
 
 class ChatJob(ClaimedJob):
@@ -151,10 +169,10 @@ class ChatJob(ClaimedJob):
         except EngineError as error:
             raise (JobFailed if error.final else JobRetry)(str(error)) from None
         asked: State = {"role": "user", "content": message, **({"images": images} if images else {})}
-        return await whole(self._complete([asked, {"role": "assistant", "content": text}], said))
+        return await whole(self._complete(text, [asked, {"role": "assistant", "content": text}], said))
 
-    async def _complete(self, messages: list[State], said: list[State]) -> Ending:
-        if not await self._end("completed", messages, None):
+    async def _complete(self, text: str, messages: list[State], said: list[State]) -> Ending:
+        if not await self._end("completed", text, messages, None):
             return None
         await self._say_last(said)
         return Release(self.lease, result(self.lease, self._payload, success=True, text="completed"))
@@ -162,13 +180,13 @@ class ChatJob(ClaimedJob):
     async def _fail(self, sentence: str) -> Ending:
         log.warning("%s failed: %s", self._name, sentence)
         letter = DeadLetter(self._payload.function, self._payload.arguments, sentence, self._failures + 1)
-        if not await self._end("failed", [], letter):
+        if not await self._end("failed", sentence, [], letter):
             return None
         await self._say_last([_failed(self._turn.job_id, sentence)])
         return Release(self.lease, result(self.lease, self._payload, success=False, text=sentence))
 
     async def _cancel(self, reason: StopReason) -> Ending:
-        if not await self._end("cancelled", [], None):
+        if not await self._end("cancelled", "cancelled", [], None):
             return None
         await self._say_last([_failed(self._turn.job_id, "cancelled")])
         # Only who aborted the job waits for this exception, as for a run.
@@ -180,19 +198,23 @@ class ChatJob(ClaimedJob):
             self._with.database, self._turn, active_seconds=active_seconds, failed=failed, alone=self.lease.alone
         )
 
-    async def _end(self, status: str, messages: list[State], letter: DeadLetter | None) -> bool:
+    async def _end(self, status: str, said: str, messages: list[State], letter: DeadLetter | None) -> bool:
         active = self._active()
         ended = await self._with.persist(
             lambda: chat_turns.finish(
                 self._with.database,
                 self._turn,
                 status,
+                said,
                 messages=messages,
                 active_seconds=active,
                 dead_letter=letter,
             )
         )
         if ended:
+            tracing.note(turn_status=status)
+            if status != "completed":
+                tracing.failed(said)
             self._with.metrics.chat_job(self._turn.tenant_id, status)
             # Whoever wanted this turn to end does not want the next one to: the marks run out by themselves, too late.
             with suppress(StoreUnavailable, StoreRefused):

@@ -16,6 +16,8 @@ from synapse_worker.queueing.payload import JobPayload, encode_result
 from synapse_worker.store.claims import ClaimRequest
 
 MAX_ID = 255
+MAX_URL = 8192
+"""Characters of a webhook_url, and of a webhook_secret."""
 
 PARAMETERS = {
     RUN_FUNCTION: (
@@ -59,6 +61,12 @@ def storable(text: str, most: int = MAX_ID) -> bool:
         return len(text.encode()) > 0 and len(text) <= most and "\x00" not in text
     except UnicodeEncodeError:
         return False
+
+
+def usable(arguments: Mapping[str, object], name: str, most: int = MAX_ID) -> str | None:
+    """Return a text among the arguments of a job that is not run, as far as a column can hold it; else None."""
+    value = arguments.get(name)
+    return value if isinstance(value, str) and storable(value, most) else None
 
 
 def is_a_sessions(payload: JobPayload) -> bool:
@@ -118,8 +126,8 @@ def claim_request(lease: Lease, envelope: bytes, payload: JobPayload, default_te
         orchestration_id="" if started is None else str(text(started, required=True)),
         session_id=text("session_id", required=chat),
         tenant_id=text("tenant_id") or default_tenant,
-        webhook_url=text("webhook_url", most=8192),
-        webhook_secret=text("webhook_secret", most=8192),
+        webhook_url=text("webhook_url", most=MAX_URL),
+        webhook_secret=text("webhook_secret", most=MAX_URL),
         alone=lease.alone,
         answers=payload.function == ANSWER_FUNCTION,
     )

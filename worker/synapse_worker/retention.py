@@ -79,7 +79,7 @@ class Retention:
     async def _jobs(self, transaction: Transaction) -> tuple[int, bool]:
         after = self._after.pop("jobs", BEGINNING)
         old = await retention.old_jobs(transaction, days=self._days, after=after, limit=PAGE)
-        loose = [job.job_id for job in old if not job.run_exists]
+        loose = [job.job_id for job in old if not job.needed]
         gone = await nowhere(self._client, (), loose)
         if gone:
             await retention.remove_jobs(transaction, sorted(gone))

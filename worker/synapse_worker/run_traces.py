@@ -1,8 +1,8 @@
-"""A claimed job as a part of its run's trace: how long it waited, how it was taken, and all that it does then.
+"""A claimed job as a part of its trace: how long it waited, how it was taken, and all that it does then.
 
-The trace began where the run was enqueued, and the payload says where: it is kept in the ledger, so a run that another
-worker continues stays in its trace. A payload without that (a main instance's) begins the trace here, with an id that
-follows from the run's.
+The trace of a run, or of a chat's turn, began where it was enqueued, and the payload says where: it is kept in the
+ledger, so what another worker continues stays in its trace. A payload without that (a main instance's) begins the trace
+here, with an id that follows from the run's, or from the turn's job's.
 """
 
 from __future__ import annotations
@@ -16,18 +16,22 @@ from synapse_worker.queueing.lease import HandBack, Lease, Release
 from synapse_worker.queueing.loop import Control, Ending, Job
 from synapse_worker.queueing.payload import JobPayload, decode
 from synapse_worker.store import claims
+from synapse_worker.store.chat_turns import OwnedTurn
 from synapse_worker.store.claims import OwnedRun
 from synapse_worker.store.database import Database
 from synapse_worker.tracing import Kind
 
 
-def traced(job: Job, payload: JobPayload, run: OwnedRun, *, lease_seconds: int) -> Job:
-    """Return the job with a span around its run, where tracing is on; else the job itself."""
-    return _TracedJob(job, payload, run, lease_seconds) if tracing.is_on() else job
+def traced(job: Job, payload: JobPayload, owned: OwnedRun | OwnedTurn, *, lease_seconds: int) -> Job:
+    """Return the job with a span around all it does, where tracing is on; else the job itself."""
+    return _TracedJob(job, payload, owned, lease_seconds) if tracing.is_on() else job
 
 
 async def traceparent_of(database: Database, run_id: str) -> str:
-    """Return where a run's trace began, for what a run is owed outside of its jobs; "" = off, or unknown.
+    """Return where a run's or turn's trace began, for what it is owed outside of its jobs; "" = off, or unknown.
+
+    Args:
+        run_id: the run's; of a turn, its job's.
 
     Raises:
         StoreUnavailable, StoreRefused: PostgreSQL does not say.
@@ -40,10 +44,10 @@ async def traceparent_of(database: Database, run_id: str) -> str:
 
 
 class _TracedJob:
-    def __init__(self, job: Job, payload: JobPayload, run: OwnedRun, lease_seconds: int) -> None:
+    def __init__(self, job: Job, payload: JobPayload, owned: OwnedRun | OwnedTurn, lease_seconds: int) -> None:
         self._job = job
         self._payload = payload
-        self._run = run
+        self._owned = owned
         held = asyncio.get_running_loop().time() - (job.lease.expires - lease_seconds)
         self._claimed_ns = time.time_ns() - max(0, int(held * 1e9))
 
@@ -54,25 +58,23 @@ class _TracedJob:
 
     async def run(self, control: Control) -> Ending:
         """Run the job; see `Job.run`."""
-        run, lease = self._run, self._job.lease
-        attributes: dict[str, tracing.Value] = {
-            "run_id": run.run_id,
-            "orchestration_id": run.orchestration_id,
-            "tenant_id": run.tenant_id,
-            "claim": run.claim,
-            "steps_done_before": run.steps_done,
-            "messaging.system": "redis",
-            "messaging.destination.name": lease.queue_key,
-            "messaging.message.id": lease.job_id,
-            "messaging.operation.type": "process",
-        }
+        lease = self._job.lease
+        name, key, attributes = _about(self._owned)
         waited_since = min(self._payload.enqueued_ms * 1_000_000, self._claimed_ns)
         with tracing.begin(
-            f"run {run.orchestration_id}",
+            name,
             Kind.CONSUMER,
-            attributes,
+            {
+                **attributes,
+                "tenant_id": self._owned.tenant_id,
+                "claim": self._owned.claim,
+                "messaging.system": "redis",
+                "messaging.destination.name": lease.queue_key,
+                "messaging.message.id": lease.job_id,
+                "messaging.operation.type": "process",
+            },
             parent=tracing.well_formed(self._payload.extras.get("traceparent")),
-            key=run.run_id,
+            key=key,
             start_ns=self._claimed_ns,
         ):
             if waited_since and self._is_first_claim:
@@ -85,9 +87,28 @@ class _TracedJob:
     @property
     def _is_first_claim(self) -> bool:
         """Whether the job waited since it was enqueued, and not since another claim gave it back or crashed over it."""
-        run = self._run
-        went_on = run.cursor is not None and self._job.lease.job_id == run.run_id
-        return not (went_on or run.suspect or run.failures or run.active_seconds)
+        owned = self._owned
+        run_went_on = isinstance(owned, OwnedRun) and owned.cursor is not None and self.lease.job_id == owned.run_id
+        return not (run_went_on or owned.suspect or owned.failures or owned.active_seconds)
+
+
+def _about(owned: OwnedRun | OwnedTurn) -> tuple[str, str, dict[str, tracing.Value]]:
+    """Return the span's name, the text from which a new trace has its id, and the span's own attributes."""
+    if isinstance(owned, OwnedTurn):
+        return (
+            f"chat {owned.agent_id}",
+            owned.job_id,
+            {"job_id": owned.job_id, "session_id": owned.session_id, "agent_id": owned.agent_id},
+        )
+    return (
+        f"run {owned.orchestration_id}",
+        owned.run_id,
+        {
+            "run_id": owned.run_id,
+            "orchestration_id": owned.orchestration_id,
+            "steps_done_before": owned.steps_done,
+        },
+    )
 
 
 def _how(ending: Ending) -> str:

@@ -1,4 +1,4 @@
-"""Telling receivers how runs ended: the rows of the outbox, sent beside the jobs and never in their slots.
+"""Telling receivers how runs and chats' turns ended: the outbox's rows, sent beside the jobs and never in their slots.
 
 Each attempt leases its row first, so two workers do not make the same one; a worker that dies between sending and
 noting it leaves a row that is sent again with the same delivery id. A receiver that is slow holds up its own rows
@@ -16,7 +16,7 @@ import random
 import time
 from contextlib import suppress
 
-from synapse_worker import __version__, tracing
+from synapse_worker import __version__, chat_webhooks, tracing
 from synapse_worker.egress import Egress
 from synapse_worker.errors import EgressFailed, EgressRefused, StoreRefused, StoreUnavailable
 from synapse_worker.gate import StoreGate
@@ -96,8 +96,11 @@ class Webhooks:
             await asyncio.sleep(seconds)
 
     async def _attempt(self, attempt: Attempt) -> None:
-        what: dict[str, tracing.Value] = {"run_id": attempt.run_id, "attempt": attempt.number}
+        whose = "run_id" if attempt.session_id is None else "job_id"
+        what: dict[str, tracing.Value] = {whose: attempt.run_id, "attempt": attempt.number}
         with suppress(StoreUnavailable, StoreRefused):  # the lease runs out and the row is sent again
+            if attempt.session_id is not None:
+                attempt = await chat_webhooks.with_secret(self._database, attempt)
             parent = await traceparent_of(self._database, attempt.run_id)
             with tracing.begin("webhook", tracing.Kind.CLIENT, what, parent=parent, key=attempt.run_id):
                 await self._try(attempt)
@@ -111,7 +114,7 @@ class Webhooks:
         except EgressFailed as error:
             problem, final = str(error), False
         except Exception:
-            log.exception("the webhook of run %s met an unexpected error", attempt.run_id)
+            log.exception("the webhook of %s met an unexpected error", attempt.subject)
             problem, final = "an unexpected error, see the worker's log", False
         if problem:
             tracing.failed(problem)
@@ -124,9 +127,9 @@ class Webhooks:
             EgressRefused: it can never be sent.
             EgressFailed: there was no answer.
         """
-        if not attempt.run_exists:
-            raise EgressRefused("the run was removed before its end could be told, and with it the secret")
-        content = body(attempt)
+        if not attempt.known:
+            raise EgressRefused(f"{attempt.subject} was removed before its end could be told, and with it the secret")
+        content = body(attempt) if attempt.session_id is None else chat_webhooks.body(attempt)
         status = await self._egress.post(
             attempt.url, headers=headers(attempt, content, int(time.time())), content=content, seconds=ATTEMPT_SECONDS
         )
@@ -135,7 +138,7 @@ class Webhooks:
         return "" if 200 <= status < 300 else f"{attempt.host} answers {status}"
 
     async def _note(self, attempt: Attempt, problem: str, *, final: bool) -> None:
-        what = f"webhook {attempt.id} of run {attempt.run_id} ({attempt.status})"
+        what = f"webhook {attempt.id} of {attempt.subject} ({attempt.status})"
         if not problem:
             await outbox.delivered(self._database, attempt)
             self._metrics.webhook_delivery("delivered")
@@ -156,7 +159,7 @@ def delay(attempts: int) -> float:
 
 
 def body(attempt: Attempt) -> bytes:
-    """Return the JSON that a receiver gets; the same in each attempt while the run does not go on."""
+    """Return the JSON that a receiver of runs gets; the same in each attempt while the run does not go on."""
     told = {
         "run_id": attempt.run_id,
         "orchestration_id": attempt.orchestration_id,

@@ -42,7 +42,7 @@ class AJob(ClaimedJob):
     """A job that does what the test says."""
 
     def __init__(self, work: Callable[[], Awaitable[Ending]], noted: Noted, *, failures: int = 0, crashes: int = 0):
-        turn = OwnedTurn("j", "s", "acme", 1, [], failures, 0.0, crashes > 0, crashes)
+        turn = OwnedTurn("j", "s", "helper", "acme", None, 1, [], failures, 0.0, crashes > 0, crashes)
         self.running: dict[RunningJob, Control] = {}
         surroundings, payload = cast(Surroundings, noted), JobPayload("f", {})
         ids = RunningJob("s", "j")

@@ -29,7 +29,7 @@ ATTEMPT = Attempt(
     total_cost_usd=0.25,
     state='{"big": 12345678901234567890123, "text": "ü"}',
     secret=SecretStr("hush"),
-    run_exists=True,
+    known=True,
 )
 
 

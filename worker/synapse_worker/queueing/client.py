@@ -90,7 +90,7 @@ class NewRun:
 
 @dataclass(frozen=True, slots=True)
 class NewTurn:
-    """A turn of a chat to enqueue; its session is made with the first one. Webhook as for `NewRun`."""
+    """A turn of a chat to enqueue; its session is made with the first one. Webhook and trace as for `NewRun`."""
 
     session_id: str
     agent_id: str
@@ -99,6 +99,7 @@ class NewTurn:
     images: Sequence[str] | None = None
     webhook_url: str | None = None
     webhook_secret: SecretStr | None = None
+    traceparent: str = ""
 
 
 def new_run_id(now_ms: int) -> str:
@@ -205,7 +206,8 @@ async def enqueue_turn(
         if now.isolation and (reason := why_no_queue(turn.tenant_id)):
             raise SynapseError(f"tenant {turn.tenant_id[:60]!r} cannot have a queue of its own: {reason}")
         shard = shard_of_job(now, key=turn.session_id, tenant_id=turn.tenant_id)
-        envelope = encode(JobPayload(CHAT_FUNCTION, arguments, enqueued_ms=now_ms, extras=_extras(epoch, 0, "")))
+        extras = _extras(epoch, 0, turn.traceparent)
+        envelope = encode(JobPayload(CHAT_FUNCTION, arguments, enqueued_ms=now_ms, extras=extras))
         queued = chats.QueuedTurn(
             session_id=turn.session_id,
             agent_id=turn.agent_id,
@@ -220,7 +222,8 @@ async def enqueue_turn(
         return None if queue_key is None else (queue_key, envelope)
 
     names = {"session_id": turn.session_id, "agent_id": turn.agent_id, "tenant_id": turn.tenant_id}
-    with _enqueueing(job_id, job_id, "", **names):
+    parent = "" if tracing.traceparent() else turn.traceparent
+    with _enqueueing(job_id, job_id, parent, **names):
         queue_key, envelope = await _by_the_topology(database, without_row, write, seen)
         await put(client, queue_key, job_id, envelope)
 

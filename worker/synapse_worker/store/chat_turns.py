@@ -3,6 +3,7 @@
 A session is owned as a run is: each write carries the claim number in its row. Its turns are jobs of their own and are
 taken one at a time, in the order in which they were enqueued. What a model answered and tools gave back is kept in
 `run_turns` under the job's id until the turn has ended. What a producer writes is in `chats`.
+An end and the row that has it told to the turn's webhook (`outbox`) are one statement, as for runs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from enum import StrEnum
 
 from synapse_worker.store.claims import ClaimRequest, State
 from synapse_worker.store.database import Database, from_jsonb, to_jsonb, to_text
+from synapse_worker.store.outbox import to_be_told
 from synapse_worker.store.runs import DeadLetter
 from synapse_worker.store.turns import TurnRow
 
@@ -37,12 +39,15 @@ class TurnVerdict(StrEnum):
 class OwnedTurn:
     """A turn that this process may write for.
 
-    `messages` are the session's before it; `suspect` and `crashes` are as those of `claims.OwnedRun`.
+    `messages` are the session's before it; `suspect` and `crashes` are as those of `claims.OwnedRun`. Agent and webhook
+    are the turn's own: the session's row may name those of a later turn already.
     """
 
     job_id: str
     session_id: str
+    agent_id: str
     tenant_id: str
+    webhook_url: str | None
     claim: int
     messages: list[object]
     failures: int
@@ -130,7 +135,9 @@ async def take(database: Database, worker_id: str, request: ClaimRequest, sessio
     turn = OwnedTurn(
         job_id=request.job_id,
         session_id=session_id,
+        agent_id=request.orchestration_id,
         tenant_id=request.tenant_id,
+        webhook_url=request.webhook_url,
         claim=row["claim"],
         messages=from_jsonb(row["messages"], []),
         failures=row["failures"],
@@ -207,10 +214,42 @@ async def give_back(
     return bool(row and row["owned"])
 
 
+_FINISH = f"""
+WITH following AS (
+  SELECT job_id FROM job_ledger WHERE session_id = $1 AND outcome IS NULL AND job_id <> $3
+   ORDER BY enqueued_at, job_id LIMIT 1),
+owned AS (
+  UPDATE chat_sessions
+     SET status = CASE WHEN EXISTS (SELECT 1 FROM following) THEN 'queued' ELSE $4::text END,
+         job_id = coalesce((SELECT job_id FROM following), job_id),
+         messages = messages || $5::jsonb, last_message_at = now()
+   WHERE session_id = $1 AND claim = $2 AND status = 'running' RETURNING session_id, tenant_id),
+ledger AS (
+  UPDATE job_ledger
+     SET outcome = $4::text, owner = NULL, ended_at = now(), active_seconds = active_seconds + $6
+   WHERE job_id = $3 AND claim = $2 AND EXISTS (SELECT 1 FROM owned)),
+turns AS (
+  DELETE FROM run_turns WHERE run_id = $3 AND EXISTS (SELECT 1 FROM owned)),
+ended AS (
+  SELECT $3 AS run_id, $11::text AS orchestration_id, tenant_id, $12::text AS webhook_url, $4::text AS status,
+         $13::text AS error, now() AS ended_at
+    FROM owned),
+{to_be_told("ended")},
+letter AS (
+  INSERT INTO dead_letter_queue (id, job_function, job_payload, error_message, attempt_count, first_failed_at,
+      last_failed_at, resolved)
+  SELECT gen_random_uuid(), $7::text, $8::jsonb, $9::text, $10::int, now(), now(), false
+    FROM owned WHERE $7::text IS NOT NULL)
+SELECT EXISTS (SELECT 1 FROM owned) OR EXISTS (
+  SELECT 1 FROM job_ledger WHERE job_id = $3 AND claim = $2 AND outcome = $4::text) AS ended
+"""  # noqa: S608 - no value in it
+
+
 async def finish(
     database: Database,
     turn: OwnedTurn,
     status: str,
+    said: str,
     *,
     messages: Sequence[State],
     active_seconds: float,
@@ -218,10 +257,12 @@ async def finish(
 ) -> bool:
     """End a turn: its messages, the session's status, the ledger's outcome and a dead letter if it failed.
 
-    All or nothing. A session with further turns is queued again, for the next of them.
+    All or nothing, and with it the row of the turn's webhook, if it has one. A session with further turns is queued
+    again, for the next of them.
 
     Args:
         status: completed, failed or cancelled.
+        said: what the webhook tells of it: the answer, or why there is none.
         messages: to be appended to the session's.
 
     Returns:
@@ -229,30 +270,7 @@ async def finish(
         had ended the turn already.
     """
     row = await database.fetchrow(
-        """
-        WITH following AS (
-          SELECT job_id FROM job_ledger WHERE session_id = $1 AND outcome IS NULL AND job_id <> $3
-           ORDER BY enqueued_at, job_id LIMIT 1),
-        owned AS (
-          UPDATE chat_sessions
-             SET status = CASE WHEN EXISTS (SELECT 1 FROM following) THEN 'queued' ELSE $4::text END,
-                 job_id = coalesce((SELECT job_id FROM following), job_id),
-                 messages = messages || $5::jsonb, last_message_at = now()
-           WHERE session_id = $1 AND claim = $2 AND status = 'running' RETURNING session_id),
-        ledger AS (
-          UPDATE job_ledger
-             SET outcome = $4::text, owner = NULL, ended_at = now(), active_seconds = active_seconds + $6
-           WHERE job_id = $3 AND claim = $2 AND EXISTS (SELECT 1 FROM owned)),
-        turns AS (
-          DELETE FROM run_turns WHERE run_id = $3 AND EXISTS (SELECT 1 FROM owned)),
-        letter AS (
-          INSERT INTO dead_letter_queue (id, job_function, job_payload, error_message, attempt_count, first_failed_at,
-              last_failed_at, resolved)
-          SELECT gen_random_uuid(), $7::text, $8::jsonb, $9::text, $10::int, now(), now(), false
-            FROM owned WHERE $7::text IS NOT NULL)
-        SELECT EXISTS (SELECT 1 FROM owned) OR EXISTS (
-          SELECT 1 FROM job_ledger WHERE job_id = $3 AND claim = $2 AND outcome = $4::text) AS ended
-        """,
+        _FINISH,
         turn.session_id,
         turn.claim,
         turn.job_id,
@@ -263,8 +281,68 @@ async def finish(
         None if dead_letter is None else to_jsonb(dict(dead_letter.payload)),
         None if dead_letter is None else to_text(dead_letter.error),
         None if dead_letter is None else dead_letter.attempts,
+        turn.agent_id,
+        turn.webhook_url,
+        to_text(said) if turn.webhook_url else None,
     )
     return bool(row and row["ended"])
+
+
+_REJECT = f"""
+WITH ledger AS (
+  INSERT INTO job_ledger AS l (job_id, session_id, queue, envelope, enqueued_at, ended_at, outcome)
+  VALUES ($1, $2::text, $3, $4, now(), now(), $5)
+  ON CONFLICT (job_id) DO UPDATE
+     SET outcome = EXCLUDED.outcome, owner = NULL, ended_at = now(),
+         session_id = coalesce(l.session_id, EXCLUDED.session_id)
+   WHERE l.outcome IS NULL
+  RETURNING job_id),
+ended AS (
+  SELECT job_id AS run_id, $10::text AS orchestration_id, $11::text AS tenant_id, $12::text AS webhook_url,
+         'failed' AS status, $8::text AS error, now() AS ended_at
+    FROM ledger),
+{to_be_told("ended")}
+INSERT INTO dead_letter_queue (id, job_function, job_payload, error_message, attempt_count, first_failed_at,
+    last_failed_at, resolved)
+SELECT gen_random_uuid(), $6::text, $7::jsonb, $8::text, $9::int, now(), now(), false FROM ledger
+"""  # noqa: S608 - no value in it
+
+
+async def reject(
+    database: Database,
+    *,
+    job_id: str,
+    session_id: str,
+    queue: str,
+    envelope: bytes | None,
+    outcome: str,
+    letter: DeadLetter,
+    agent_id: str,
+    tenant_id: str,
+    webhook_url: str | None,
+) -> None:
+    """End a turn that cannot even start, once, however often called, and have it told to its webhook, if it has one.
+
+    The session's row is `fail_waiting`'s.
+
+    Args:
+        outcome: what the ledger says of the job, failed or expired.
+    """
+    await database.execute(
+        _REJECT,
+        job_id,
+        session_id,
+        queue,
+        envelope,
+        outcome,
+        letter.function,
+        to_jsonb(dict(letter.payload)),
+        to_text(letter.error),
+        letter.attempts,
+        agent_id,
+        tenant_id,
+        webhook_url,
+    )
 
 
 async def fail_waiting(database: Database, session_id: str, job_id: str) -> int | None:

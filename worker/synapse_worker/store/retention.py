@@ -83,19 +83,21 @@ async def remove_runs(transaction: Transaction, status: str, *, days: int, after
 
 @dataclass(frozen=True, slots=True)
 class OldJob:
-    """A job that ended long ago; `run_exists` = its run is kept."""
+    """A job that ended long ago; `needed` = its run is kept, or a webhook is to be signed with its payload's secret."""
 
     job_id: str
     ended_at: datetime
-    run_exists: bool
+    needed: bool
 
 
 async def old_jobs(transaction: Transaction, *, days: int, after: datetime, limit: int) -> list[OldJob]:
     """Return a page of jobs with an outcome that is over `days` old, behind `after`, the oldest first."""
     rows = await transaction.fetch(
         """
-        SELECT l.job_id, l.ended_at, EXISTS (
-                 SELECT 1 FROM orchestration_runs r WHERE r.run_id = l.run_id) AS run_exists
+        SELECT l.job_id, l.ended_at,
+               EXISTS (SELECT 1 FROM orchestration_runs r WHERE r.run_id = l.run_id)
+               OR EXISTS (SELECT 1 FROM webhook_outbox w
+                           WHERE w.run_id = l.job_id AND w.next_attempt_at IS NOT NULL) AS needed
           FROM job_ledger l
          WHERE l.outcome IS NOT NULL AND l.ended_at < now() - make_interval(days => $1) AND l.ended_at > $2
          ORDER BY l.ended_at LIMIT $3
@@ -104,7 +106,7 @@ async def old_jobs(transaction: Transaction, *, days: int, after: datetime, limi
         after,
         limit,
     )
-    return [OldJob(row["job_id"], row["ended_at"], row["run_exists"]) for row in rows]
+    return [OldJob(row["job_id"], row["ended_at"], row["needed"]) for row in rows]
 
 
 async def remove_jobs(transaction: Transaction, job_ids: Sequence[str]) -> None:

@@ -431,7 +431,7 @@ async def reject(
     database: Database,
     *,
     job_id: str,
-    run_id: str | None,
+    run_id: str,
     queue: str,
     envelope: bytes | None,
     letter: DeadLetter,
@@ -440,7 +440,7 @@ async def reject(
     """End a job that cannot even start (payload unreadable or gone, unknown function): once, however often called.
 
     Args:
-        run_id: of the run that it was to do; None for a job that is none of a run.
+        run_id: of the run that it was to do.
         outcome: what the ledger says of the job, failed or expired.
 
     Returns:

@@ -330,8 +330,9 @@ webhook_outbox = Table(
     Column("last_error", Text),
     _time("given_up_at"),
 )
-"""One row per end of a run that has a webhook_url; `status` is how it ended then. Settled rows (`delivered_at` or
-`given_up_at` is set) have no `next_attempt_at`."""
+"""One row per end of a run, or of a chat's turn, that has a webhook_url; `status` is how it ended then. A turn's row
+has the id of its job as `run_id`, that of its agent as `orchestration_id`, and, if it completed, its answer as `error`.
+Settled rows (`delivered_at` or `given_up_at` is set) have no `next_attempt_at`."""
 
 Index("idx_outbox_due", webhook_outbox.c.next_attempt_at, postgresql_where=webhook_outbox.c.delivered_at.is_(None))
 

@@ -92,7 +92,14 @@ async def enqueue(
     if owner not in (None, tenant_id):
         raise Problem(409, f"the session_id {session_id!r} is taken; choose another one")
     turn = NewTurn(
-        session_id, body.agent_id, body.message, tenant_id, body.images, body.webhook_url, body.webhook_secret
+        session_id,
+        body.agent_id,
+        body.message,
+        tenant_id,
+        body.images,
+        webhook_url=body.webhook_url,
+        webhook_secret=body.webhook_secret,
+        traceparent=request.headers.get("traceparent", ""),
     )
     try:
         await submit(
