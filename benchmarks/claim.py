@@ -67,7 +67,6 @@ class _NoOp:
         self._run = run
 
     async def run(self, control: Control) -> Ending:
-        control.ends()
         if self._made.reservations is not None:
             self._made.reservations.hold(self.lease.job_id, _TENANT)
         if self._run is not None:

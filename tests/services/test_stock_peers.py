@@ -13,7 +13,7 @@ from arq.connections import ArqRedis, RedisSettings, create_pool
 from arq.worker import Worker as StockWorker
 from redis.asyncio import Redis
 
-from synapse_worker import run_job, run_walk, settings
+from synapse_worker import claimed_job, run_walk, settings
 from synapse_worker.engine.errors import SandboxCrashed
 from synapse_worker.engine.model import Step, StepType
 from synapse_worker.engine.outcome import StepOutcome
@@ -56,7 +56,7 @@ async def test_of_a_thousand_jobs_none_is_lost_and_none_doubled(
         return await EXECUTORS[StepType.IF_ELSE](step, state, context)
 
     monkeypatch.setattr(run_walk, "EXECUTORS", {**EXECUTORS, StepType.IF_ELSE: crashes_once})
-    monkeypatch.setattr(run_job, "_RETRY_BASE_SECONDS", 0.2)
+    monkeypatch.setattr(claimed_job, "_RETRY_BASE_SECONDS", 0.2)
 
     stock_runs: Counter[str] = Counter()
 

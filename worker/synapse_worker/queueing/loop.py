@@ -55,9 +55,8 @@ class StopReason(StrEnum):
 class Control:
     """What a running job is told by its surroundings."""
 
-    def __init__(self, loop: ClaimLoop, lease: Lease) -> None:
+    def __init__(self, loop: ClaimLoop) -> None:
         self._loop = loop
-        self._lease = lease
         self.task: asyncio.Task[Ending] | None = None
         self.stop_reason: StopReason | None = None
 
@@ -65,10 +64,6 @@ class Control:
     def hand_over(self) -> bool:
         """Whether the job should give its run back at the next step boundary."""
         return self._loop.handing_over
-
-    def ends(self) -> None:
-        """Say that the work is done and only its end is to be written: the slot may go to another job."""
-        self._loop.free_early(self._lease)
 
     def stop(self, reason: StopReason) -> None:
         """Interrupt the job; the first reason counts."""
@@ -135,8 +130,6 @@ class ClaimLoop:
         self._lease_seconds = lease_seconds
         self._held: dict[str, _Held] = {}
         self._busy = 0
-        self._ending: set[Lease] = set()
-        """Leases of jobs that gave up their slots before their ends were written, as many as slots at most."""
         self._alone: str | None = None
         """The suspect that this process runs, and nothing beside it."""
         self._endings: list[tuple[Lease, Release | HandBack]] = []
@@ -266,7 +259,7 @@ class ClaimLoop:
             if former is not None and former.control.stop_reason is not StopReason.LOST:
                 log.warning("the lease of job %s was lost and is claimed here anew", lease.job_id)
                 self._lose(former)
-            self._held[lease.job_id] = _Held(lease, Control(self, lease))
+            self._held[lease.job_id] = _Held(lease, Control(self))
         start = asyncio.create_task(self._start(leases))
         self._starting.add(start)
         start.add_done_callback(self._starting.discard)
@@ -336,18 +329,8 @@ class ClaimLoop:
         self._let_go(lease)
         self._free_slot(lease)
 
-    def free_early(self, lease: Lease) -> None:
-        """Free a running job's slot while its end is still being written, unless too much is being written already."""
-        if self._alone is None and lease not in self._ending and len(self._ending) < self.slots:
-            self._ending.add(lease)
-            self._busy -= 1
-            self._slot_freed.set()
-
     def _free_slot(self, lease: Lease) -> None:
-        if lease in self._ending:
-            self._ending.remove(lease)
-        else:
-            self._busy -= 1
+        self._busy -= 1
         if self._alone == lease.job_id:
             self._alone = None
         self._slot_freed.set()
