@@ -7,7 +7,7 @@ they stop, is theirs to say.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -35,10 +35,15 @@ _SANDBOX_PROCESSES = 4
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """The handler of claimed jobs, and the places that they take up."""
+    """The handler of claimed jobs, and the places that they take up.
+
+    Attributes:
+        beside: what runs beside the jobs and ends only by an error of ours; without it no job goes on.
+    """
 
     jobs: Jobs
     reservations: Reservations
+    beside: Sequence[asyncio.Task[None]]
 
 
 @asynccontextmanager
@@ -80,7 +85,7 @@ async def hosting(
         works = (events.write(), chat_events.write(), jobs.watch_cancels(), reservations.keep())
         beside = [asyncio.create_task(work) for work in works]
         try:
-            yield Host(jobs, reservations)
+            yield Host(jobs, reservations, beside)
         finally:
             for task in beside:
                 task.cancel()

@@ -207,13 +207,17 @@ class Worker:
             )
             claiming = asyncio.create_task(loop.run())
             stopping = asyncio.create_task(self._stop.wait())
-            await asyncio.wait({claiming, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            others = (*background, *host.beside)
+            await asyncio.wait({claiming, stopping, *others}, return_when=asyncio.FIRST_COMPLETED)
+            failed = [task for task in others if task.done()]
             if claiming.done():
                 await claiming  # only an error of ours ends it: show it, and let the pod restart
             await self._drain(loop, claiming, database)
             webhooks.cancel()
             await asyncio.wait({webhooks}, timeout=WEBHOOK_EXIT_SECONDS + 1.0)
             await self._register(database, "offline", loop)
+            for task in failed:
+                await task  # as above, once the runs are given back
 
     async def _drain(self, loop: ClaimLoop, claiming: asyncio.Task[None], database: Database) -> None:
         """Stop claiming; give runs back at step boundaries (Kubernetes) or let them end (elsewhere), then interrupt."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from contextvars import Context
 from dataclasses import replace
@@ -48,6 +49,7 @@ class Inline:
         self._starting = asyncio.Lock()
         self._loop: ClaimLoop | None = None
         self._claiming: asyncio.Task[None] | None = None
+        self._beside: Sequence[asyncio.Task[None]] = ()
         self._settings: Settings | None = None
 
     async def run(self, settings: Settings, job_id: str, stopping: asyncio.Event) -> bool:
@@ -94,7 +96,7 @@ class Inline:
 
     async def _start(self, settings: Settings) -> None:
         async with self._starting:
-            if self._claiming is not None and self._claiming.done():
+            if self._claiming is not None and any(task.done() for task in (self._claiming, *self._beside)):
                 raise StoreUnavailable("this process", "cannot run jobs any more; its log says why")
             if self._loop is not None:
                 return
@@ -114,6 +116,7 @@ class Inline:
                 hosting(self._database, self._client, self._gate, blobs, self._served, own, known, Metrics())
             )
             self._stack = stack.pop_all()
+        self._beside = host.beside
         self._settings = own
         self._loop = ClaimLoop(
             self._served, host.jobs, self._gate, slots=own.concurrency, lease_seconds=own.lease_seconds
