@@ -121,10 +121,12 @@ async def claiming(database: Database, client: Redis, name: str) -> AsyncIterato
 
 
 async def suspect(client: Redis, job_id: str) -> None:
-    """Make a queued job one that waits for an empty worker."""
-    assert await put(client, Q, job_id, b"x")
+    """Make a job one that waits for an empty worker; it was leased, so nobody else could take it before."""
     queue = LeaseQueue(client, Q, worker_id="crashed", lease_seconds=3)
-    (lease,) = await queue.claim(1, asyncio.get_running_loop().time())
+    lease = Lease(Q, job_id, "token", 1.0, asyncio.get_running_loop().time() + 3)
+    seconds, _ = await client.time()
+    await client.zadd(keys.leases(Q), {job_id: (seconds + 3) * 1000})
+    await client.hset(keys.claims(Q), job_id, "token|1|crashed")
     assert await queue.hand_back([HandBack(lease, None, suspect=True)]) == set()
 
 
