@@ -87,6 +87,20 @@ async def test_a_crashed_workers_places_come_free_by_themselves(database: Databa
     await eventually("its place is free", free, seconds=10)  # twice the lease
 
 
+async def test_places_are_looked_after_although_somebody_has_written_nonsense(
+    database: Database, redis_client: Redis
+) -> None:
+    await redis_client.hset(keys.parked(Q), "b", "nonsense")
+    async with kept(database, redis_client, {"a": 1}):
+        await eventually("it was looked at", lambda: redis_client.exists(keys.tick(Q)))
+        await redis_client.hdel(keys.parked(Q), "b")
+        await fill(redis_client, "a", "a1")
+        queue = LeaseQueue(redis_client, Q, worker_id="w", lease_seconds=30)
+        (lease,) = await queue.claim(1, 0.0)
+        await queue.hand_back([HandBack(lease, None, parked_for="a")])
+        await eventually("it comes back", lambda: redis_client.zcard(keys.again(Q)))
+
+
 async def test_what_is_parked_comes_back_with_its_place_as_far_as_the_limit_goes(
     database: Database, redis_client: Redis
 ) -> None:

@@ -369,12 +369,6 @@ def _split(url: SecretStr, name: str, accepted: str) -> SplitResult:
     return parts
 
 
-def has_password(url: str) -> bool:
-    """Whether the URL carries a password (in its authority or as a query option)."""
-    parts = urlsplit(url)
-    return bool(parts.password) or any(key == "password" for key, _ in parse_qsl(parts.query))
-
-
 def _readable(path: str, name: str) -> None:
     try:
         with open(path, encoding="ascii") as file:

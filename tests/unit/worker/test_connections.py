@@ -7,7 +7,7 @@ import ssl
 import pytest
 from pydantic import SecretStr
 
-from synapse_worker.connections import has_password, open_database, open_redis
+from synapse_worker.connections import open_database, open_redis
 from synapse_worker.errors import ConfigurationError
 from synapse_worker.redis_cluster import ClusterClient
 
@@ -151,19 +151,3 @@ def test_require_encrypts_without_verifying_as_libpq_does() -> None:
     assert isinstance(require, ssl.SSLContext)
     assert isinstance(full, ssl.SSLContext)
     assert (require.verify_mode, full.verify_mode, full.check_hostname) == (ssl.CERT_NONE, ssl.CERT_REQUIRED, True)
-
-
-@pytest.mark.parametrize(
-    ("url", "has"),
-    [
-        ("redis://:p@h", True),
-        ("redis://user@h", False),
-        ("redis+cluster://:p@a:6379,b:6379", True),
-        ("redis+cluster://user@a:6379,b:6379", False),
-        ("postgresql://u:p@h/d", True),
-        ("postgresql://h/d?user=u&password=p", True),
-        ("redis://h/0", False),
-    ],
-)
-def test_passwords_are_found_wherever_they_stand(url: str, has: bool) -> None:
-    assert has_password(url) is has

@@ -124,6 +124,8 @@ class Reservations:
                     await work()
                 except (StoreUnavailable, StoreRefused) as error:
                     self._gate.trip(error)
+                except Exception:
+                    log.exception("places of tenants met an unexpected error; they are looked after on")
 
     async def _refresh(self) -> None:
         self._tenants = await self._read_tenants()
