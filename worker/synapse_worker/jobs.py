@@ -57,6 +57,9 @@ class Jobs:
             except (StoreUnavailable, StoreRefused) as error:
                 self._with.gate.trip(error)
                 continue
+            except Exception:
+                log.exception("looking for cancelled jobs met an unexpected error; it goes on")
+                continue
             for job, reason in wanted.items():
                 if job in self._running:
                     self._running[job].stop(reason)

@@ -82,6 +82,9 @@ class Webhooks:
         except (StoreUnavailable, StoreRefused) as error:
             self._gate.trip(error)
             return
+        except Exception:
+            log.exception("looking for due webhooks met an unexpected error; it goes on")
+            return
         for attempt in attempts:
             task = asyncio.create_task(self._attempt(attempt))
             self._under_way[task] = attempt.host

@@ -149,6 +149,8 @@ class Reservations:
                     await self._unpark_some(queue_key, {tenant for tenant in freed if parked.get(tenant)})
             except (StoreUnavailable, StoreRefused) as error:
                 self._gate.trip(error)  # what was not taken out expires
+            except Exception:
+                log.exception("freed places of tenants met an unexpected error; they are given on later")
 
     async def _tick(self) -> None:
         names = self._served.keys

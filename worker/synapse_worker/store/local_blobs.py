@@ -114,7 +114,7 @@ class LocalBlobs:
         """Return where an object is, which no symbolic link may put outside the folder."""
         root = os.path.realpath(self._folder)
         place = os.path.realpath(os.path.join(root, key))
-        if place != root and not place.startswith(root + os.sep):
+        if os.path.commonpath((root, place)) != root:
             raise BlobRefused(f"{key!a} leads out of {root}; nothing outside that folder is read or written")
         return Path(place)
 
