@@ -98,7 +98,7 @@ def test_the_first_scale_of_the_readme_and_its_tenant() -> None:
 
 def test_every_reason_has_a_line_in_the_readme() -> None:
     """README, Troubleshooting: each reason is there with what to do, and there is no other."""
-    table = README[README.index("## Troubleshooting") : README.index("## What is built")]
+    table = README[README.index("## Troubleshooting") : README.index("## What there is")]
     rows = [line for line in table.splitlines() if line.startswith("| ")]
     named = {word for line in rows for word in re.findall(r"`([A-Z][A-Za-z]+)`", line.split(" | ")[0])}
     assert named == {str(reason) for reason in Reason if reason not in NOTHING_TO_DO}
