@@ -1,7 +1,7 @@
 """What a step of a long loop costs, in time and in bytes, against a step of a short one: that runs are linear.
 
-The runs of a side hold 1,000 iterations together, as four runs of 250, two of 500 or one of 1,000, one after another.
-A second pass has steps that are due to be written into the run's row whole, as those are that take seconds, an
+The runs of a side hold 4,000 iterations together, as sixteen runs of 250, eight of 500 or four of 1,000, one after
+another. A second pass has steps that are due to be written into the run's row whole, as those are that take seconds, an
 agent's for one.
 """
 
@@ -24,7 +24,7 @@ from synapse_worker.store import definitions
 from tests.support.servers import free_port
 from tests.support.workers import environment
 
-ITERATIONS = 1_000
+ITERATIONS = 4_000
 SIZES = (250, 500, 1_000)
 GOAL = "<= 1.3x"
 Q = keys.queue("default")
@@ -34,7 +34,7 @@ _PATIENCE = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What 1,000 iterations cost: milliseconds and bytes, per step.
+    """What the iterations of a side cost: milliseconds and bytes, per step.
 
     `processor` is this process's time, which what else the machine does changes less.
     """
@@ -178,7 +178,7 @@ async def _profiled(servers: Servers) -> None:
 FIGURE = Figure(
     title="A step of a long loop, against one of a short loop",
     method=(
-        f"{ITERATIONS:,} iterations of a loop whose body prints a sentence, as four runs, two or one, one after "
+        f"{ITERATIONS:,} iterations of a loop whose body prints a sentence, as sixteen runs, eight or four, one after "
         "another in one worker. Time is from a run's first step to its end; WAL and tables are all that PostgreSQL "
         "wrote and occupies, dead versions of rows included. For steps that take seconds, the time until a run's row "
         "may be written whole again is set to none, since a thousand of them would take an hour."
