@@ -29,7 +29,7 @@ async def test_runs_steps_and_queues_of_a_healthy_worker(
     database: Database, redis_client: Redis, start_worker: StartWorker
 ) -> None:
     failing = chain("broken", [{"id": "s", "type": "transform", "transform_code": "result = 1 / 0"}])
-    await store(database, PRINT_IF_PRINT, failing, chain("slow", slow_steps(3, 2.0)))
+    await store(database, PRINT_IF_PRINT, failing, chain("slow", slow_steps(6, 2.0)))
     await database.execute("INSERT INTO tenants (tenant_id, max_concurrent_runs) VALUES ('acme', 0)")
     worker = start_worker(WORKER_CONCURRENCY="1").wait_ready()
     await until(database, await enqueue(database, redis_client, "three"), "completed")
