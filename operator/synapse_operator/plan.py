@@ -136,6 +136,11 @@ class Plan:
         return not (self.delete or self.resize or self.apply or self.flip)
 
     @property
+    def creates(self) -> bool:
+        """Whether something is to be made that was not there."""
+        return any(step.replaces is None for step in self.apply)
+
+    @property
     def rolls(self) -> bool:
         """Whether pods that are there are to be replaced."""
         return any(

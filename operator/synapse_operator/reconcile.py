@@ -130,13 +130,16 @@ class Reconciler:
                 return Again()
             return await self._reconcile(key, scale, previous)
 
-    async def _reconcile(self, key: ScaleKey, scale: SynapseScale, previous: JsonObject) -> Again:
+    async def _reconcile(self, key: ScaleKey, scale: SynapseScale, previous: JsonObject) -> Again | None:
         observed, view = await self._observe(key, scale, previous)
 
         now = datetime.now(UTC)
         desired = desired_for_scale(scale, observed, default_image=self._worker_image, hash_key=self._hash_key)
         may_roll = self._waves.may_roll(key, rolling=observed.rolling)
         todo = plan(scale, desired, observed, now, may_roll=may_roll)
+        if todo.creates and not await observe.is_there(self._client, scale):
+            self._forget(key)
+            return None
         if todo.rolls:
             self._waves.begin(key)
 

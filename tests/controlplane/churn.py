@@ -103,7 +103,7 @@ def check(plane: ControlPlane, churn: Churn, mark: int) -> list[tuple[str, str]]
     """Wait until all is as the living scales say and nothing is left behind; returns what was made twice since a mark.
 
     Returns:
-        Kind and name of each, Events and Secrets aside.
+        Kind and name of each, Events aside.
     """
     for name, replicas in churn.living.items():
         eventually(
@@ -129,7 +129,7 @@ def check(plane: ControlPlane, churn: Churn, mark: int) -> list[tuple[str, str]]
     for name in churn.living:
         status = plane.get(churn.namespace, "stenant", f"t-{name}").get("status") or {}
         assert status.get("conditions"), f"tenant t-{name} was never told how it stands"
-    return [key for key, times in created.items() if times > 1 and key[0] not in ("events", "secrets")]
+    return [key for key, times in created.items() if times > 1 and key[0] != "events"]
 
 
 def _is_right(plane: ControlPlane, namespace: str, name: str, replicas: int) -> bool:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from synapse_operator import naming
+from synapse_operator.api.reasons import Reason
+from synapse_operator.cluster.apply import carry_out
+from synapse_operator.cluster.client import Client, load_configuration
+from synapse_operator.desired.manifest import Manifest
+from synapse_operator.naming import Kind, Ref
+from synapse_operator.observed import Child
+from synapse_operator.plan import Apply, Cause, Plan
+from synapse_operator.telemetry import Metrics
 from tests.controlplane import harness
 from tests.controlplane.harness import ControlPlane, Operator, eventually
 
@@ -63,6 +72,27 @@ def test_drift_is_repaired_within_seconds(plane: ControlPlane, drift_ns: str, wh
     before = essence(plane.child(drift_ns, kind))
     plane.kubectl(*(part.replace("{name}", before["name"]) for part in command), "-n", drift_ns)
     eventually(f"{what} is put right", lambda: essence(plane.child(drift_ns, kind)) == before, seconds=5)
+
+
+async def test_what_was_taken_away_is_not_brought_back_by_an_apply_meant_for_it(
+    plane: ControlPlane, ns: str, tmp_path: Path
+) -> None:
+    """As it goes when a scale is deleted, and its children with it, while it is looked at."""
+    ref = Ref(Kind.CONFIG_MAP, ns, "gone")
+    wanted = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "gone", "namespace": ns}}
+    plane.apply(wanted)
+    live = Child.read(Kind.CONFIG_MAP, plane.get(ns, "configmap", "gone"))
+    step = Apply(Manifest(ref, "", wanted), Cause.CHANGED, None, live)
+    plane.operator_kubeconfig(tmp_path / "kubeconfig")
+    client = Client(await load_configuration(str(tmp_path / "kubeconfig")), Metrics())
+    try:
+        assert (await carry_out(client, Plan(apply=(step,)))).applied == (ref,)
+        plane.kubectl("delete", "configmap", "gone", "-n", ns)
+        report = await carry_out(client, Plan(apply=(step,)))
+    finally:
+        await client.close()
+    assert [failure.reason for failure in report.failures] == [Reason.CLUSTER_UNAVAILABLE]
+    assert "gone" not in [each["metadata"]["name"] for each in plane.find(ns, ["configmaps"])]
 
 
 def essence(child: harness.Json) -> harness.Json:

@@ -166,12 +166,15 @@ async def _replace(client: Client, manifest: Manifest, live: Child) -> None:
 
 
 async def _send(client: Client, step: Apply) -> None:
-    ref = step.manifest.ref
+    ref, body = step.manifest.ref, step.manifest.body
+    if step.replaces is not None:
+        # Without its UID, one that is gone since would be made anew, for a scale that may be gone with it.
+        body = {**body, "metadata": {**body["metadata"], "uid": step.replaces.uid}}
     await client.request(
         "PATCH",
         path(ref.kind.api_version, ref.namespace, ref.kind.plural, ref.name),
         query=APPLY_OPTIONS,
-        body=step.manifest.body,
+        body=body,
         content_type=APPLY_PATCH,
     )
 

@@ -16,6 +16,7 @@ from synapse_operator import naming
 from synapse_operator.api.common import JsonObject, SecretKeySelector
 from synapse_operator.api.scale import SynapseScale
 from synapse_operator.cluster.client import Client, path
+from synapse_operator.cluster.observe import is_there
 from synapse_operator.desired.manifest import child_metadata
 from synapse_operator.errors import ApiNotFound, ApiRefused
 from synapse_operator.observed import SecretLookup, Unknown, read_secret_key
@@ -34,7 +35,7 @@ async def provide(client: Client, scale: SynapseScale, hash_key: SecretStr) -> S
     selector = SecretKeySelector(name=name, key=naming.METRICS_TOKEN_KEY)
     try:
         found = await _read(client, namespace, name)
-        if found is None and not scale.metadata.paused:
+        if found is None and not scale.metadata.paused and await is_there(client, scale):
             found = await _make(client, scale, name, _token(scale.metadata.uid, hash_key))
     except ApiRefused as error:
         return Unknown(f"Secret {name} can be neither read nor made: {error}")

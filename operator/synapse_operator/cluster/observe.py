@@ -72,6 +72,17 @@ async def read_stored(client: Client, key: ScaleKey) -> JsonObject | None:
         return None
 
 
+async def is_there(client: Client, scale: SynapseScale) -> bool:
+    """Return whether a scale is still there and is to stay; ask before something is made for it.
+
+    What is missing may have been taken away with the scale after that was read. The garbage collector takes children
+    only once their scale is gone or deleted, so where this is True after a look at them, they are really missing.
+    """
+    stored = await read_stored(client, ScaleKey(scale.metadata.namespace, scale.metadata.name))
+    metadata = {} if stored is None else stored["metadata"]
+    return metadata.get("uid") == scale.metadata.uid and "deletionTimestamp" not in metadata
+
+
 async def list_tenants(client: Client, namespace: str) -> list[JsonObject]:
     """Return all SynapseTenants of a namespace as they are stored.
 

@@ -93,6 +93,12 @@ def test_deletions_come_first_and_everything_stops_at_the_first_failure() -> Non
     assert [(failure.ref.name, failure.reason) for failure in report.failures] == [("b", Reason.REFUSED)]
 
 
+def test_what_exists_is_applied_to_that_object_alone() -> None:
+    server = Server()
+    carry_out(server, Plan(apply=(step("there"), step("new", exists=False))))
+    assert [body["metadata"].get("uid") for body in server.bodies] == ["uid", None]
+
+
 def shards(count: int) -> tuple[Apply, ...]:
     """What all shards share, and a ConfigMap and a Deployment for each."""
     pairs = ((step(f"c{each}", Kind.CONFIG_MAP), step(f"d{each}", Kind.DEPLOYMENT)) for each in range(count))

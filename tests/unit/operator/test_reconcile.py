@@ -63,6 +63,8 @@ class World:
         self.dedicated = Dedicated(self._wake)
         self.rests = Rests(timedelta(seconds=60))
         self.still = True
+        self.reads_left: int | None = None
+        """How often a scale can still be read until it is gone; None = it stays."""
         self.status: JsonObject = {}
         self.reconciler = Reconciler(
             cast("Client", self),
@@ -95,6 +97,9 @@ class World:
             return {}
         self.asked.append(path)
         if f"/{naming.SCALE_PLURAL}/" in path:
+            if self.reads_left == 0:
+                raise ApiNotFound(404, "NotFound", "no object of this name")
+            self.reads_left = None if self.reads_left is None else self.reads_left - 1
             return {**a_scale_body(name=name, spec=self.spec), "status": self.status}
         if "/secrets/" in path:
             return a_secret(redis=REDIS_URL, postgres=POSTGRES_URL)
@@ -123,6 +128,9 @@ class World:
             topology=record if self.migrated else NO_TABLES,
             behind=() if self.migrated else NO_TABLES,
         )
+
+    def forget(self, _key: ScaleKey) -> None:
+        """Nothing is kept."""
 
     async def is_still(self, *_: object, run_days: int | None) -> bool:
         return self.still
@@ -161,6 +169,13 @@ def test_its_tenants_are_woken_when_the_tables_are_there_and_once() -> None:
     world.reconcile()
     world.reconcile()
     assert world.woken == [TenantsKey(ScaleKey("team-a", "demo"))]
+
+
+def test_nothing_is_made_for_a_scale_that_goes_while_it_is_looked_at() -> None:
+    world = World("demo")
+    world.reads_left = 1
+    world.reconcile()
+    assert world.patched == []
 
 
 def test_tenants_with_workers_are_asked_for_until_somebody_has_looked_at_them() -> None:
