@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from synapse_worker.contract import BY_NAME
 from tests.support.servers import free_port, wait_until
@@ -153,7 +154,7 @@ def slow_steps(count: int, seconds: float) -> list[dict[str, object]]:
     ]
 
 
-PRINT_IF_PRINT: dict[str, object] = {
+PRINT_IF_PRINT: dict[str, Any] = {
     "id": "three",
     "name": "Three steps",
     "entry_step_id": "hello",

@@ -3,23 +3,26 @@
 The interpreter (pydantic-monty) lives in child processes without environment, files or network; this module gives
 it the state as JSON text, takes a JSON text back, and turns each way to fail into one of our errors. Every run of
 user code gets a session of its own, so nothing stays behind. What code may say is in docs/expressions.md; what is
-rewritten on the way in is in `dialect`.
+rewritten on the way in is in `dialect`; conditions that only compare what is in the state need no interpreter
+(`plain_expressions`).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from enum import Enum, auto
 from types import TracebackType
 from typing import Self
 
 import pydantic_monty as monty
 
-from synapse_worker.engine import dialect
+from synapse_worker.engine import dialect, plain_expressions
 from synapse_worker.engine.errors import CodeFailed, CodeLimit, CodeRefused, EngineError, SandboxCrashed
 from synapse_worker.engine.json_values import JsonValue, NotJson, dumps, loads
 from synapse_worker.engine.locked_python import LockedPython, Unusable
+from synapse_worker.engine.plain_expressions import NotPlain
 
 MEMORY_BYTES = 32 * 1024 * 1024
 """Heap of one run of user code."""
@@ -163,6 +166,9 @@ class Sandbox:
         self, expression: str, state: Mapping[str, object], seconds: float, *, truth: bool
     ) -> JsonValue:
         prepared = dialect.prepare_expression(expression)
+        with suppress(NotPlain):
+            plain = plain_expressions.evaluate(prepared.source, state)
+            return bool(plain) if truth else plain
         state_text = _state_text(state, prepared.state_keys)
         value = f"bool({prepared.source})" if truth else prepared.source
         async with _Session(self._pool, self._bounded(seconds)) as session:
