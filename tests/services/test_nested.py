@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -249,9 +248,9 @@ async def test_a_nested_run_is_answered_cancelled_and_retried_with_the_run_aroun
         assert await answer_run(database, redis_client, child, "yes", now_ms=1) == ("nested in run_1", "")
         assert await resume_run(database, redis_client, child, now_ms=1) == ("nested in run_1", "")
         request = ClaimRequest("job_2", child, keys.queue("default"), b"x", 1, "", None, "default", None, None)
-        (answer,) = await claims.take(database, "w", [replace(request, job_id=f"job_{status}", answers=True)])
+        (answer,) = await claims.take(database, "w", [request._replace(job_id=f"job_{status}", answers=True)])
         assert answer.verdict is Verdict.SUPERSEDED
-        (answer,) = await claims.take(database, "w", [replace(request, job_id=f"again_{status}")])
+        (answer,) = await claims.take(database, "w", [request._replace(job_id=f"again_{status}")])
         assert answer.verdict is Verdict.SUPERSEDED
         assert (await view(database, child)).status == status
     assert not await redis_client.exists(keys.cancel(child))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import asyncpg
@@ -12,7 +10,7 @@ import pytest
 
 from synapse_worker.store import claims, runs
 from synapse_worker.store.claims import ClaimRequest, OwnedRun
-from synapse_worker.store.database import Database
+from synapse_worker.store.database import Database, array
 from synapse_worker.store.runs import DeadLetter, Folded, RunStatus, RunWriter, StepRow
 from tests.support.runs import view
 
@@ -52,8 +50,8 @@ async def test_what_many_runs_write_at_once_goes_in_few_calls(
     calls: list[int] = []
     send = database.fetch
 
-    async def counted(statement: str, run_ids: Sequence[str], *arguments: object) -> list[asyncpg.Record]:
-        calls.append(len(run_ids))
+    async def counted(statement: str, run_ids: str, *arguments: object) -> list[asyncpg.Record]:
+        calls.append(run_ids.count(",") + 1)
         return await send(statement, run_ids, *arguments)
 
     monkeypatch.setattr(database, "fetch", counted)
@@ -71,8 +69,8 @@ async def test_what_is_large_goes_in_calls_of_its_own(database: Database, monkey
     calls: list[int] = []
     send = database.fetch
 
-    async def counted(statement: str, run_ids: Sequence[str], *arguments: object) -> list[asyncpg.Record]:
-        calls.append(len(run_ids))
+    async def counted(statement: str, run_ids: str, *arguments: object) -> list[asyncpg.Record]:
+        calls.append(run_ids.count(",") + 1)
         return await send(statement, run_ids, *arguments)
 
     monkeypatch.setattr(database, "fetch", counted)
@@ -107,8 +105,9 @@ async def test_a_run_may_write_two_steps_at_once(database: Database) -> None:
 
 async def test_rows_are_found_by_their_keys_before_anything_is_known_of_the_tables(database: Database) -> None:
     (run, *_) = await owned(database, 400)
-    arguments = [[run.run_id], [run.claim], ["completed"], ["{}"], ["[]"], [0], [None], [run.job_id], [0.0]]
-    plan = await database.fetch(f"EXPLAIN {runs._FINISH}", *arguments, [None], [None], [None], [None])
+    values = [run.run_id, run.claim, "completed", "{}", "[]", 0, None, run.job_id, 0.0, None, None, None, None]
+    arguments = [array([value]) for value in values]
+    plan = await database.fetch(f"EXPLAIN {runs._FINISH}", *arguments)
     plan += await database.fetch(f"EXPLAIN {runs._ENDED_BEFORE}", *arguments[:3])
     text = "\n".join(row[0] for row in plan)
     assert text.count("using orchestration_runs_pkey") == 2
@@ -118,7 +117,7 @@ async def test_rows_are_found_by_their_keys_before_anything_is_known_of_the_tabl
 
 async def test_a_run_that_another_claim_took_is_told_so_and_its_neighbours_are_written(database: Database) -> None:
     mine = await owned(database, 5)
-    stale = dataclasses.replace(mine[2], claim=mine[2].claim - 1_000)
+    stale = mine[2]._replace(claim=mine[2].claim - 1_000)
     writer = RunWriter(database)
     answers = await asyncio.gather(*(checkpoint(writer, run) for run in (*mine[:2], stale, *mine[3:])))
     assert answers == [True, True, False, True, True]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -31,7 +30,7 @@ REQUEST = ClaimRequest("run_1", "run_1", Q, b"x", 1, "o", None, "default", None,
 
 async def take(database: Database, *, alone: bool = False) -> OwnedRun:
     """Claim the one run; its owner before has said nothing unless the test did."""
-    (answer,) = await claims.take(database, "w", [dataclasses.replace(REQUEST, alone=alone)])
+    (answer,) = await claims.take(database, "w", [REQUEST._replace(alone=alone)])
     assert answer.run is not None
     return answer.run
 
@@ -182,7 +181,7 @@ async def test_a_suspect_that_finishes_a_step_alone_goes_on_beside_others(
         database, [definitions.Document("orchestrations", "three", "Three", "", PRINT_IF_PRINT)], tenant_id="default"
     )
     run_id = await enqueue(database, redis_client, "three")
-    request = dataclasses.replace(REQUEST, job_id=run_id, run_id=run_id, orchestration_id="three")
+    request = REQUEST._replace(job_id=run_id, run_id=run_id, orchestration_id="three")
     await claims.take(database, "gone", [request])  # and its owner is never heard of again
     start_worker().wait_ready()
 
@@ -206,7 +205,7 @@ async def test_after_three_crashes_alone_the_job_is_a_dead_letter(
     )
     run_id = await enqueue(database, redis_client, "three")
     (answer,) = await claims.take(
-        database, "gone", [dataclasses.replace(REQUEST, job_id=run_id, run_id=run_id, orchestration_id="three")]
+        database, "gone", [REQUEST._replace(job_id=run_id, run_id=run_id, orchestration_id="three")]
     )
     assert answer.run is not None
     await database.execute("UPDATE job_ledger SET suspect = true, crashes = 3 WHERE job_id = $1", run_id)

@@ -10,7 +10,6 @@ import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 
 from synapse_worker import chat_job, run_events
 from synapse_worker.claimed_job import CRASH_LIMIT
@@ -133,7 +132,7 @@ class Jobs:
         known = await claims.tenants_of(self._with.database, resumed) if resumed else {}
         for job_id, (lease, payload, request) in requests.items():
             if not request.orchestration_id and request.run_id in known:
-                requests[job_id] = (lease, payload, replace(request, tenant_id=known[request.run_id]))
+                requests[job_id] = (lease, payload, request._replace(tenant_id=known[request.run_id]))
 
     async def _park_what_is_over(self, requests: dict[str, tuple[Lease, JobPayload, ClaimRequest]]) -> list[HandBack]:
         """Take out of `requests` the jobs of tenants that run as many as they may, before anything is written."""

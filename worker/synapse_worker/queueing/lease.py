@@ -14,9 +14,9 @@ import logging
 import secrets
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
+from typing import NamedTuple
 
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
@@ -36,8 +36,7 @@ _MAX_PAGES = 50
 """Pages of due ids that one claim may pass over because stock workers run them: 5,000 jobs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(NamedTuple):
     """A claimed job: `score` is its original due time in ms, `expires` the local monotonic time of its end (s)."""
 
     queue_key: str
@@ -49,8 +48,7 @@ class Lease:
     """Taken while the process held nothing else, as a suspect; it claims nothing beside it."""
 
 
-@dataclass(frozen=True, slots=True)
-class HandBack:
+class HandBack(NamedTuple):
     """A lease to give back; `delay_ms` None keeps its place, else it is due that much later."""
 
     lease: Lease
@@ -61,8 +59,7 @@ class HandBack:
     """The tenant that runs as many as it may: the job waits, with its place kept, until that changes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(NamedTuple):
     """A lease to end; `result` is arq's result value, b"" for none."""
 
     lease: Lease
@@ -158,7 +155,7 @@ class LeaseQueue:
             taken = await self._take(candidates, 1, now, self._suspects) if candidates else []
             await self._client.zrem(self._isolating, self._worker_id)
         self.suspects = max(0, self.suspects - 1)
-        return [replace(lease, alone=True) for lease in taken]
+        return [lease._replace(alone=True) for lease in taken]
 
     async def shall_isolate(self, seconds: float) -> bool:
         """Whether this worker shall claim nothing for the next `seconds`, to get empty for a suspect.

@@ -113,11 +113,11 @@ def decode(raw: bytes) -> JobPayload:
         check_values([arguments, positional, extras])
     enqueued = document.get("et")
     return JobPayload(
-        function=document["f"],
-        arguments=arguments,
-        positional=tuple(positional),
-        enqueued_ms=enqueued if isinstance(enqueued, int) and 0 < enqueued < _MAX_MS else 0,
-        extras=extras if isinstance(extras, dict) else {},
+        document["f"],
+        arguments,
+        tuple(positional),
+        enqueued if isinstance(enqueued, int) and 0 < enqueued < _MAX_MS else 0,
+        extras if isinstance(extras, dict) else {},
     )
 
 

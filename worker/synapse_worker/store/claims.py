@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 import asyncpg
 
-from synapse_worker.store.database import Database, column, from_jsonb
+from synapse_worker.store.database import Database, array, from_jsonb
 
 State = dict[str, object]
 
@@ -30,8 +31,7 @@ class Verdict(StrEnum):
     """There is no run for this job to go on with."""
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimRequest:
+class ClaimRequest(NamedTuple):
     """A leased job whose payload could be read and names a run.
 
     `orchestration_id` is "" for a job that goes on with a run that exists; it creates none. A chat's turn has its
@@ -64,8 +64,7 @@ class DoneStep:
     events: list[State]
 
 
-@dataclass(frozen=True, slots=True)
-class OwnedRun:
+class OwnedRun(NamedTuple):
     """A run that this process may write to, as far as the last checkpoint.
 
     `state` and `history` hold all finished steps; `cursor` is None for a run that has finished none;
@@ -95,8 +94,7 @@ class OwnedRun:
     steps: Sequence[DoneStep] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(NamedTuple):
     """The answer for one request."""
 
     request: ClaimRequest
@@ -122,8 +120,9 @@ _TAKE = f"""
 WITH asked AS (
   SELECT job_id, run_id, queue, envelope, enqueued, orchestration_id, session_id, tenant_id, url, secret,
          coalesce(alone, false) AS alone, coalesce(answers, false) AS answers
-    FROM unnest($2::text[], $3::text[], $4::text[], $5::bytea[], $6::bigint[], $7::text[], $8::text[],
-                $9::text[], $10::text[], $11::text[], $12::bool[], $13::bool[])
+    FROM unnest($2::text::text[], $3::text::text[], $4::text::text[], $5::bytea[], $6::text::bigint[],
+                $7::text::text[], $8::text::text[], $9::text::text[], $10::text::text[], $11::text::text[],
+                $12::text::bool[], $13::text::bool[])
       AS j (job_id, run_id, queue, envelope, enqueued, orchestration_id, session_id, tenant_id, url, secret, alone,
             answers)),
 ledger AS (
@@ -208,18 +207,18 @@ async def take(database: Database, worker_id: str, requests: Sequence[ClaimReque
     rows = await database.fetch(
         _TAKE,
         worker_id,
-        [request.job_id for request in ordered],
-        [request.run_id for request in ordered],
-        [request.queue for request in ordered],
+        array([request.job_id for request in ordered]),
+        array([request.run_id for request in ordered]),
+        array([request.queue for request in ordered]),
         [request.envelope for request in ordered],
-        [request.enqueued_ms for request in ordered],
-        [request.orchestration_id for request in ordered],
-        column([request.session_id for request in ordered]),
-        [request.tenant_id for request in ordered],
-        column([request.webhook_url for request in ordered]),
-        column([request.webhook_secret for request in ordered]),
-        column([request.alone or None for request in ordered]),
-        column([request.answers or None for request in ordered]),
+        array([request.enqueued_ms for request in ordered]),
+        array([request.orchestration_id for request in ordered]),
+        array([request.session_id for request in ordered]),
+        array([request.tenant_id for request in ordered]),
+        array([request.webhook_url for request in ordered]),
+        array([request.webhook_secret for request in ordered]),
+        array([request.alone or None for request in ordered]),
+        array([request.answers or None for request in ordered]),
     )
     by_job = {row["job_id"]: row for row in rows}
     answers: list[Taken] = []
@@ -348,7 +347,7 @@ def _as_far_as(run: OwnedRun, rows: Sequence[asyncpg.Record]) -> OwnedRun:
         if step.ordinal > run.folded_steps:
             state.update(step.delta)
             history.append(step.entry)
-    return replace(run, state=state, history=history, steps_done=steps[-1].ordinal, steps=steps)
+    return run._replace(state=state, history=history, steps_done=steps[-1].ordinal, steps=steps)
 
 
 async def has_ended(database: Database, run_id: str) -> bool:

@@ -11,6 +11,7 @@ import json
 import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
 from typing import TypeVar
 
 import asyncpg
@@ -199,12 +200,26 @@ def _errors_as_ours(timeout: float) -> Iterator[None]:
         raise ConfigurationError(f"SCALE_POSTGRES_URL cannot be used: {first_line(error)}.") from None
 
 
-def column(values: Sequence[T | None]) -> Sequence[T | None]:
-    """Return values as one of several arrays for `unnest`, which fills the shorter ones up with NULLs.
+def array(values: Sequence[str | float | datetime | None]) -> str:
+    """Return values as the text of an array, for a parameter `$n::text::text[]` or of another element type.
 
-    An array without any value is sent empty: the driver looks at each element several times.
+    The driver's own arrays are looked at element by element, several times. An array without any value is empty:
+    `unnest` of several arrays fills the shorter ones up with NULLs.
     """
-    return values if values.count(None) < len(values) else []
+    if values.count(None) == len(values):
+        return "{}"
+    try:
+        text = '","'.join(values)  # type: ignore[arg-type] # most are texts, and most texts are ids
+    except TypeError:
+        return "{" + ",".join(["NULL" if value is None else _quoted(str(value)) for value in values]) + "}"
+    if "\\" in text or text.count('"') > 2 * (len(values) - 1):
+        return "{" + ",".join(map(_quoted, values)) + "}"  # type: ignore[arg-type]
+    return '{"' + text + '"}'
+
+
+def _quoted(text: str) -> str:
+    """Within the quotes of an element, a backslash makes the character behind it an ordinary one."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def first_line(error: BaseException) -> str:

@@ -13,13 +13,14 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import NamedTuple
 
 import asyncpg
 
 from synapse_worker import tracing
 from synapse_worker.errors import StoreRefused, StoreUnavailable
 from synapse_worker.store.claims import OwnedRun, State
-from synapse_worker.store.database import Database, column, from_jsonb, to_jsonb, to_text
+from synapse_worker.store.database import Database, array, from_jsonb, to_jsonb, to_text
 from synapse_worker.store.outbox import ENDED, ended, outbox
 from synapse_worker.store.run_logs import due
 from synapse_worker.store.topology import EPOCH_NOW
@@ -137,12 +138,13 @@ async def create_queued(database: Database, run: QueuedRun, *, epoch: int) -> st
 # them, for the same reason.
 _CHECKPOINT = """
 WITH asked AS (
-  SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::int[], $5::text[], $6::text[], $7::text[], $8::text[],
-                       $9::int[], $10::text[], $11::int[], $12::int[], $13::text[], $14::text[], $15::text[],
-                       $16::timestamptz[], $17::timestamptz[], $18::int[], $19::float8[])
+  SELECT * FROM unnest($1::text::text[], $2::text::bigint[], $3::text::text[], $4::text::int[], $5::text::text[],
+                       $6::text::text[], $7::text::text[], $8::text::text[], $9::text::int[], $10::text::text[],
+                       $11::text::int[], $12::text::int[], $13::text::text[], $14::text::text[], $15::text::text[],
+                       $16::text::timestamptz[], $17::text::timestamptz[], $18::text::int[], $19::text::float8[])
        AS a (run_id, claim, cursor, engine_version, current_step_id, definition, state, history, folded_steps,
              step_id, visit, ordinal, delta, entry, events, started_at, ended_at, tokens, cost_usd)
-   LIMIT cardinality($1)),
+   LIMIT cardinality($1::text::text[])),
 owned AS (
   UPDATE orchestration_runs r
      SET cursor = a.cursor::jsonb, engine_version = a.engine_version, current_step_id = a.current_step_id,
@@ -166,11 +168,12 @@ RETURNING run_id
 
 _FINISH = f"""
 WITH asked AS (
-  SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::int[], $7::text[], $8::text[],
-                       $9::float8[], $10::text[], $11::text[], $12::text[], $13::int[])
+  SELECT * FROM unnest($1::text::text[], $2::text::bigint[], $3::text::text[], $4::text::text[], $5::text::text[],
+                       $6::text::int[], $7::text::text[], $8::text::text[], $9::text::float8[], $10::text::text[],
+                       $11::text::text[], $12::text::text[], $13::text::int[])
        AS a (run_id, claim, status, state, history, folded_steps, error, job_id, active_seconds,
              function, payload, why, attempts)
-   LIMIT cardinality($1)),
+   LIMIT cardinality($1::text::text[])),
 owned AS (
   UPDATE orchestration_runs r
      SET status = a.status, shared_state = a.state::jsonb, step_history = a.history::jsonb,
@@ -194,7 +197,8 @@ SELECT run_id FROM owned
 
 _ENDED_BEFORE = """
 WITH asked AS (
-  SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[]) AS a (run_id, claim, status) LIMIT cardinality($1))
+  SELECT * FROM unnest($1::text::text[], $2::text::bigint[], $3::text::text[]) AS a (run_id, claim, status)
+   LIMIT cardinality($1::text::text[]))
 SELECT r.run_id FROM asked a JOIN orchestration_runs r USING (run_id)
  WHERE r.claim = a.claim AND (r.status = a.status) IS TRUE
 """
@@ -293,8 +297,7 @@ class RunWriter:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Write:
+class _Write(NamedTuple):
     size: int
     arguments: tuple[object, ...]
     answer: asyncio.Future[bool]
@@ -385,7 +388,7 @@ class _Together:
                 write.answer.set_result(write.run_id in owned)
 
     async def _ask(self, statement: str, writes: Sequence[tuple[object, ...]]) -> set[object]:
-        rows = await self._database.fetch(statement, *map(column, zip(*writes, strict=True)))
+        rows = await self._database.fetch(statement, *map(array, zip(*writes, strict=True)))
         return {row["run_id"] for row in rows}
 
 
