@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from arq.connections import ArqRedis
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
+from synapse_worker.errors import StoreUnavailable
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import put, queue_figures
-from synapse_worker.queueing.lease import HandBack, LeaseQueue, Release
+from synapse_worker.queueing.lease import HandBack, Lease, LeaseQueue, Release
 from synapse_worker.queueing.payload import JobPayload, encode
 
 Q = keys.queue("default")
@@ -25,6 +28,12 @@ async def _fill(client: Redis, *job_ids: str) -> None:
     for number, job_id in enumerate(job_ids):
         await client.set(keys.job(job_id), ENVELOPE)
         await client.zadd(Q, {job_id: 1_000 + number})
+
+
+async def _again(client: Redis, job_id: str, score: int) -> None:
+    """Have a job wait where jobs wait that were claimed before."""
+    await client.set(keys.job(job_id), ENVELOPE)
+    await client.zadd(keys.again(Q), {job_id: score})
 
 
 async def _expire(client: Redis, *job_ids: str) -> None:
@@ -47,6 +56,59 @@ async def test_two_claims_never_hold_one_job(redis_client: Redis) -> None:
 async def test_a_claim_takes_the_oldest_first_and_no_more_than_wanted(redis_client: Redis) -> None:
     await _fill(redis_client, "a", "b", "c")
     assert [lease.job_id for lease in await _worker(redis_client, "w").claim(2, 0.0)] == ["a", "b"]
+
+
+async def test_what_was_read_ahead_is_claimed_without_another_look_for_a_moment(redis_client: Redis) -> None:
+    await _fill(redis_client, *(f"j{number:03}" for number in range(10)))
+    worker = _worker(redis_client, "w")
+    assert [lease.job_id for lease in await worker.claim(3, 0.0)] == ["j000", "j001", "j002"]
+    await _again(redis_client, "older", 900)
+    assert [lease.job_id for lease in await worker.claim(3, 0.01)] == ["j003", "j004", "j005"]
+    assert [lease.job_id for lease in await worker.claim(2, 0.2)] == ["older", "j006"]
+
+
+async def test_what_another_worker_took_of_it_is_made_up_for_in_the_same_claim(redis_client: Redis) -> None:
+    await _fill(redis_client, *(f"j{number:03}" for number in range(10)))
+    worker, other = _worker(redis_client, "w"), _worker(redis_client, "other")
+    await worker.claim(2, 0.0)
+    assert [lease.job_id for lease in await other.claim(3, 0.0)] == ["j002", "j003", "j004"]
+    assert [lease.job_id for lease in await worker.claim(4, 0.01)] == ["j005", "j006", "j007", "j008"]
+    assert not worker.drained
+    assert [lease.job_id for lease in await worker.claim(4, 0.02)] == ["j009"]
+    assert worker.drained
+
+
+async def test_behind_a_hundred_returned_jobs_no_younger_one_comes_first(redis_client: Redis) -> None:
+    await _fill(redis_client, *(f"young{number:03}" for number in range(300)))
+    for number in range(300):
+        await _again(redis_client, f"old{number:03}", number)
+    worker = _worker(redis_client, "w")
+    taken = [lease.job_id for _ in range(30) for lease in await worker.claim(20, 0.0)]
+    assert taken == [*(f"old{number:03}" for number in range(300)), *(f"young{number:03}" for number in range(300))]
+
+
+async def test_what_is_leased_when_redis_goes_away_is_not_forgotten(
+    redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await _fill(redis_client, *(f"j{number:03}" for number in range(200)))
+    for number in range(150):
+        await redis_client.set(keys.in_progress(f"j{number:03}"), b"1")
+    worker = _worker(redis_client, "w")
+    take, calls = worker._take, 0
+
+    async def fails_at_the_second(*arguments: Any) -> list[Lease]:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise RedisConnectionError("gone")
+        return await take(*arguments)
+
+    monkeypatch.setattr(worker, "_take", fails_at_the_second)
+    await _again(redis_client, "old", 900)
+    assert [lease.job_id for lease in await worker.claim(60, 0.0)] == ["old"]
+    calls = 2
+    with pytest.raises(StoreUnavailable):
+        await worker.claim(60, 1.0)
 
 
 async def test_a_job_that_is_due_later_waits(redis_client: Redis) -> None:

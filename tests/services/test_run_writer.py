@@ -103,6 +103,39 @@ async def test_a_run_may_write_two_steps_at_once(database: Database) -> None:
     assert await steps(database) == {("run_000", "left", 1), ("run_000", "right", 1)}
 
 
+async def test_much_that_waits_goes_in_a_call_beside_and_no_run_is_in_both(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = await owned(database, 60)
+    send = database.fetch
+    first, second = asyncio.Event(), asyncio.Event()
+    under_way: list[set[str]] = []
+
+    async def watched(statement: str, run_ids: str, *arguments: object) -> list[asyncpg.Record]:
+        ids = set(run_ids.strip("{}").replace('"', "").split(","))
+        assert not any(ids & others for others in under_way)
+        under_way.append(ids)
+        try:
+            if not first.is_set():
+                first.set()
+                await asyncio.wait_for(second.wait(), 10)
+            elif len(under_way) == 2:
+                second.set()
+            return await send(statement, run_ids, *arguments)
+        finally:
+            under_way.remove(ids)
+
+    monkeypatch.setattr(database, "fetch", watched)
+    writer = RunWriter(database)
+    begun = [asyncio.create_task(checkpoint(writer, run, step_id="a")) for run in mine[:10]]
+    await first.wait()
+    begun += [asyncio.create_task(checkpoint(writer, run, step_id="b", ordinal=2)) for run in reversed(mine)]
+    assert all(await asyncio.gather(*begun))
+    monkeypatch.undo()
+    assert second.is_set()
+    assert len(await steps(database)) == 70
+
+
 async def test_rows_are_found_by_their_keys_before_anything_is_known_of_the_tables(database: Database) -> None:
     (run, *_) = await owned(database, 400)
     values = [run.run_id, run.claim, "completed", "{}", "[]", 0, None, run.job_id, 0.0, None, None, None, None]

@@ -23,6 +23,7 @@ from redis.commands.core import AsyncScript
 from redis.exceptions import ResponseError
 
 from synapse_worker.connections import redis_errors_as_ours, refuses_several_slots
+from synapse_worker.errors import StoreRefused, StoreUnavailable
 from synapse_worker.queueing import keys
 from synapse_worker.redis_cluster import ClusterClient
 
@@ -32,6 +33,11 @@ _FRESH, _RETURNED = "1", "2"
 """Where a candidate of a claim waits: in the queue, or where jobs go that were claimed before."""
 
 _PAGE = 100
+_AHEAD = 100
+_AHEAD_SECONDS = 0.05
+"""So many more ids are read than are wanted, and so long they may be claimed without another look."""
+_SHARED_SECONDS = 1.0
+"""How long nothing is read ahead where another worker has claimed what was."""
 _MAX_PAGES = 50
 """Pages of due ids that one claim may pass over because stock workers run them: 5,000 jobs."""
 
@@ -94,6 +100,9 @@ class LeaseQueue:
         self._claims = keys.claims(queue_key)
         self._arq_peers = arq_peers and not isinstance(client, ClusterClient)
         self._to_remove: list[Release] = []
+        self._ahead: list[tuple[float, str, str]] = []
+        self._ahead_until = 0.0
+        self._shared_until = 0.0
         self._suspects = keys.suspects(queue_key)
         self._isolating = keys.isolating(queue_key)
         self._peek = load_script(client, "peek")
@@ -119,29 +128,54 @@ class LeaseQueue:
             now: local monotonic time (s) before the call; leases end `lease_seconds` after it.
         """
         taken: list[Lease] = []
-        offset = 0
         self.drained = True  # and not at the end: what is given back meanwhile is not seen
-        with redis_errors_as_ours():
-            for _ in range(_MAX_PAGES):
-                missing = want - len(taken)
-                limit = max(missing, 1) if offset == 0 else _PAGE
-                expired, self.suspects, again, fresh = await self._peek(
-                    keys=[self.queue_key, self._again, self._leases, self._claims, self._suspects],
-                    args=[limit, offset],
-                )
-                self.recovered += expired
-                candidates = sorted([*_pairs(again, _RETURNED), *_pairs(fresh, _FRESH)])
-                if not candidates:
-                    break
-                got = await self._take(candidates, missing, now, self._again)
-                taken += got
-                if len(taken) >= want or len(fresh) // 2 < limit:
-                    break
-                # Only ids that a stock worker runs are still where they were: pass over them.
-                offset += len(fresh) // 2 - len(got)
+        try:
+            with redis_errors_as_ours():
+                await self._claim_into(taken, want, now)
+        except (StoreUnavailable, StoreRefused):
+            if not taken:  # else they are ours to give back
+                raise
         if len(taken) >= want:
             self.drained = False
         return taken
+
+    async def _claim_into(self, taken: list[Lease], want: int, now: float) -> None:
+        ahead, self._ahead = self._ahead, []
+        if ahead and now < self._ahead_until:
+            self._ahead = await self._take_first(taken, ahead, want, now)
+            if len(taken) >= want:
+                return
+            if len(taken) < len(ahead):
+                self._shared_until = now + _SHARED_SECONDS
+        offset = 0
+        for _ in range(_MAX_PAGES):
+            limit = _PAGE
+            if offset == 0:
+                limit = max(want - len(taken), 1) + (_AHEAD if now >= self._shared_until else 0)
+            expired, self.suspects, again, fresh = await self._peek(
+                keys=[self.queue_key, self._again, self._leases, self._claims, self._suspects],
+                args=[limit, offset],
+            )
+            self.recovered += expired
+            # Behind the first `limit` of them, one of the two places may hold older ones that were not read.
+            candidates = sorted([*_pairs(again, _RETURNED), *_pairs(fresh, _FRESH)])[:limit]
+            before = len(taken)
+            left = await self._take_first(taken, candidates, want, now)
+            if len(taken) >= want or len(fresh) // 2 < limit:
+                self._ahead, self._ahead_until = left, now + _AHEAD_SECONDS
+                break
+            # Only ids that a stock worker runs are still where they were: pass over them.
+            seen = sum(place == _FRESH for _, _, place in candidates)
+            offset += max(0, seen - (len(taken) - before))
+
+    async def _take_first(
+        self, taken: list[Lease], candidates: list[tuple[float, str, str]], want: int, now: float
+    ) -> list[tuple[float, str, str]]:
+        """Take as many as are wanted still, the oldest first; returns the candidates behind them."""
+        while candidates and (missing := want - len(taken)) > 0:
+            first, candidates = candidates[:missing], candidates[missing:]
+            taken += await self._take(first, missing, now, self._again)
+        return candidates
 
     async def claim_suspect(self, now: float) -> list[Lease]:
         """Take the oldest suspect, if there is one; only for a process that holds nothing.
