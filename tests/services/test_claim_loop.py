@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import pytest
 from redis.asyncio import Redis
 
 from synapse_worker.gate import StoreGate
@@ -39,11 +40,12 @@ class Waits:
 class Handler:
     """Starts one such job for each lease."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: type[Waits] = Waits) -> None:
         self.jobs: asyncio.Queue[Waits] = asyncio.Queue()
+        self._kind = kind
 
     async def begin(self, leases: Sequence[Lease]) -> Sequence[Job | Release | HandBack]:
-        started = [Waits(lease) for lease in leases]
+        started = [self._kind(lease) for lease in leases]
         for job in started:
             self.jobs.put_nowait(job)
         return started
@@ -86,4 +88,49 @@ async def test_a_job_that_is_claimed_anew_by_the_process_that_lost_it_is_stopped
     loop.interrupt()
     await asyncio.wait_for(tasks[1], 10)
     assert second.stopped_at > 0
+    tasks[0].cancel()
+
+
+class GivesBack(Waits):
+    """A job that takes its time to give its run back when it is stopped."""
+
+    def __init__(self, lease: Lease) -> None:
+        super().__init__(lease)
+        self.may_end = asyncio.Event()
+        self.gave_back = False
+
+    async def run(self, control: Control) -> Ending:
+        await super().run(control)
+        await self.may_end.wait()
+        self.gave_back = True
+        return None
+
+
+async def test_a_job_whose_lease_is_lost_is_told_so_once(
+    database: Database, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await redis_client.zadd(Q, {"j": 1})
+    gate, handler = StoreGate(database, redis_client), Handler(GivesBack)
+    queue = LeaseQueue(redis_client, Q, worker_id="w", lease_seconds=LEASE_SECONDS)
+    extend, told = queue.extend, 0
+
+    async def counted(leases: Sequence[Lease]) -> set[str]:
+        nonlocal told
+        lost = await extend(leases)
+        told += len(lost)
+        return lost
+
+    monkeypatch.setattr(queue, "extend", counted)
+    loop = ClaimLoop(Served([queue]), handler, gate, slots=1, lease_seconds=LEASE_SECONDS)
+    tasks = [asyncio.create_task(gate.watch()), asyncio.create_task(loop.run())]
+    job = await asyncio.wait_for(handler.jobs.get(), 10)
+    assert isinstance(job, GivesBack)
+    await job.began.wait()
+    await redis_client.delete(keys.leases(Q), keys.claims(Q))
+    await eventually("Redis has said twice that the lease is lost", lambda: told > 1)
+    job.may_end.set()
+    await eventually("the slot is free", lambda: loop.active == 0)
+    assert (job.gave_back, loop.lost_leases) == (True, 1)
+    loop.stop(hand_over=False)
+    await asyncio.wait_for(tasks[1], 10)
     tasks[0].cancel()

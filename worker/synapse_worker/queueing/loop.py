@@ -430,6 +430,8 @@ class ClaimLoop:
         return True
 
     def _lose(self, held: _Held) -> None:
+        if held.control.stop_reason is StopReason.LOST:
+            return  # it is told already, and gives back what it can
         self.lost_leases += 1
         if held.control.task is None and held.control.stop_reason is None:
             held.control.stop_reason = StopReason.LOST
