@@ -22,7 +22,7 @@ from synapse_worker.queueing.lease import HandBack, LeaseQueue
 from synapse_worker.queueing.payload import decode
 from synapse_worker.routing import ONE_QUEUE, Route, Topology, shard_of_job
 from synapse_worker.store import dead_letters, overview, runs, topology, workers
-from synapse_worker.store.database import Database
+from synapse_worker.store.database import Database, to_jsonb
 from synapse_worker.store.topology import Role, TopologyRow
 
 FOUR = Topology(4)
@@ -258,3 +258,22 @@ async def test_what_every_known_queue_holds(database: Database, redis_client: Re
     seen = figures[acme]
     assert (seen.queued, seen.again, seen.active, seen.expired, seen.parked) == (2, 1, 2, 1, 0)
     assert len(figures) == 66
+
+
+@pytest.mark.parametrize("wanted", [Topology(isolation=True), FOUR], ids=["isolated", "sharded"])
+async def test_a_chats_turn_is_retried_where_the_chats_turns_go(
+    database: Database, redis_client: Redis, wanted: Topology
+) -> None:
+    await now(database, wanted)
+    payload = {"session_id": "chat_7", "agent_id": "helper", "message": "hello", "tenant_id": "acme"}
+    await database.execute(
+        "INSERT INTO dead_letter_queue (id, job_function, job_payload, error_message, attempt_count, last_failed_at,"
+        " resolved) VALUES (gen_random_uuid(), 'run_agent_chat_job', $1::jsonb, 'it failed', 1, now(), false)",
+        to_jsonb(payload),
+    )
+    (letter,) = await dead_letters.unresolved(database, limit=1)
+    job_id = await retry_letter(database, redis_client, letter, now_ms=1_700_000_000_000)
+    assert job_id is not None
+    expected = shard_of_job(wanted, key="chat_7", tenant_id="acme")
+    assert await place(database, redis_client, job_id) == expected
+    assert (expected == "acme") is wanted.isolation

@@ -246,10 +246,13 @@ async def retry_letter(
         The new job's id; None when somebody has dealt with the letter already.
     """
     job_id = f"retry_{secrets.token_hex(6)}_{now_ms}"
-    tenant_id, priority, trace = await _origin(database, letter.run_id) if letter.run_id is not None else _Origin()
+    origin = await _origin(database, letter.run_id) if letter.run_id is not None else _Origin()
+    tenant_id, priority, trace = origin.tenant_id or letter.tenant_id or "", origin.priority, origin.traceparent
+    # As its first job was: a run's by the run, a chat's turn by the session.
+    key = letter.run_id or str(letter.payload.get("session_id") or job_id)
 
     async def write(epoch: int, now: Topology) -> tuple[str, bytes, bool] | None:
-        shard = shard_of_job(now, key=letter.run_id or job_id, tenant_id=tenant_id, priority=priority)
+        shard = shard_of_job(now, key=key, tenant_id=tenant_id, priority=priority)
         queue_key = keys.queue(shard)
         extras = _extras(epoch, priority, trace)
         envelope = encode(JobPayload(letter.function, letter.payload, enqueued_ms=now_ms, extras=extras))
