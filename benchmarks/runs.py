@@ -25,7 +25,7 @@ SLOTS = 20
 Q = keys.queue("default")
 RUNS = 1_500
 STOCK_JOBS = 1_500
-_FOR_THE_SANDBOX = "len(state.user_input) > 0"
+_FOR_THE_SANDBOX = "state.user_input.strip() != ''"
 _PERIOD = 0.02
 _PATIENCE = 120.0
 
@@ -133,7 +133,7 @@ FIGURE = Figure(
     method=(
         "Runs of print, if_else, print are queued as an upstream producer queues them (no rows yet), then one worker "
         "process does them: definition, three checkpoints, a condition that compares a key with a text, fourteen "
-        "events, outcome; in the second row the condition calls a function, so that the sandbox has to answer. The "
+        "events, outcome; in the second row the condition calls a method, so that the sandbox has to answer. The "
         "reference is a stock arq worker process whose function is empty; it touches no PostgreSQL."
     ),
     limits=(

@@ -89,8 +89,12 @@ def _read(node: ast.expr, deepest: int) -> Read:
             return lambda state: not operand(state)
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
             return lambda _: -number
-        case ast.Compare(left=left, ops=[op], comparators=[right]):
-            return _comparison(_read(left, deepest - 1), op, right, deepest)
+        case ast.Call(func=ast.Name(id="len"), args=[place], keywords=[]):
+            measured = _read(place, deepest - 1)
+            return lambda state: len(_sized(measured(state)))
+        case ast.Compare(left=left, ops=ops, comparators=rights):
+            pairs = zip((left, *rights), ops, rights, strict=False)
+            return _all([_comparison(_read(one, deepest - 1), op, other, deepest) for one, op, other in pairs])
     raise NotPlain
 
 
@@ -105,6 +109,12 @@ def _member(place: Read, key: str) -> Read:
         return value if isinstance(value, dict | list) else _scalar(value)
 
     return read
+
+
+def _sized(value: object) -> str | dict[str, object] | list[object]:
+    if not isinstance(value, str | dict | list):
+        raise NotPlain
+    return value
 
 
 def _all(parts: list[Read]) -> Read:

@@ -128,7 +128,7 @@ async def test_state_travels_whole_or_by_key(sandbox: Sandbox) -> None:
     assert await sandbox.evaluate("state.small", state, 2.0) == 1
     assert await sandbox.transform("result = state['small']", state, 2.0) == 1
     with pytest.raises(CodeLimit, match="is given only those"):
-        await sandbox.evaluate("len(state)", state, 2.0)
+        await sandbox.evaluate("len(list(state))", state, 2.0)
     with pytest.raises(CodeLimit, match="state cannot be given to the code"):
         await sandbox.evaluate("state.x", {"x": float("nan")}, 2.0)
     assert await sandbox.evaluate("state.x", {"x": "a\ud800b"}, 2.0) == "a\ufffdb"
