@@ -90,8 +90,13 @@ def starts(place: Place, *shards: str) -> dict[str, int]:
 
 
 @asynccontextmanager
-async def under_way(place: Place, database: Database, *, tenants: Sequence[str]) -> AsyncIterator[list[str]]:
+async def under_way(
+    place: Place, database: Database, *, tenants: Sequence[str], deleted: Sequence[str] = ()
+) -> AsyncIterator[list[str]]:
     """Runs from a pod, for each tenant, and from stock arq while the body lasts, which begins once a step is done.
+
+    Args:
+        deleted: those of the tenants that the body deletes.
 
     Yields:
         The runs' ids: complete once the body has ended.
@@ -108,7 +113,7 @@ async def under_way(place: Place, database: Database, *, tenants: Sequence[str])
         ) as stock_ids:
             await more_completed(database, done)
             yield run_ids
-        run_ids += await asyncio.to_thread(pod.stop)
+        run_ids += await asyncio.to_thread(pod.stop, deleted=deleted)
         run_ids += stock_ids
     finally:
         await asyncio.to_thread(pod.remove)
@@ -167,7 +172,6 @@ async def test_one_to_eight_to_two_shards(settled: Place, cluster_database: Data
         await more_completed(cluster_database, await completed(cluster_database))
         assert await asyncio.to_thread(starts, settled, "0", "1") == both
         assert both.items() >= first.items()
-        assert set(first.values()) == {0}
     await nothing_lost(cluster_database, cluster_redis, run_ids, "1 -> 8 -> 2 shards")
 
 
@@ -261,7 +265,7 @@ def tenants(settled: Place) -> Iterator[tuple[str, ...]]:
 async def test_isolation_on_and_off_and_a_tenant_that_goes(
     settled: Place, tenants: tuple[str, ...], cluster_database: Database, cluster_redis: Redis
 ) -> None:
-    async with under_way(settled, cluster_database, tenants=tenants) as run_ids:
+    async with under_way(settled, cluster_database, tenants=tenants, deleted=("cyd",)) as run_ids:
         isolated = {"tenancy": {"isolation": True}}
         await asyncio.to_thread(changed, settled, shards={"0", TENANT_POOL}, **isolated)
         await completed_in_each(cluster_database, await completed_in(cluster_database), ["default", *tenants])

@@ -14,6 +14,7 @@ from arq.connections import ArqRedis, RedisSettings, create_pool
 
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import new_run_id
+from synapse_worker.store.tenants import DELETING
 from tests.support.kube import Object, apply, kubectl
 
 POD = "producer"
@@ -56,16 +57,22 @@ class ProducerPod:
         apply(pod, namespace=self._namespace)
         kubectl("wait", "--for=condition=Ready", f"pod/{POD}", "-n", self._namespace, "--timeout=60s")
 
-    def stop(self) -> list[str]:
-        """End it as a user does, with SIGTERM, and return the ids of the runs that it has queued."""
+    def stop(self, *, deleted: Sequence[str] = ()) -> list[str]:
+        """End it as a user does, with SIGTERM, and return the ids of the runs that it has queued.
+
+        Args:
+            deleted: tenants that were deleted meanwhile; what enqueues for them was told so, and has ended.
+        """
         for tenant in self._tenants:
-            kubectl("exec", POD, "-n", self._namespace, "-c", tenant, "--", "sh", "-c", "kill -TERM 1")
+            if tenant not in deleted:
+                kubectl("exec", POD, "-n", self._namespace, "-c", tenant, "--", "sh", "-c", "kill -TERM 1")
         kubectl(
-            *("wait", "--for=jsonpath={.status.phase}=Succeeded", f"pod/{POD}"),
+            *("wait", f"--for=jsonpath={{.status.phase}}={'Failed' if deleted else 'Succeeded'}", f"pod/{POD}"),
             *("-n", self._namespace, "--timeout=60s"),
         )
-        said = [kubectl("logs", POD, "-n", self._namespace, "-c", tenant) for tenant in self._tenants]
-        return [line for text in said for line in text.splitlines() if line.startswith("run_")]
+        said = {tenant: kubectl("logs", POD, "-n", self._namespace, "-c", tenant) for tenant in self._tenants}
+        assert {tenant for tenant, text in said.items() if DELETING in text} == set(deleted)
+        return [line for text in said.values() for line in text.splitlines() if line.startswith("run_")]
 
     def remove(self) -> None:
         """Delete it, whatever it does."""
