@@ -228,11 +228,10 @@ FIGURE = Figure(
     ),
     limits=(
         "Alone, a job costs 20 to 25 µs of Python (the claim's arguments and answers, the payload, a task) and 16 "
-        "µs of Redis, side by side. With all, it costs about 65 µs of Python, a third of that for the two statements "
-        "of PostgreSQL (their arrays, a future for each end), 30 µs of Redis and 70 to 80 µs of PostgreSQL: two rows "
-        "inserted and updated with upstream's indexes, and the note that the run's log is due (10 µs of them). Two "
-        "cores have no room for ten times stock arq then. Smaller batches, more of them at once and empty columns "
-        "instead of NULLs were tried; none gained more than 6 %."
+        "µs of Redis, side by side. With all, it costs 50 to 55 µs of Python, a quarter of that the two statements "
+        "of PostgreSQL, 20 µs of Redis and 55 to 65 µs of PostgreSQL: two rows inserted and updated with upstream's "
+        "indexes, and the note that the run's log is due. On two cores that leaves about a fifth of their time idle: "
+        "100 slots are two batches of jobs, each of which waits for a chain of seven answers."
     ),
     measure=_measure,
     profiled=_profiled,
