@@ -21,6 +21,7 @@ async def kills(
     """kill -9 of one process after another, each started anew at once, while runs come in.
 
     A victim has to be serving: on a busy machine the pace is slower, not the worker always killed while it starts.
+    Where that one is idle, another that is in the middle of a step is killed instead.
     """
     workers = await stage.start_workers(processes, WORKER_LEASE_SECONDS=str(lease))
     await stage.under_way(await stage.enqueue(2 * processes))
@@ -29,6 +30,10 @@ async def kills(
             place = number % processes
             due = time.monotonic() + every
             await asyncio.to_thread(workers[place].wait_ready)
+            await stage.steps_begun(1)
+            busy = stage.in_a_step()
+            if workers[place].pid not in busy:
+                place = next((other for other in range(processes) if workers[other].pid in busy), place)
             stage.fault()
             await asyncio.to_thread(workers[place].kill)
             workers[place] = stage.start_worker(WORKER_LEASE_SECONDS=str(lease))

@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -386,6 +387,13 @@ class Stage:
         """Return how many steps began and never ended: what the faults hit in the middle."""
         whats = [json.loads(line)["what"] for line in self.journal.read_text(encoding="ascii").splitlines()]
         return whats.count("start") - whats.count("end")
+
+    def in_a_step(self) -> set[int]:
+        """Return the ids of the processes that have begun a step and not ended it."""
+        notes = [json.loads(line) for line in self.journal.read_text(encoding="ascii").splitlines()]
+        begun = Counter(note["pid"] for note in notes if note["what"] == "start")
+        begun.subtract(note["pid"] for note in notes if note["what"] == "end")
+        return {pid for pid, steps in begun.items() if steps > 0}
 
     async def ledger(self) -> Mapping[str, int]:
         """Return the sums of failures and crashes over all jobs."""
