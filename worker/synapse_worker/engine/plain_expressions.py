@@ -81,9 +81,9 @@ def _read(node: ast.expr, deepest: int) -> Read:
         case ast.Call(func=ast.Name(id="_get" | "_item"), args=[place, ast.Constant(value=str(key))], keywords=[]):
             return _member(_read(place, deepest - 1), key)
         case ast.BoolOp(op=ast.And()):
-            return _all([_read(each, deepest - 1) for each in node.values])
+            return _up_to([_read(each, deepest - 1) for each in node.values], truth=False)
         case ast.BoolOp(op=ast.Or()):
-            return _any([_read(each, deepest - 1) for each in node.values])
+            return _up_to([_read(each, deepest - 1) for each in node.values], truth=True)
         case ast.UnaryOp(op=ast.Not()):
             operand = _read(node.operand, deepest - 1)
             return lambda state: not operand(state)
@@ -94,7 +94,8 @@ def _read(node: ast.expr, deepest: int) -> Read:
             return lambda state: len(_sized(measured(state)))
         case ast.Compare(left=left, ops=ops, comparators=rights):
             pairs = zip((left, *rights), ops, rights, strict=False)
-            return _all([_comparison(_read(one, deepest - 1), op, other, deepest) for one, op, other in pairs])
+            compared = [_comparison(_read(one, deepest - 1), op, other, deepest) for one, op, other in pairs]
+            return _up_to(compared, truth=False)
     raise NotPlain
 
 
@@ -117,24 +118,14 @@ def _sized(value: object) -> str | dict[str, object] | list[object]:
     return value
 
 
-def _all(parts: list[Read]) -> Read:
+def _up_to(parts: list[Read], *, truth: bool) -> Read:
+    """Return what reads one part after the other, up to the first that is as true as that, as `and` and `or` do."""
+
     def read(state: object) -> object:
         value: object = None
         for part in parts:
             value = part(state)
-            if not value:
-                break
-        return value
-
-    return read
-
-
-def _any(parts: list[Read]) -> Read:
-    def read(state: object) -> object:
-        value: object = None
-        for part in parts:
-            value = part(state)
-            if value:
+            if bool(value) is truth:
                 break
         return value
 
