@@ -78,6 +78,25 @@ async def test_what_another_worker_took_of_it_is_made_up_for_in_the_same_claim(r
     assert worker.drained
 
 
+async def test_what_stock_workers_run_costs_two_calls_a_page_and_not_one_for_each_job(
+    redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await _fill(redis_client, *(f"j{number:03}" for number in range(100)))
+    for number in range(99):
+        await redis_client.set(keys.in_progress(f"j{number:03}"), b"1")
+    worker = _worker(redis_client, "w")
+    take, calls = worker._take, 0
+
+    async def counted(*arguments: Any) -> list[Lease]:
+        nonlocal calls
+        calls += 1
+        return await take(*arguments)
+
+    monkeypatch.setattr(worker, "_take", counted)
+    assert [lease.job_id for lease in await worker.claim(1, 0.0)] == ["j099"]
+    assert calls == 2
+
+
 async def test_behind_a_hundred_returned_jobs_no_younger_one_comes_first(redis_client: Redis) -> None:
     await _fill(redis_client, *(f"young{number:03}" for number in range(300)))
     for number in range(300):
@@ -99,14 +118,14 @@ async def test_what_is_leased_when_redis_goes_away_is_not_forgotten(
     async def fails_at_the_second(*arguments: Any) -> list[Lease]:
         nonlocal calls
         calls += 1
-        if calls == 3:
+        if calls == 2:
             raise RedisConnectionError("gone")
         return await take(*arguments)
 
     monkeypatch.setattr(worker, "_take", fails_at_the_second)
     await _again(redis_client, "old", 900)
     assert [lease.job_id for lease in await worker.claim(60, 0.0)] == ["old"]
-    calls = 2
+    calls = 1
     with pytest.raises(StoreUnavailable):
         await worker.claim(60, 1.0)
 

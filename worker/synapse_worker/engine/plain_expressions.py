@@ -1,9 +1,9 @@
 """Conditions that only compare what is in the state, evaluated here and at once.
 
 Most conditions are of the kind `state.score > 0.8 and state.kind == 'bug'`: they call nothing of the user's, so nothing
-needs to be kept from them, and an interpreter process costs a fifth of a small run's time. Read is what `dialect` makes
-of them, so one module decides what dots and brackets mean. Whatever is not certain to be the same in the sandbox is
-left to it: other syntax, values that are no JSON, and everything that raises, whose sentence is then the sandbox's.
+needs to be kept from them, and a call of the sandbox costs half of a small run's processor time. Read is what `dialect`
+makes of them, so one module decides what dots and brackets mean. Whatever is not certain to be the same in the sandbox
+is left to it: other syntax, values that are no JSON, and everything that raises, whose sentence is then the sandbox's.
 """
 
 from __future__ import annotations

@@ -171,11 +171,19 @@ class LeaseQueue:
     async def _take_first(
         self, taken: list[Lease], candidates: list[tuple[float, str, str]], want: int, now: float
     ) -> list[tuple[float, str, str]]:
-        """Take as many as are wanted still, the oldest first; returns the candidates behind them."""
-        while candidates and (missing := want - len(taken)) > 0:
-            first, candidates = candidates[:missing], candidates[missing:]
+        """Take as many as are wanted still, the oldest first; returns the candidates behind them.
+
+        Where some of the first are gone or a stock worker's, all others go in a second call, and none is left over,
+        since how far that one came is not known.
+        """
+        missing = want - len(taken)
+        first, others = candidates[:missing], candidates[missing:]
+        if first:
             taken += await self._take(first, missing, now, self._again)
-        return candidates
+        if not others or len(taken) >= want:
+            return others
+        taken += await self._take(others, want - len(taken), now, self._again)
+        return []
 
     async def claim_suspect(self, now: float) -> list[Lease]:
         """Take the oldest suspect, if there is one; only for a process that holds nothing.
