@@ -130,6 +130,43 @@ async def test_what_is_leased_when_redis_goes_away_is_not_forgotten(
         await worker.claim(60, 1.0)
 
 
+@pytest.mark.parametrize("arq_peers", [True, False], ids=["in one call", "as in a cluster"])
+async def test_a_claim_brings_the_payload_and_whether_the_job_is_cancelled(
+    redis_client: Redis, arq_peers: bool
+) -> None:
+    await _fill(redis_client, "a", "gone", "stock", "b", "later")
+    await _again(redis_client, "old", 900)
+    await redis_client.delete(keys.job("gone"))
+    await redis_client.set(keys.job("b"), b"another")
+    await redis_client.set(keys.cancel("b"), "1")
+    if arq_peers:
+        await redis_client.set(keys.in_progress("stock"), b"1")
+    else:
+        await redis_client.zrem(Q, "stock")
+    worker = LeaseQueue(redis_client, Q, worker_id="w", lease_seconds=30, arq_peers=arq_peers)
+    assert [(lease.job_id, lease.payload, lease.cancelled) for lease in await worker.claim(4, 0.0)] == [
+        ("old", ENVELOPE, False),
+        ("a", ENVELOPE, False),
+        ("gone", None, False),
+        ("b", b"another", True),
+    ]
+
+
+async def test_leases_whose_payload_cannot_be_read_are_given_back(
+    redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*_: object) -> list[bytes | None]:
+        raise StoreUnavailable("Redis", "is gone")
+
+    monkeypatch.setattr("synapse_worker.queueing.lease.read_each", fails)
+    await _fill(redis_client, "a")
+    worker = LeaseQueue(redis_client, Q, worker_id="w", lease_seconds=30, arq_peers=False)
+    with pytest.raises(StoreUnavailable):
+        await worker.claim(1, 0.0)
+    assert await redis_client.zscore(keys.again(Q), "a") == 1_000
+    assert not await redis_client.exists(keys.leases(Q))
+
+
 async def test_a_job_that_is_due_later_waits(redis_client: Redis) -> None:
     seconds, _ = await redis_client.time()
     await redis_client.zadd(Q, {"later": (seconds + 60) * 1000})

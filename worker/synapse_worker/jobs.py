@@ -13,10 +13,9 @@ from collections.abc import Sequence
 
 from synapse_worker import chat_job, run_events
 from synapse_worker.claimed_job import CRASH_LIMIT
-from synapse_worker.connections import read_each
 from synapse_worker.errors import PayloadError, StoreRefused, StoreUnavailable
 from synapse_worker.job_payloads import MAX_ID, claim_request, is_a_sessions, named, result, storable
-from synapse_worker.queueing import keys, stops
+from synapse_worker.queueing import stops
 from synapse_worker.queueing.client import CHAT_FUNCTION
 from synapse_worker.queueing.lease import HandBack, Lease, Release
 from synapse_worker.queueing.loop import Control, Job, StopReason
@@ -64,26 +63,17 @@ class Jobs:
                     self._running[job].stop(reason)
 
     async def begin(self, leases: Sequence[Lease]) -> Sequence[Job | Release | HandBack]:
-        """Read payloads, give every job a claim number and its run; see `Handler.begin`."""
+        """Decode payloads, give every job a claim number and its run; see `Handler.begin`."""
         started: list[Job | Release | HandBack] = []
         requests: dict[str, tuple[Lease, JobPayload, ClaimRequest]] = {}
         # A run's first job has the run's id; whether others are to be cancelled `watch_cancels` finds out.
-        found_keys = await read_each(
-            self._with.client,
-            [*(keys.job(lease.job_id) for lease in leases), *(keys.cancel(lease.job_id) for lease in leases)],
-        )
-        raws, cancels = found_keys[: len(leases)], found_keys[len(leases) :]
-        unwanted = {
-            RunningJob(lease.job_id, lease.job_id): StopReason.CANCELLED
-            for lease, cancel in zip(leases, cancels, strict=True)
-            if cancel is not None
-        }
-        for lease, raw in zip(leases, raws, strict=True):
-            envelope, payload = raw, None
+        unwanted = {RunningJob(lease.job_id, lease.job_id): StopReason.CANCELLED for lease in leases if lease.cancelled}
+        for lease in leases:
+            envelope, payload = lease.payload, None
             try:
                 if not storable(lease.job_id):
                     raise PayloadError(f"the job's id is not a text of 1 to {MAX_ID} characters")
-                envelope = raw or await claims.envelope_of(self._with.database, lease.job_id)
+                envelope = envelope or await claims.envelope_of(self._with.database, lease.job_id)
                 if envelope is None:
                     raise PayloadError(EXPIRED)
                 payload = named(decode(envelope))

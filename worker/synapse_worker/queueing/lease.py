@@ -14,6 +14,7 @@ import logging
 import secrets
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib import resources
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 from redis.exceptions import ResponseError
 
-from synapse_worker.connections import redis_errors_as_ours, refuses_several_slots
+from synapse_worker.connections import read_each, redis_errors_as_ours, refuses_several_slots
 from synapse_worker.errors import StoreRefused, StoreUnavailable
 from synapse_worker.queueing import keys
 from synapse_worker.redis_cluster import ClusterClient
@@ -43,13 +44,18 @@ _MAX_PAGES = 50
 
 
 class Lease(NamedTuple):
-    """A claimed job: `score` is its original due time in ms, `expires` the local monotonic time of its end (s)."""
+    """A claimed job: `score` is its original due time in ms, `expires` the local monotonic time of its end (s).
+
+    `payload`, None where Redis has none, and `cancelled`, whether its cancel key was set, are as of the claim.
+    """
 
     queue_key: str
     job_id: str
     token: str
     score: float
     expires: float
+    payload: bytes | None = None
+    cancelled: bool = False
     alone: bool = False
     """Taken while the process held nothing else, as a suspect; it claims nothing beside it."""
 
@@ -311,14 +317,30 @@ class LeaseQueue:
         places = "".join(place for _, _, place in candidates)
         ids = [job_id for _, job_id, _ in candidates]
         arguments: list[str | int] = [want, self._lease_ms, self._worker_id, token, places, *ids]
-        taken = await self._call(
-            self._claim,
-            [self.queue_key, returned_to, self._leases, self._claims],
-            [keys.in_progress(job_id) for job_id in ids],
-            arguments,
+        of_jobs = [*map(keys.in_progress, ids), *map(keys.job, ids), *map(keys.cancel, ids)]
+        answer = await self._call(
+            self._claim, [self.queue_key, returned_to, self._leases, self._claims], of_jobs, arguments
         )
-        expires = now + self._lease_ms / 1000
-        return [Lease(self.queue_key, job_id, token, score, expires) for score, job_id, _ in _pairs(taken, "")]
+        expires, values = now + self._lease_ms / 1000, iter(answer)
+        taken = [
+            Lease(self.queue_key, _text(job_id), token, float(score), expires, payload, cancel is not None)
+            for job_id, score, payload, cancel in zip(values, values, values, values, strict=True)
+        ]
+        return taken if self._arq_peers else await self._read(taken)
+
+    async def _read(self, taken: Sequence[Lease]) -> list[Lease]:
+        """Read what the script could not; leases of which nothing is known are given back."""
+        names = [name for lease in taken for name in (keys.job(lease.job_id), keys.cancel(lease.job_id))]
+        try:
+            found = iter(await read_each(self._client, names) if names else ())
+        except (StoreUnavailable, StoreRefused):
+            with suppress(StoreUnavailable, StoreRefused):  # they expire
+                await self.hand_back([HandBack(lease, None) for lease in taken])
+            raise
+        return [
+            lease._replace(payload=payload, cancelled=cancel is not None)
+            for lease, payload, cancel in zip(taken, found, found, strict=True)
+        ]
 
 
 def _pairs(flat: Sequence[bytes], place: str) -> list[tuple[float, str, str]]:
