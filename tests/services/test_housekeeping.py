@@ -8,7 +8,7 @@ import signal
 from redis.asyncio import Redis
 
 from synapse_worker.gate import StoreGate
-from synapse_worker.housekeeping import Housekeeper
+from synapse_worker.housekeeping import BATCH, Housekeeper
 from synapse_worker.queueing import keys
 from synapse_worker.queueing.client import RUN_FUNCTION
 from synapse_worker.queueing.lease import HandBack, LeaseQueue
@@ -82,6 +82,17 @@ async def test_an_emptied_redis_costs_nothing(
     events = await said_done(redis_client, running)
     assert len(await database.fetch("SELECT 1 FROM run_steps WHERE run_id = $1", running)) == 12
     assert_each_step_once(events, len([event for event in events if event["type"] == "step_complete"]))
+
+
+async def test_what_a_lost_redis_had_is_written_back_in_one_go(database: Database, redis_client: Redis) -> None:
+    for number in range(2 * BATCH + 50):
+        await half_enqueued(database, f"run_half_{number:04}")
+    queued = keeper(database, redis_client)
+    assert await queued.sweep(overdue_seconds=0) == 2 * BATCH + 50
+    assert await redis_client.zcard(Q) == 2 * BATCH + 50
+    assert await queued.sweep(overdue_seconds=0) == 0  # and a full batch that waits where it should ends the sweep
+    assert await queued.sweep(overdue_seconds=0) == 0
+    assert queued.swept == 2 * BATCH + 50
 
 
 async def test_silent_workers_are_marked_offline(database: Database) -> None:

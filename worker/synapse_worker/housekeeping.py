@@ -112,8 +112,17 @@ class Housekeeper:
     async def sweep(self, overdue_seconds: float = OVERDUE_SECONDS) -> int:
         """Write queue entries again for open jobs that have none; returns how many.
 
-        One bounded batch a call, by a cursor that moves through the open jobs and starts anew behind the last.
+        One bounded batch, by a cursor that moves through the open jobs and starts anew behind the last. Where most of
+        a batch was missing, Redis has lost its data: the next ones follow at once, so that nobody waits behind many.
         """
+        added = 0
+        while True:
+            written = await self._sweep_batch(overdue_seconds)
+            added += written
+            if written < BATCH / 2:
+                return added
+
+    async def _sweep_batch(self, overdue_seconds: float) -> int:
         added = 0
         async with self._database.transaction() as transaction:
             if not await ledger.lock_sweep(transaction):
