@@ -69,6 +69,7 @@ class _NoOp:
         if self._made.reservations is not None:
             self._made.reservations.hold(self.lease.job_id, _TENANT)
         if self._run is not None:
+            control.ends()
             nothing = Folded({}, [], 0)
             await self._made.writer.finish(self._run, RunStatus.COMPLETED, folded=nothing, active_seconds=0.0)
         if self._made.reservations is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import pytest
 from redis.asyncio import Redis
@@ -134,3 +135,83 @@ async def test_a_job_whose_lease_is_lost_is_told_so_once(
     loop.stop(hand_over=False)
     await asyncio.wait_for(tasks[1], 10)
     tasks[0].cancel()
+
+
+class Ends(Waits):
+    """A job whose work is done at once, while writing its end takes as long as the test says."""
+
+    def __init__(self, lease: Lease) -> None:
+        super().__init__(lease)
+        self.written = asyncio.Event()
+
+    async def run(self, control: Control) -> Ending:
+        self.began.set()
+        control.ends()
+        control.ends()  # saying it again changes nothing
+        await self.written.wait()
+        return Release(self.lease, b"")
+
+
+async def leased(client: Redis, jobs: int) -> bool:
+    return bool(await client.zcard(keys.leases(Q)) == jobs)
+
+
+@asynccontextmanager
+async def two_slots(
+    database: Database, client: Redis, *jobs: str
+) -> AsyncIterator[tuple[ClaimLoop, asyncio.Queue[Waits], list[Ends]]]:
+    """A loop whose two slots have jobs that end, while the others of `jobs` wait."""
+    await client.zadd(Q, {job: number for number, job in enumerate(jobs)})
+    gate, handler = StoreGate(database, client), Handler(Ends)
+    queue = LeaseQueue(client, Q, worker_id="w", lease_seconds=LEASE_SECONDS)
+    loop = ClaimLoop(Served([queue]), handler, gate, slots=2, lease_seconds=LEASE_SECONDS)
+    tasks = [asyncio.create_task(gate.watch()), asyncio.create_task(loop.run())]
+    first = [await asyncio.wait_for(handler.jobs.get(), 10) for _ in range(2)]
+    yield loop, handler.jobs, [job for job in first if isinstance(job, Ends)]
+    loop.stop(hand_over=False)
+    await asyncio.wait_for(tasks[1], 10)
+    tasks[0].cancel()
+
+
+async def test_while_ends_are_written_the_next_jobs_are_claimed_and_begin_when_slots_are_free(
+    database: Database, redis_client: Redis
+) -> None:
+    async with two_slots(database, redis_client, "a", "b", "c", "d", "e") as (loop, begun, first):
+        await eventually("two more are claimed", lambda: leased(redis_client, 4))
+        assert [job_id.decode() for job_id in await redis_client.zrange(Q, 0, -1)] == ["e"]
+        assert loop.active == 2
+        assert begun.empty()
+        first[0].written.set()
+        third = await asyncio.wait_for(begun.get(), 10)
+        assert third.lease.job_id == "c"
+        assert loop.active == 2
+        assert begun.empty()
+        first[1].written.set()
+        fourth = await asyncio.wait_for(begun.get(), 10)
+        assert isinstance(third, Ends)
+        assert isinstance(fourth, Ends)
+        third.written.set()
+        fourth.written.set()
+        last = await asyncio.wait_for(begun.get(), 10)
+        assert isinstance(last, Ends)
+        assert [fourth.lease.job_id, last.lease.job_id] == ["d", "e"]
+        last.written.set()
+    assert not await redis_client.exists(keys.leases(Q))
+
+
+async def test_a_job_whose_lease_is_lost_while_it_waits_for_its_slot_does_not_begin(
+    database: Database, redis_client: Redis
+) -> None:
+    async with two_slots(database, redis_client, "a", "b", "c", "d") as (loop, begun, first):
+        await eventually("two more are claimed", lambda: leased(redis_client, 4))
+        await redis_client.zrem(keys.leases(Q), "c")
+        await redis_client.hset(keys.claims(Q), "c", "another|1|worker")
+        await eventually("it is known that one is lost", lambda: loop.lost_leases == 1)
+        for job in first:
+            job.written.set()
+        fourth = await asyncio.wait_for(begun.get(), 10)
+        assert isinstance(fourth, Ends)
+        assert fourth.lease.job_id == "d"
+        fourth.written.set()
+    assert begun.empty()
+    assert await redis_client.hget(keys.claims(Q), "c") == b"another|1|worker"

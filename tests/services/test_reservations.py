@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from redis.asyncio import Redis
@@ -127,6 +127,68 @@ async def test_what_is_parked_comes_back_with_its_place_as_far_as_the_limit_goes
 
 async def _empty(client: Redis, *names: str) -> bool:
     return not await client.exists(keys.parked(Q), *names)
+
+
+async def running(client: Redis, tenant: str) -> list[str]:
+    return sorted(job_id for job_id, _ in await members(client, keys.running(tenant)))
+
+
+def calls_of(client: Redis) -> Callable[[], Awaitable[int]]:
+    """Return what counts the scripts that Redis has run."""
+
+    async def count() -> int:
+        statistics = await client.info("commandstats")
+        return int(statistics.get("cmdstat_evalsha", {}).get("calls", 0))
+
+    return count
+
+
+async def test_a_place_is_handed_from_a_job_that_ended_to_the_next_one_without_a_call(
+    database: Database, redis_client: Redis
+) -> None:
+    mine = reservations(redis_client, StoreGate(database, redis_client), {"a": 5})
+    assert await mine.reserve([("a1", "a"), ("a2", "a")]) == set()
+    for job_id in ("a1", "a2"):
+        mine.hold(job_id, "a")
+    before = await (calls := calls_of(redis_client))()
+    mine.free("a1", "a")
+    assert await mine.reserve([("a3", "a")]) == set()
+    mine.hold("a3", "a")
+    mine.free("a3", "a")  # and on, before Redis knows of it
+    assert await mine.reserve([("a4", "a")]) == set()
+    mine.hold("a4", "a")
+    assert await calls() == before
+    assert await running(redis_client, "a") == ["a1", "a2"]  # as many places as jobs
+    keeping = asyncio.create_task(mine.keep())
+    await eventually("Redis is told", lambda: told(redis_client, "a", "a2", "a4"))
+    mine.free("a2", "a")
+    mine.free("a4", "a")
+    assert await mine.reserve([("a2", "a")]) == set()  # its own place is as good as another's
+    mine.hold("a2", "a")
+    await eventually("the other is free", lambda: told(redis_client, "a", "a2"))
+    mine.free("a2", "a")
+    assert await mine.reserve([("a5", "a")]) == set()
+    mine.free("a5", "a")  # it ends before it was held
+    keeping.cancel()
+    await asyncio.wait({keeping})
+    assert await running(redis_client, "a") == []  # a worker's last word
+
+
+async def told(client: Redis, tenant: str, *job_ids: str) -> bool:
+    return await running(client, tenant) == list(job_ids)
+
+
+async def test_no_place_is_handed_on_where_others_may_wait_for_it(database: Database, redis_client: Redis) -> None:
+    mine, other = (reservations(redis_client, StoreGate(database, redis_client), {"a": 2}) for _ in range(2))
+    assert await mine.reserve([("a1", "a"), ("a2", "a")]) == set()
+    mine.hold("a1", "a")
+    mine.free("a1", "a")
+    assert await mine.reserve([("a3", "a")]) == {"a3"}  # it asks, and the tenant has no place left
+    keeping = asyncio.create_task(mine.keep())
+    await eventually("Redis is told", lambda: told(redis_client, "a", "a2"))
+    assert await other.reserve([("b1", "a")]) == set()
+    keeping.cancel()
+    await asyncio.wait({keeping})
 
 
 async def test_a_backlog_over_the_limit_is_parked_without_being_claimed(

@@ -223,6 +223,8 @@ class RunJob(ClaimedJob):
 
     async def _end(self, status: RunStatus, error: str | None, letter: DeadLetter | None) -> bool:
         active = self._active()
+        if self._control is not None:
+            self._control.ends()
         if self._walk is None or self._walk.definition.nests:  # an earlier owner may have walked it
             # Before the run itself: what a crash leaves in between is taken up again with it.
             await self._with.persist(lambda: nested.end_with(self._with.database, self._run, status))

@@ -1,8 +1,9 @@
 """The claim loop: takes jobs while slots are free, keeps their leases alive, ends or gives them back.
 
 It knows leases and time, not what a job does: a `Handler` turns claimed leases into jobs, a job says how its
-lease ends. A lease that is lost, or that could not be prolonged in time, stops its job before anything else is
-written for it. Signals and deadlines are `lifecycle`'s.
+lease ends. While the ends of jobs are being written, the next ones are claimed; they begin when the slots are free.
+A lease that is lost, or that could not be prolonged in time, stops its job before anything else is written for it.
+Signals and deadlines are `lifecycle`'s.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from enum import StrEnum
 from functools import partial
 from typing import Protocol
@@ -59,6 +60,13 @@ class Control:
         self._loop = loop
         self.task: asyncio.Task[Ending] | None = None
         self.stop_reason: StopReason | None = None
+        self.is_ending = False
+
+    def ends(self) -> None:
+        """Say that the work is done and only its end is to be written: the slot's next job may be claimed."""
+        if not self.is_ending and self.task is not None:
+            self.is_ending = True
+            self._loop.one_ends()
 
     @property
     def hand_over(self) -> bool:
@@ -98,12 +106,14 @@ class Handler(Protocol):
 class _Held:
     """A lease that this process answers for, from claim to release."""
 
-    __slots__ = ("control", "expires", "lease")
+    __slots__ = ("control", "expires", "lease", "waits")
 
     def __init__(self, lease: Lease, control: Control) -> None:
         self.lease = lease
         self.control = control
         self.expires = lease.expires
+        self.waits = True
+        """For its slot: nobody has looked at the job yet."""
 
 
 class ClaimLoop:
@@ -130,6 +140,13 @@ class ClaimLoop:
         self._lease_seconds = lease_seconds
         self._held: dict[str, _Held] = {}
         self._busy = 0
+        """Jobs that have a slot or wait for one."""
+        self._begun = 0
+        """Jobs that have a slot."""
+        self._ending = 0
+        """Those of them whose end is being written."""
+        self._begins = asyncio.Lock()
+        self._fewer_begun = asyncio.Event()
         self._alone: str | None = None
         """The suspect that this process runs, and nothing beside it."""
         self._endings: list[tuple[Lease, Release | HandBack]] = []
@@ -146,7 +163,7 @@ class ClaimLoop:
     @property
     def active(self) -> int:
         """Jobs that hold a slot."""
-        return self._busy
+        return self._begun
 
     @property
     def stuck(self) -> int:
@@ -182,6 +199,11 @@ class ClaimLoop:
         for held in list(self._held.values()):
             held.control.stop(StopReason.INTERRUPTED)
 
+    def one_ends(self) -> None:
+        """Let the next job be claimed for a slot that is about to come free."""
+        self._ending += 1
+        self._slot_freed.set()
+
     async def _claim(self) -> None:
         clock = asyncio.get_running_loop().time
         pause = _BUSY_POLL
@@ -190,7 +212,7 @@ class ClaimLoop:
             if not self._gate.is_open:
                 await self._gate.wait(_GATE_WAIT)
                 continue
-            free = self.slots - self._busy
+            free = self.slots + self._ending - self._busy
             if free <= 0 or self._alone is not None:
                 await self._wait(self._slot_freed, _GATE_WAIT)
                 continue
@@ -260,9 +282,7 @@ class ClaimLoop:
                 log.warning("the lease of job %s was lost and is claimed here anew", lease.job_id)
                 self._lose(former)
             self._held[lease.job_id] = _Held(lease, Control(self))
-        start = asyncio.create_task(self._start(leases))
-        self._starting.add(start)
-        start.add_done_callback(self._starting.discard)
+        self._start_soon(self._start(leases))
 
     def _refuse(self, queue_key: str, error: WrongKeyType) -> None:
         """Leave one queue alone for a while; the others are served."""
@@ -271,6 +291,37 @@ class ClaimLoop:
         self._refused[queue_key] = asyncio.get_running_loop().time() + _REFUSED_SECONDS
 
     async def _start(self, leases: Sequence[Lease]) -> None:
+        """Begin jobs as slots come free, those first that were claimed first."""
+        async with self._begins:
+            while True:
+                while self._begun >= self.slots:
+                    self._fewer_begun.clear()
+                    await self._fewer_begun.wait()
+                now, leases = leases[: self.slots - self._begun], leases[self.slots - self._begun :]
+                self._begun += len(now)
+                if not leases:
+                    break
+                self._start_soon(self._begin(now))
+        await self._begin(now)
+
+    def _start_soon(self, starting: Coroutine[None, None, None]) -> None:
+        start = asyncio.create_task(starting)
+        self._starting.add(start)
+        start.add_done_callback(self._starting.discard)
+
+    async def _begin(self, leases: Sequence[Lease]) -> None:
+        ours: list[Lease] = []
+        for lease in leases:
+            held = self._held_under(lease)
+            if held is None or held.control.stop_reason is StopReason.LOST:
+                self._forget(lease)  # lost while it waited for its slot: its run may be somebody else's now
+            else:
+                held.waits = False
+                ours.append(lease)
+        if ours:
+            await self._begin_ours(ours)
+
+    async def _begin_ours(self, leases: Sequence[Lease]) -> None:
         try:
             begun = await self._handler.begin(leases)
         except (StoreUnavailable, StoreRefused) as error:
@@ -279,7 +330,7 @@ class ClaimLoop:
         except Exception:
             if len(leases) > 1:  # nobody waits for a neighbour that cannot be started
                 for lease in leases:
-                    await self._start([lease])
+                    await self._begin_ours([lease])
                 return
             log.exception("claimed jobs could not be started; they are given back")
             begun = [HandBack(lease, 5_000) for lease in leases]
@@ -291,11 +342,13 @@ class ClaimLoop:
                 self._end(item.lease, item)
             else:
                 held.control.task = asyncio.create_task(item.run(held.control), name=item.lease.job_id)
-                held.control.task.add_done_callback(partial(self._done, item.lease))
+                held.control.task.add_done_callback(partial(self._done, item.lease, held.control))
                 if held.control.stop_reason is not None:
                     held.control.task.cancel()
 
-    def _done(self, lease: Lease, task: asyncio.Task[Ending]) -> None:
+    def _done(self, lease: Lease, control: Control, task: asyncio.Task[Ending]) -> None:
+        if control.is_ending:
+            self._ending -= 1
         if task.cancelled():
             ending: Ending = None
         elif (error := task.exception()) is not None:
@@ -331,6 +384,8 @@ class ClaimLoop:
 
     def _free_slot(self, lease: Lease) -> None:
         self._busy -= 1
+        self._begun -= 1
+        self._fewer_begun.set()
         if self._alone == lease.job_id:
             self._alone = None
         self._slot_freed.set()
@@ -416,7 +471,7 @@ class ClaimLoop:
                 for held in chunk:
                     if held.lease.job_id not in lost:
                         held.expires = started + self._lease_seconds
-                    elif held.control.task is not None:
+                    elif held.control.task is not None or held.waits:
                         log.warning("the lease of job %s is lost; the job is stopped here", held.lease.job_id)
                         self._lose(held)
         except WrongKeyType as error:  # these leases run out, those of other queues do not

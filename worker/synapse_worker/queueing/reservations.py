@@ -3,6 +3,10 @@
 A claimed job of a limited tenant needs a reservation before anything is written for it. One that gets none is
 parked, where it is in nobody's way, and comes back with its old place once the tenant has a free one. Reservations
 expire by themselves, so a crashed worker's are not missed for long.
+
+A busy worker hands the place of a job that has ended straight to the tenant's next one, and tells Redis of both
+afterwards: the place was counted all the time. It does so only while the tenant has more places than it uses and
+nothing of it is parked, so nobody is passed over.
 """
 
 from __future__ import annotations
@@ -11,6 +15,8 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from types import MappingProxyType
 
 from redis.asyncio import Redis
 
@@ -29,6 +35,9 @@ _TICK_SECONDS = 1.0
 _TENANTS_SECONDS = 5.0
 _PAGE = 500
 _TENANTS_AT_ONCE = 20
+_SPARE_SECONDS = 0.005
+"""How long a place that has come free is kept for the tenant's next job before Redis is told."""
+_LAST_WORD_SECONDS = 1.0
 
 ReadTenants = Callable[[], Awaitable[Mapping[str, Tenant]]]
 """Reads the tenants that have a row, by id."""
@@ -60,8 +69,13 @@ class Reservations:
         self._unpark = load_script(client, "unpark")
         self._tenants = tenants
         self._held: dict[str, set[str]] = defaultdict(set)
-        self._freed: dict[str, list[str]] = defaultdict(list)
-        self._something_freed = asyncio.Event()
+        self._spare: dict[str, dict[str, None]] = defaultdict(dict)
+        """Tenant -> ended jobs that still have a place in Redis."""
+        self._untold: dict[str, dict[str, bool]] = defaultdict(dict)
+        """Tenant -> job -> whether it has a place, where Redis does not know yet."""
+        self._room: dict[str, int] = {}
+        """Tenant -> places that nobody had when last asked."""
+        self._something_changed = asyncio.Event()
         self._parked: dict[str, Mapping[str, int]] = {}
         """Queue -> tenant -> parked jobs, when last seen."""
         self._unreadable: set[str] = set()
@@ -75,12 +89,26 @@ class Reservations:
         """
         by_tenant: dict[str, list[str]] = defaultdict(list)
         for job_id, tenant in wanted:
-            if tenant in self._tenants:
+            if tenant not in self._tenants:
+                continue
+            spare, untold = self._spare[tenant], self._untold[tenant]
+            if spare and self._may_hand_on(tenant):
+                former = job_id if job_id in spare else next(iter(spare))
+                del spare[former]
+                untold[former] = False
+                untold[job_id] = True
+                self._something_changed.set()
+            else:
+                spare.pop(job_id, None)
+                untold.pop(job_id, None)
                 by_tenant[tenant].append(job_id)
         refused: set[str] = set()
         for _, answer in await self._reserve_all(by_tenant):
             refused |= answer
         return refused
+
+    def _may_hand_on(self, tenant: str) -> bool:
+        return self._room.get(tenant, 0) > 0 and not any(parked.get(tenant) for parked in self._parked.values())
 
     def hold(self, job_id: str, tenant: str) -> None:
         """Keep a reserved place until `free`; without this it expires."""
@@ -89,13 +117,16 @@ class Reservations:
 
     def free(self, job_id: str, tenant: str) -> None:
         """Give a place back, if the job has one."""
-        if (held := self._held.get(tenant)) is not None:
-            held.discard(job_id)
-            if not held:
-                del self._held[tenant]  # tenants come and go, and users name them
+        held = self._held.get(tenant, set())
         if tenant in self._tenants:
-            self._freed[tenant].append(job_id)
-            self._something_freed.set()
+            if job_id in held:
+                self._spare[tenant][job_id] = None
+            else:
+                self._untold[tenant][job_id] = False
+            self._something_changed.set()
+        held.discard(job_id)
+        if not held:
+            self._held.pop(tenant, None)  # tenants come and go, and users name them
 
     def park_backlog(self, queue_key: str, tenants: set[str]) -> None:
         """Park, in the background, what else waits in the queue for tenants that are full."""
@@ -110,11 +141,16 @@ class Reservations:
 
     async def keep(self) -> None:
         """Prolong our reservations, give freed places on, look after parked jobs; for ever."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._repeat(self._lease_seconds / 3, self._prolong))
-            group.create_task(self._repeat(_TENANTS_SECONDS, self._refresh))
-            group.create_task(self._repeat(_TICK_SECONDS, self._tick))
-            group.create_task(self._give_on())
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._repeat(self._lease_seconds / 3, self._prolong))
+                group.create_task(self._repeat(_TENANTS_SECONDS, self._refresh))
+                group.create_task(self._repeat(_TICK_SECONDS, self._tick))
+                group.create_task(self._give_on())
+        finally:
+            with suppress(StoreUnavailable, StoreRefused, TimeoutError):  # else they expire
+                async with asyncio.timeout(_LAST_WORD_SECONDS):
+                    await self._tell({*self._spare, *self._untold})
 
     async def _repeat(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -129,28 +165,37 @@ class Reservations:
 
     async def _refresh(self) -> None:
         self._tenants = await self._read_tenants()
+        self._room = {tenant: room for tenant, room in self._room.items() if tenant in self._tenants}
 
     async def _prolong(self) -> None:
         await self._reserve_all({tenant: sorted(ids) for tenant, ids in self._held.items() if ids})
 
     async def _give_on(self) -> None:
-        """Take freed places out of Redis and let the next parked jobs have them."""
+        """Tell Redis which places have come free or were handed on, and let the next parked jobs have the free ones."""
         while True:
-            await self._something_freed.wait()
-            self._something_freed.clear()
-            freed, self._freed = self._freed, defaultdict(list)
+            await self._something_changed.wait()
+            self._something_changed.clear()
             try:
-                with redis_errors_as_ours():
-                    pipeline = self._client.pipeline(transaction=False)
-                    for tenant, ids in freed.items():
-                        pipeline.zrem(keys.running(tenant), *ids)
-                    await pipeline.execute()
-                for queue_key, parked in list(self._parked.items()):
-                    await self._unpark_some(queue_key, {tenant for tenant in freed if parked.get(tenant)})
+                await self._tell([tenant for tenant in self._spare if not self._may_hand_on(tenant)])
+                if self._spare or self._untold:
+                    await asyncio.sleep(_SPARE_SECONDS)
+                    await self._tell({*self._spare, *self._untold})
             except (StoreUnavailable, StoreRefused) as error:
-                self._gate.trip(error)  # what was not taken out expires
+                self._gate.trip(error)  # what was not taken out expires, and what was not put in is by `_prolong`
             except Exception:
                 log.exception("freed places of tenants met an unexpected error; they are given on later")
+
+    async def _tell(self, tenants: Iterable[str]) -> None:
+        given: dict[str, list[str]] = {}
+        taken: dict[str, list[str]] = {}
+        for tenant in tenants:
+            changes = {**self._untold.pop(tenant, {}), **dict.fromkeys(self._spare.pop(tenant, ()), False)}
+            if changes:
+                given[tenant] = [job_id for job_id, has in changes.items() if not has]
+                taken[tenant] = [job_id for job_id, has in changes.items() if has]
+        await self._reserve_all(taken, given)
+        for queue_key, parked in list(self._parked.items()):
+            await self._unpark_some(queue_key, {tenant for tenant in given if given[tenant] and parked.get(tenant)})
 
     async def _tick(self) -> None:
         names = self._served.keys
@@ -210,15 +255,19 @@ class Reservations:
                 await self._unpark(keys=[name, keys.parked(queue_key), keys.again(queue_key)], args=[tenant, *ids])
                 self._served[queue_key].drained = False
 
-    async def _reserve_all(self, by_tenant: Mapping[str, Sequence[str]]) -> list[tuple[str, set[str]]]:
-        """Reserve for each tenant; returns (tenant, ids refused) pairs."""
+    async def _reserve_all(
+        self, by_tenant: Mapping[str, Sequence[str]], given: Mapping[str, Sequence[str]] = MappingProxyType({})
+    ) -> list[tuple[str, set[str]]]:
+        """Reserve for each tenant, after what is `given` back; returns (tenant, ids refused) pairs."""
         milliseconds = self._lease_seconds * 2 * 1000
 
         async def one(tenant: str, ids: Sequence[str]) -> tuple[str, set[str]]:
             limit = self._tenants[tenant].concurrent_runs if tenant in self._tenants else 0
-            refused = await self._reserve(
-                keys=[keys.running(tenant), keys.queued(tenant)], args=[limit, milliseconds, *ids]
+            back = given.get(tenant, ())
+            room, *refused = await self._reserve(
+                keys=[keys.running(tenant), keys.queued(tenant)], args=[limit, milliseconds, len(back), *back, *ids]
             )
+            self._room[tenant] = int(room)
             return tenant, {job_id.decode(errors="surrogateescape") for job_id in refused}
 
         with redis_errors_as_ours():

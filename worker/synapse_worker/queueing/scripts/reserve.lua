@@ -1,14 +1,17 @@
--- Reserves places for a tenant's jobs, up to its limit; a job that has one keeps it and gets a new deadline.
--- A job that has a place is not among the tenant's queued ones any more.
--- KEYS: the tenant's running, its queued.  ARGV: limit, how long a reservation holds in ms, then job ids, oldest first.
--- Returns the ids that got none.
-if #ARGV == 2 then return {} end
+-- Takes back places of a tenant's jobs, then reserves others, up to its limit; a job that has one keeps it and gets a new
+-- deadline. A job that has a place is not among the tenant's queued ones any more.
+-- KEYS: the tenant's running, its queued.
+-- ARGV: limit, how long a reservation holds in ms, how many places come back, their job ids, then those of the jobs that
+-- want one, oldest first.
+-- Returns how many places are left, then the ids that got none.
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local ids = {}
-for i = 3, #ARGV do ids[i - 2] = ARGV[i] end
+local given = tonumber(ARGV[3])
+if given > 0 then redis.call('ZREM', KEYS[1], unpack(ARGV, 4, 3 + given)) end
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 local free = tonumber(ARGV[1]) - redis.call('ZCARD', KEYS[1])
+local ids = {unpack(ARGV, 4 + given)}
+if #ids == 0 then return {math.max(free, 0)} end
 local deadline = now + ARGV[2]
 local held = redis.call('ZMSCORE', KEYS[1], unpack(ids))
 local places, placed, refused = {}, {}, {}
@@ -29,4 +32,4 @@ if #places > 0 then
   redis.call('ZREM', KEYS[2], unpack(placed))
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
-return refused
+return {math.max(free, 0), unpack(refused)}
