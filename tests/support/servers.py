@@ -5,6 +5,7 @@ A server that is not installed fails the test with the command that installs it;
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pwd
 import random
@@ -15,12 +16,17 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 from urllib.parse import quote
 
 START_SECONDS = 30.0
 
-_given_ports: set[int] = set()
+_PORTS_AT_ONCE = 500
+_ports: list[int] = []
+_locks: list[IO[str]] = []
+"""Open files whose locks say that their ports are ours."""
 
 
 class NotInstalled(Exception):
@@ -28,21 +34,29 @@ class NotInstalled(Exception):
 
 
 def free_port() -> int:
-    """Return a port of the loopback address that nobody listens on now, and none that was returned before.
+    """Return a port that nobody listens on now, and none that was returned before, here or in another test process.
 
     It lies below those that outgoing connections are given: a client that asks for a server that was stopped could
     get the server's own port, and keep it from starting again.
     """
     while True:
-        port = random.randrange(12_000, 30_000)
-        if port in _given_ports:
-            continue
-        try:
-            with socket.create_server(("127.0.0.1", port)):
-                _given_ports.add(port)
-                return port
-        except OSError:
-            continue
+        if not _ports:
+            _ports.extend(_block_of_ports())
+        port = _ports.pop()
+        with suppress(OSError), socket.create_server(("", port)):
+            return port
+
+
+def _block_of_ports() -> list[int]:
+    """Return ports that are this process's as long as it lives, so that none is taken before its server has it."""
+    firsts = range(12_000, 30_000, _PORTS_AT_ONCE)
+    for first in random.sample(firsts, len(firsts)):
+        with suppress(OSError):  # another process's, or another user's
+            lock = (Path(tempfile.gettempdir()) / f"synapse-test-ports-{first}").open("a")
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _locks.append(lock)
+            return random.sample(range(first, first + _PORTS_AT_ONCE), _PORTS_AT_ONCE)
+    raise RuntimeError("All ports from 12000 to 29999 belong to test processes that run now.")
 
 
 def program(name: str, package: str, *folders: str) -> str:
