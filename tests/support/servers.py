@@ -18,15 +18,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 from urllib.parse import quote
 
 START_SECONDS = 30.0
 
 _PORTS_AT_ONCE = 500
 _ports: list[int] = []
-_locks: list[IO[str]] = []
-"""Open files whose locks say that their ports are ours."""
 
 
 class NotInstalled(Exception):
@@ -51,10 +48,16 @@ def _block_of_ports() -> list[int]:
     """Return ports that are this process's as long as it lives, so that none is taken before its server has it."""
     firsts = range(12_000, 30_000, _PORTS_AT_ONCE)
     for first in random.sample(firsts, len(firsts)):
-        with suppress(OSError):  # another process's, or another user's
-            lock = (Path(tempfile.gettempdir()) / f"synapse-test-ports-{first}").open("a")
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _locks.append(lock)
+        name = Path(tempfile.gettempdir()) / f"synapse-test-ports-{first}"
+        try:
+            lock = os.open(name, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError:  # another user's
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends
+        except BlockingIOError:
+            os.close(lock)
+        else:
             return random.sample(range(first, first + _PORTS_AT_ONCE), _PORTS_AT_ONCE)
     raise RuntimeError("All ports from 12000 to 29999 belong to test processes that run now.")
 
