@@ -231,8 +231,8 @@ FIGURE = Figure(
         "of PostgreSQL, 20 µs of Redis and 55 to 65 µs of PostgreSQL: two rows inserted and updated with upstream's "
         "indexes, and the note that the run's log is due. On two cores that leaves a fifth to a third of their time "
         "idle: 100 slots are two batches of jobs, each of which waits for one answer after the other. Stock arq waits "
-        "for its poll delay, so the ratio falls where the machine is slow for a while: see `queue alone`, of which "
-        "the same code did 30,000/s and 47,000/s on the same day."
+        "for its poll delay, so the ratio falls where the machine is slow for a while: see `queue alone`, which did "
+        "27,000/s in one round and 46,000/s in another."
     ),
     measure=_measure,
     profiled=_profiled,
