@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 
 from synapse_worker.errors import PayloadError
 from synapse_worker.queueing.client import ANSWER_FUNCTION, CHAT_FUNCTION, RESUME_FUNCTION, RUN_FUNCTION
@@ -40,9 +39,12 @@ PARAMETERS = {
 
 def named(payload: JobPayload) -> JobPayload:
     """Return the job with its positional arguments under their names; what a name is given for wins."""
+    if not payload.positional:
+        return payload
     names = PARAMETERS.get(payload.function, ())
     given = dict(zip(names, payload.positional, strict=False))
-    return replace(payload, arguments={**given, **payload.arguments}, positional=payload.positional[len(names) :])
+    arguments = {**given, **payload.arguments}
+    return payload._replace(arguments=arguments, positional=payload.positional[len(names) :])
 
 
 def retried_as(payload: JobPayload) -> tuple[str, Mapping[str, object]]:

@@ -12,9 +12,8 @@ import json
 import math
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import NoneType
-from typing import Never
+from types import MappingProxyType, NoneType
+from typing import NamedTuple, Never
 
 from synapse_worker.errors import PayloadError
 
@@ -25,21 +24,24 @@ MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
 _MAX_NODES = 1_000_000
 _MAX_DEPTH = 100
 _MAX_BITS = 1_024
+_TEXT = frozenset((str,))
 _PLAIN = frozenset((str, NoneType, bool))
 """What is fine whatever it is; most arguments are."""
 _MAX_MS = 4_102_444_800_000
 """The year 2100: what claims to come from later is not a time in ms."""
 
 
-@dataclass(frozen=True, slots=True)
-class JobPayload:
+_NO_EXTRAS: Mapping[str, object] = MappingProxyType({})
+
+
+class JobPayload(NamedTuple):
     """One job: `function` by name, its keyword arguments (JSON values), when it was enqueued (ms), our extras."""
 
     function: str
     arguments: Mapping[str, object]
     positional: tuple[object, ...] = ()
     enqueued_ms: int = 0
-    extras: Mapping[str, object] = field(default_factory=dict)
+    extras: Mapping[str, object] = _NO_EXTRAS
 
 
 class _BuiltinsOnly(pickle.Unpickler):
@@ -101,23 +103,26 @@ def decode(raw: bytes) -> JobPayload:
     if len(raw) > MAX_PAYLOAD_BYTES:
         raise PayloadError(f"the payload has {len(raw)} bytes; at most {MAX_PAYLOAD_BYTES} are accepted")
     document = _load(raw)
-    if not isinstance(document, dict) or not isinstance(document.get("f"), str):
+    if not isinstance(document, dict) or not isinstance(function := document.get("f"), str):
         raise PayloadError("the payload is not a job: it names no function")
     arguments, positional = document.get("k") or {}, document.get("a") or ()
-    if not isinstance(arguments, dict) or set(map(type, arguments)) - {str}:
+    if not isinstance(arguments, dict) or not _TEXT.issuperset(map(type, arguments)):
         raise PayloadError("the payload's keyword arguments are not a mapping of names")
-    if not isinstance(positional, list | tuple):
-        raise PayloadError("the payload's positional arguments are not a list")
+    if type(positional) is not tuple:
+        if not isinstance(positional, list):
+            raise PayloadError("the payload's positional arguments are not a list")
+        positional = tuple(positional)
     extras = document.get("x")
-    if positional or extras is not None or set(map(type, arguments.values())) - _PLAIN or len(arguments) > _MAX_NODES:
+    plain = _PLAIN.issuperset(map(type, arguments.values())) and len(arguments) <= _MAX_NODES
+    if positional or extras is not None or not plain:
         check_values([arguments, positional, extras])
     enqueued = document.get("et")
     return JobPayload(
-        document["f"],
+        function,
         arguments,
-        tuple(positional),
+        positional,
         enqueued if isinstance(enqueued, int) and 0 < enqueued < _MAX_MS else 0,
-        extras if isinstance(extras, dict) else {},
+        extras if isinstance(extras, dict) else _NO_EXTRAS,
     )
 
 
