@@ -73,7 +73,7 @@ class _NoOp:
             nothing = Folded({}, [], 0)
             await self._made.writer.finish(self._run, RunStatus.COMPLETED, folded=nothing, active_seconds=0.0)
         if self._made.reservations is not None:
-            self._made.reservations.free(self.lease.job_id, _TENANT)
+            self._made.reservations.free(self.lease.job_id, _TENANT, ended=True)
         self._ended()
         return Release(self.lease, b"")
 

@@ -146,32 +146,76 @@ def calls_of(client: Redis) -> Callable[[], Awaitable[int]]:
 async def test_a_place_is_handed_from_a_job_that_ended_to_the_next_one_without_a_call(
     database: Database, redis_client: Redis
 ) -> None:
-    mine = reservations(redis_client, StoreGate(database, redis_client), {"a": 5})
+    gate = StoreGate(database, redis_client)
+    watching = asyncio.create_task(gate.watch())
+    assert await gate.wait(10)
+    mine = reservations(redis_client, gate, {"a": 5})
     assert await mine.reserve([("a1", "a"), ("a2", "a")]) == set()
     for job_id in ("a1", "a2"):
         mine.hold(job_id, "a")
+    await redis_client.zadd(keys.queued("a"), {"a3": 1, "a4": 1, "a9": 1})
     before = await (calls := calls_of(redis_client))()
-    mine.free("a1", "a")
+    mine.free("a1", "a", ended=True)
     assert await mine.reserve([("a3", "a")]) == set()
     mine.hold("a3", "a")
-    mine.free("a3", "a")  # and on, before Redis knows of it
+    mine.free("a3", "a", ended=True)  # and on, before Redis knows of it
     assert await mine.reserve([("a4", "a")]) == set()
     mine.hold("a4", "a")
     assert await calls() == before
     assert await running(redis_client, "a") == ["a1", "a2"]  # as many places as jobs
     keeping = asyncio.create_task(mine.keep())
-    await eventually("Redis is told", lambda: told(redis_client, "a", "a2", "a4"))
-    mine.free("a2", "a")
-    mine.free("a4", "a")
+    await eventually("the place has its job's name", lambda: told(redis_client, "a", "a2", "a4"))
+    assert [job_id for job_id, _ in await members(redis_client, keys.queued("a"))] == ["a9"]  # what began is not queued
+    mine.free("a2", "a", ended=True)
+    mine.free("a4", "a", ended=True)
     assert await mine.reserve([("a2", "a")]) == set()  # its own place is as good as another's
     mine.hold("a2", "a")
     await eventually("the other is free", lambda: told(redis_client, "a", "a2"))
-    mine.free("a2", "a")
+    mine.free("a2", "a", ended=True)
     assert await mine.reserve([("a5", "a")]) == set()
     mine.free("a5", "a")  # it ends before it was held
-    keeping.cancel()
-    await asyncio.wait({keeping})
+    for task in (keeping, watching):
+        task.cancel()
+    await asyncio.wait({keeping, watching})
     assert await running(redis_client, "a") == []  # a worker's last word
+
+
+async def test_the_place_of_a_job_that_may_come_back_is_not_handed_on_under_its_name(
+    database: Database, redis_client: Redis
+) -> None:
+    gate = StoreGate(database, redis_client)
+    mine, other = (reservations(redis_client, gate, {"a": 3}) for _ in range(2))
+    assert await mine.reserve([("a1", "a")]) == set()
+    mine.hold("a1", "a")
+    mine.free("a1", "a")  # handed over
+    assert await mine.reserve([("a2", "a")]) == set()
+    assert await other.reserve([("a1", "a")]) == set()
+    assert await running(redis_client, "a") == ["a1", "a2"]
+    mine.hold("a2", "a")
+    mine.free("a2", "a", ended=True)
+    assert await mine.reserve([("a3", "a")]) == set()
+    mine.hold("a3", "a")
+    mine.free("a3", "a")  # the place that it had is a2's, which never comes back
+    assert await mine.reserve([("a4", "a")]) == set()
+    assert await running(redis_client, "a") == ["a1", "a2"]
+
+
+async def test_a_place_that_was_handed_on_is_prolonged_under_its_jobs_name(
+    database: Database, redis_client: Redis
+) -> None:
+    async with kept(database, redis_client, {"a": 2}) as mine:
+        assert await mine.reserve([("a1", "a")]) == set()
+        mine.hold("a1", "a")
+        mine.free("a1", "a", ended=True)
+        assert await mine.reserve([("a2", "a")]) == set()
+        mine.hold("a2", "a")
+        ((_, first),) = await members(redis_client, keys.running("a"))
+
+        async def prolonged() -> bool:
+            ((name, deadline),) = await members(redis_client, keys.running("a"))
+            return name == "a2" and deadline > first + 1_000
+
+        await eventually("it has its name and a later deadline", prolonged, seconds=10)
 
 
 async def told(client: Redis, tenant: str, *job_ids: str) -> bool:
@@ -182,7 +226,7 @@ async def test_no_place_is_handed_on_where_others_may_wait_for_it(database: Data
     mine, other = (reservations(redis_client, StoreGate(database, redis_client), {"a": 2}) for _ in range(2))
     assert await mine.reserve([("a1", "a"), ("a2", "a")]) == set()
     mine.hold("a1", "a")
-    mine.free("a1", "a")
+    mine.free("a1", "a", ended=True)
     assert await mine.reserve([("a3", "a")]) == {"a3"}  # it asks, and the tenant has no place left
     keeping = asyncio.create_task(mine.keep())
     await eventually("Redis is told", lambda: told(redis_client, "a", "a2"))
@@ -248,3 +292,22 @@ async def test_nothing_is_kept_of_tenants_whose_jobs_have_ended(database: Databa
     assert dict(mine._held) == {"acme": {"2"}}
     mine.free("2", "acme")
     assert not mine._held
+    assert not mine._names
+    await mine._give_back(0.0)
+    assert not mine._spare
+    assert not mine._given
+
+
+async def test_a_lower_limit_takes_no_place_from_a_job_that_runs(database: Database, redis_client: Redis) -> None:
+    mine = reservations(redis_client, StoreGate(database, redis_client), {"a": 5})
+    assert await mine.reserve([("a1", "a"), ("a2", "a"), ("a3", "a")]) == set()
+    for job_id in ("a1", "a2", "a3"):
+        mine.hold(job_id, "a")
+    mine.free("a3", "a", ended=True)
+    assert await mine.reserve([("a4", "a")]) == set()
+    mine.hold("a4", "a")
+    mine._tenants = {"a": Tenant(1)}
+    await mine._rename()
+    assert await running(redis_client, "a") == ["a1", "a2", "a4"]
+    mine.free("a4", "a", ended=True)
+    assert await mine.reserve([("a5", "a")]) == {"a5"}

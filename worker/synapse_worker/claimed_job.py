@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from synapse_worker.endings import LAST_WRITE_SECONDS, whole
 from synapse_worker.errors import JobFailed, JobRetry, OwnershipLost, StoreRefused, StoreUnavailable
-from synapse_worker.queueing.lease import HandBack, Lease
+from synapse_worker.queueing.lease import HandBack, Lease, Release
 from synapse_worker.queueing.loop import Control, Ending, StopReason
 from synapse_worker.queueing.payload import JobPayload
 from synapse_worker.queueing.stops import RunningJob
@@ -77,10 +77,22 @@ class ClaimedJob(ABC):
 
     async def run(self, control: Control) -> Ending:
         """Run to the end, a boundary within it at a drain, or a stop; see `Job.run`."""
-        seconds = self._with.settings.job_timeout
         self._with.reservations.hold(self.lease.job_id, self._reserved_for)
         self._with.metrics.active_runs.inc()
         self._running[self._ids] = self._control = control
+        ending: Ending = None
+        try:
+            ending = await self._until_it_ends(control)
+        finally:
+            self._with.metrics.active_runs.dec()
+            if self._running.get(self._ids) is control:  # else it was claimed here anew, and its place is that claim's
+                del self._running[self._ids]
+                ended = isinstance(ending, Release)
+                self._with.reservations.free(self.lease.job_id, self._reserved_for, ended=ended)
+        return ending
+
+    async def _until_it_ends(self, control: Control) -> Ending:
+        seconds = self._with.settings.job_timeout
         try:
             if (unwanted := await self._unwanted()) is not None:
                 return await whole(self._cancel(unwanted))
@@ -108,11 +120,6 @@ class ClaimedJob(ABC):
         except Exception as error:
             log.exception("%s met an unexpected error", self._name)
             return await whole(self._retry(f"internal error: {type(error).__name__}"))
-        finally:
-            self._with.metrics.active_runs.dec()
-            if self._running.get(self._ids) is control:  # else it was claimed here anew, and its place is that claim's
-                del self._running[self._ids]
-                self._with.reservations.free(self.lease.job_id, self._reserved_for)
 
     @abstractmethod
     async def _unwanted(self) -> StopReason | None:

@@ -94,7 +94,7 @@ def parking(queue_key: str) -> str:
 
 
 def running(tenant_id: str) -> str:
-    """zset: job id -> deadline (ms) of the tenant's reservations."""
+    """zset: job id -> deadline (ms) of the tenant's reservations; for a second it may be an ended job's id."""
     return _of_tenant(tenant_id, "running")
 
 

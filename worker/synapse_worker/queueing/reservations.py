@@ -4,15 +4,16 @@ A claimed job of a limited tenant needs a reservation before anything is written
 parked, where it is in nobody's way, and comes back with its old place once the tenant has a free one. Reservations
 expire by themselves, so a crashed worker's are not missed for long.
 
-A busy worker hands the place of a job that has ended straight to the tenant's next one, and tells Redis of both
-afterwards: the place was counted all the time. It does so only while the tenant has more places than it uses and
-nothing of it is parked, so nobody is passed over.
+A busy worker hands the place of a job that has ended straight to the tenant's next one: the place is counted all the
+time, and gets its job's name once a second. It does so only while the tenant has more places than it uses and nothing
+of it is parked, so nobody is passed over.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -35,8 +36,10 @@ _TICK_SECONDS = 1.0
 _TENANTS_SECONDS = 5.0
 _PAGE = 500
 _TENANTS_AT_ONCE = 20
-_SPARE_SECONDS = 0.005
+_SPARE_SECONDS = 0.02
 """How long a place that has come free is kept for the tenant's next job before Redis is told."""
+_NAMES_SECONDS = 1.0
+"""How long a place may have the name of the job that had it before."""
 _LAST_WORD_SECONDS = 1.0
 
 ReadTenants = Callable[[], Awaitable[Mapping[str, Tenant]]]
@@ -69,13 +72,19 @@ class Reservations:
         self._unpark = load_script(client, "unpark")
         self._tenants = tenants
         self._held: dict[str, set[str]] = defaultdict(set)
-        self._spare: dict[str, dict[str, None]] = defaultdict(dict)
-        """Tenant -> ended jobs that still have a place in Redis."""
-        self._untold: dict[str, dict[str, bool]] = defaultdict(dict)
-        """Tenant -> job -> whether it has a place, where Redis does not know yet."""
+        self._spare: dict[str, dict[str, float]] = defaultdict(dict)
+        """Tenant -> name of a free place that Redis still counts as ours -> since when (monotonic s), oldest first."""
+        self._given: dict[str, set[str]] = defaultdict(set)
+        """Tenant -> names of places to be given back at once."""
+        self._names: dict[str, dict[str, str]] = defaultdict(dict)
+        """Tenant -> job -> name of its place, where that is another one than the job's own."""
+        self._started: dict[str, list[str]] = defaultdict(list)
+        """Tenant -> jobs that have begun, where Redis may still count them as queued."""
         self._room: dict[str, int] = {}
         """Tenant -> places that nobody had when last asked."""
         self._something_changed = asyncio.Event()
+        self._somebody_waits = asyncio.Event()
+        """Perhaps, for a place that has come free."""
         self._parked: dict[str, Mapping[str, int]] = {}
         """Queue -> tenant -> parked jobs, when last seen."""
         self._unreadable: set[str] = set()
@@ -91,16 +100,17 @@ class Reservations:
         for job_id, tenant in wanted:
             if tenant not in self._tenants:
                 continue
-            spare, untold = self._spare[tenant], self._untold[tenant]
+            spare = self._spare.get(tenant)
             if spare and self._may_hand_on(tenant):
-                former = job_id if job_id in spare else next(iter(spare))
-                del spare[former]
-                untold[former] = False
-                untold[job_id] = True
+                if spare.pop(job_id, None) is None:
+                    self._names[tenant][job_id], _ = spare.popitem()
+                self._started[tenant].append(job_id)
                 self._something_changed.set()
             else:
-                spare.pop(job_id, None)
-                untold.pop(job_id, None)
+                if spare:
+                    spare.pop(job_id, None)
+                if tenant in self._given:
+                    self._given[tenant].discard(job_id)
                 by_tenant[tenant].append(job_id)
         refused: set[str] = set()
         for _, answer in await self._reserve_all(by_tenant):
@@ -115,15 +125,25 @@ class Reservations:
         if tenant in self._tenants:
             self._held[tenant].add(job_id)
 
-    def free(self, job_id: str, tenant: str) -> None:
-        """Give a place back, if the job has one."""
+    def free(self, job_id: str, tenant: str, *, ended: bool = False) -> None:
+        """Give a place back, if the job has one.
+
+        Args:
+            ended: it never comes back, to any worker; its place may be handed on under its name.
+        """
         held = self._held.get(tenant, set())
+        names = self._names.get(tenant, {})
+        place = names.pop(job_id, job_id)
+        if not names:
+            self._names.pop(tenant, None)
         if tenant in self._tenants:
-            if job_id in held:
-                self._spare[tenant][job_id] = None
+            if job_id in held and (ended or place != job_id):
+                self._spare[tenant][place] = time.monotonic()
             else:
-                self._untold[tenant][job_id] = False
+                self._given[tenant].add(place)
             self._something_changed.set()
+            if not self._may_hand_on(tenant):
+                self._somebody_waits.set()
         held.discard(job_id)
         if not held:
             self._held.pop(tenant, None)  # tenants come and go, and users name them
@@ -146,11 +166,12 @@ class Reservations:
                 group.create_task(self._repeat(self._lease_seconds / 3, self._prolong))
                 group.create_task(self._repeat(_TENANTS_SECONDS, self._refresh))
                 group.create_task(self._repeat(_TICK_SECONDS, self._tick))
+                group.create_task(self._repeat(_NAMES_SECONDS, self._rename))
                 group.create_task(self._give_on())
         finally:
             with suppress(StoreUnavailable, StoreRefused, TimeoutError):  # else they expire
                 async with asyncio.timeout(_LAST_WORD_SECONDS):
-                    await self._tell({*self._spare, *self._untold})
+                    await self._give_back(0.0)
 
     async def _repeat(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -168,34 +189,64 @@ class Reservations:
         self._room = {tenant: room for tenant, room in self._room.items() if tenant in self._tenants}
 
     async def _prolong(self) -> None:
-        await self._reserve_all({tenant: sorted(ids) for tenant, ids in self._held.items() if ids})
+        await self._rename({tenant: set(ids) for tenant, ids in self._held.items()})
+
+    async def _rename(self, held: Mapping[str, set[str]] = MappingProxyType({})) -> None:
+        """Give places that were handed on their jobs' names; those that are `held` get a new deadline."""
+        names, self._names = self._names, defaultdict(dict)
+        jobs = {tenant: sorted({*names.get(tenant, ()), *held.get(tenant, ())}) for tenant in {*names, *held}}
+        await self._reserve_all(jobs, {tenant: list(names[tenant].values()) for tenant in names})
 
     async def _give_on(self) -> None:
-        """Tell Redis which places have come free or were handed on, and let the next parked jobs have the free ones."""
+        """Tell Redis which places are free and which jobs have begun; let the next parked jobs have the places."""
         while True:
             await self._something_changed.wait()
             self._something_changed.clear()
+            self._somebody_waits.clear()
             try:
-                await self._tell([tenant for tenant in self._spare if not self._may_hand_on(tenant)])
-                if self._spare or self._untold:
-                    await asyncio.sleep(_SPARE_SECONDS)
-                    await self._tell({*self._spare, *self._untold})
+                await self._give_back(_SPARE_SECONDS)
+                await self._say_started()
             except (StoreUnavailable, StoreRefused) as error:
-                self._gate.trip(error)  # what was not taken out expires, and what was not put in is by `_prolong`
+                self._gate.trip(error)  # what was not taken out expires
             except Exception:
                 log.exception("freed places of tenants met an unexpected error; they are given on later")
+            if self._spare:
+                self._something_changed.set()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_SPARE_SECONDS):
+                    await self._somebody_waits.wait()
 
-    async def _tell(self, tenants: Iterable[str]) -> None:
-        given: dict[str, list[str]] = {}
-        taken: dict[str, list[str]] = {}
-        for tenant in tenants:
-            changes = {**self._untold.pop(tenant, {}), **dict.fromkeys(self._spare.pop(tenant, ()), False)}
-            if changes:
-                given[tenant] = [job_id for job_id, has in changes.items() if not has]
-                taken[tenant] = [job_id for job_id, has in changes.items() if has]
-        await self._reserve_all(taken, given)
+    async def _give_back(self, kept_seconds: float) -> None:
+        """Give back the places that are not handed on, or were free for so long without being."""
+        before = time.monotonic() - kept_seconds
+        given = {tenant: list(places) for tenant, places in self._given.items() if places}
+        self._given.clear()
+        for tenant, spare in list(self._spare.items()):
+            keeps = self._may_hand_on(tenant)
+            places = [place for place, since in spare.items() if since <= before or not keeps]
+            for place in places:
+                del spare[place]
+            if not spare:
+                del self._spare[tenant]
+            if places:
+                given[tenant] = given.get(tenant, []) + places
+        try:
+            await self._reserve_all(dict.fromkeys(given, ()), given)
+        except asyncio.CancelledError:
+            for tenant, places in given.items():
+                self._given[tenant].update(places)  # for the last word
+            raise
         for queue_key, parked in list(self._parked.items()):
-            await self._unpark_some(queue_key, {tenant for tenant in given if given[tenant] and parked.get(tenant)})
+            await self._unpark_some(queue_key, {tenant for tenant in given if parked.get(tenant)})
+
+    async def _say_started(self) -> None:
+        started, self._started = self._started, defaultdict(list)
+        if started:
+            pipeline = self._client.pipeline(transaction=False)
+            for tenant, ids in started.items():
+                pipeline.zrem(keys.queued(tenant), *ids)
+            with redis_errors_as_ours():
+                await pipeline.execute()
 
     async def _tick(self) -> None:
         names = self._served.keys
