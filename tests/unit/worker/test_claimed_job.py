@@ -30,7 +30,7 @@ class Noted:
         self.settings = SimpleNamespace(job_timeout=60, max_retries=2)
         self.reservations = SimpleNamespace(
             hold=lambda job, tenant: self.places.append(f"+{tenant}"),
-            free=lambda job, tenant: self.places.append(f"-{tenant}"),
+            free=lambda job, tenant, ended: self.places.append(f"-{tenant}{' for good' if ended else ''}"),
         )
         self.metrics = SimpleNamespace(active_runs=SimpleNamespace(inc=lambda: None, dec=lambda: None))
 
@@ -103,7 +103,8 @@ async def test_what_is_raised_ends_a_job(
     noted = Noted()
     job = AJob(raises(error), noted, failures=failures)
     assert isinstance(await job.run(a_control()), ending)
-    assert (job.written, noted.places, job.running) == (written, ["+acme", "-acme"], {})
+    given_back = "-acme for good" if ending is Release else "-acme"
+    assert (job.written, noted.places, job.running) == (written, ["+acme", given_back], {})
 
 
 async def test_a_job_may_take_its_seconds_and_no_more() -> None:
