@@ -87,6 +87,8 @@ class Reservations:
         """Perhaps, for a place that has come free."""
         self._parked: dict[str, Mapping[str, int]] = {}
         """Queue -> tenant -> parked jobs, when last seen."""
+        self._have_parked: frozenset[str] = frozenset()
+        """The tenants that have some."""
         self._unreadable: set[str] = set()
         self._walks: dict[str, asyncio.Task[None]] = {}
 
@@ -118,7 +120,7 @@ class Reservations:
         return refused
 
     def _may_hand_on(self, tenant: str) -> bool:
-        return self._room.get(tenant, 0) > 0 and not any(parked.get(tenant) for parked in self._parked.values())
+        return self._room.get(tenant, 0) > 0 and tenant not in self._have_parked
 
     def hold(self, job_id: str, tenant: str) -> None:
         """Keep a reserved place until `free`; without this it expires."""
@@ -276,6 +278,7 @@ class Reservations:
                 if first:
                     mine.append(queue_key)
         self._parked = parked
+        self._have_parked = frozenset(tenant for counts in parked.values() for tenant, count in counts.items() if count)
         for queue_key in mine:
             await self._unpark_some(queue_key, set(parked[queue_key]))
 

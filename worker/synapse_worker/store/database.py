@@ -234,7 +234,7 @@ def to_jsonb(value: object) -> str:
     What jsonb cannot hold is replaced, not refused, so that no run is lost by it: NUL and lone surrogates
     become U+FFFD. NaN and infinities are not JSON and raise ValueError.
     """
-    if value in ({}, []):  # what most runs begin with; the encoder takes ten times as long to say so
+    if not value and isinstance(value, dict | list):  # as most runs begin; the encoder takes ten times as long
         return "[]" if isinstance(value, list) else "{}"
     text = _ENCODE(value)
     if "\\u0000" not in text and text.isascii():

@@ -285,7 +285,7 @@ class RunWriter:
             len(state) + len(history) + len(payload or ""),
             run.run_id,
             run.claim,
-            status.value,
+            status,
             state,
             history,
             folded.steps,

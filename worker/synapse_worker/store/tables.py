@@ -142,9 +142,14 @@ orchestration_runs = Table(
     _time("deadline"),
     _time("human_deadline"),
     _name("root_run_id"),
-    Index("ix_orchestration_runs_orchestration_id", "orchestration_id"),
-    Index("idx_runs_status", "status"),
     Index("idx_runs_tenant_status", "tenant_id", "status", "created_at"),
+)
+
+Index(
+    "idx_runs_open",
+    orchestration_runs.c.status,
+    orchestration_runs.c.run_id,
+    postgresql_where=text("status IN ('queued', 'running', 'paused')"),
 )
 
 Index(
