@@ -31,8 +31,8 @@ from synapse_worker.store.runs import Folded, RunStatus, RunWriter
 SLOTS = 100
 LEASE_SECONDS = 30
 Q = keys.queue("default")
-STOCK_JOBS = 2_000
-OUR_JOBS = 20_000
+STOCK_JOBS = 4_000
+OUR_JOBS = 40_000
 STOCK_POLL_DELAYS = {"its defaults": 0.5, "poll_delay 0.05 s": 0.05}
 """arq's default, and the one with which it was fastest here."""
 _WORKER = "bench"
