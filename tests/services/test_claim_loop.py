@@ -215,3 +215,17 @@ async def test_a_job_whose_lease_is_lost_while_it_waits_for_its_slot_does_not_be
         fourth.written.set()
     assert begun.empty()
     assert await redis_client.hget(keys.claims(Q), "c") == b"another|1|worker"
+
+
+async def test_a_job_that_waits_for_its_slot_at_a_drain_goes_back_to_its_queue(
+    database: Database, redis_client: Redis
+) -> None:
+    async with two_slots(database, redis_client, "a", "b", "c", "d") as (loop, begun, first):
+        await eventually("two more are claimed", lambda: leased(redis_client, 4))
+        loop.stop(hand_over=True)
+        await eventually("they are given back", lambda: leased(redis_client, 2))
+        back = await redis_client.zrange(keys.again(Q), 0, -1, withscores=True)
+        assert back == [(b"c", 2.0), (b"d", 3.0)]  # where they were
+        for job in first:
+            job.written.set()
+    assert begun.empty()

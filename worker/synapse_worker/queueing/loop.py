@@ -189,10 +189,14 @@ class ClaimLoop:
             ender.cancel()
 
     def stop(self, *, hand_over: bool) -> None:
-        """Claim nothing more; with `hand_over`, running jobs give their runs back at the next step boundary."""
+        """Claim nothing more; with `hand_over`, running jobs give their runs back at the next step boundary.
+
+        What has no slot yet then goes back to its queue as it is.
+        """
         self.handing_over = self.handing_over or hand_over
         self._stopping.set()
         self._slot_freed.set()
+        self._fewer_begun.set()
 
     def interrupt(self) -> None:
         """Stop what still runs; the runs are given back as far as their last checkpoint."""
@@ -294,15 +298,28 @@ class ClaimLoop:
         """Begin jobs as slots come free, those first that were claimed first."""
         async with self._begins:
             while True:
-                while self._begun >= self.slots:
+                while self._begun >= self.slots and not self.handing_over:
                     self._fewer_begun.clear()
                     await self._fewer_begun.wait()
+                if self.handing_over:
+                    self._return(leases)
+                    return
                 now, leases = leases[: self.slots - self._begun], leases[self.slots - self._begun :]
                 self._begun += len(now)
                 if not leases:
                     break
                 self._start_soon(self._begin(now))
         await self._begin(now)
+
+    def _return(self, leases: Sequence[Lease]) -> None:
+        """Give back what has not begun; what was lost meanwhile is somebody else's."""
+        self._begun += len(leases)  # which they leave at once
+        for lease in leases:
+            held = self._held_under(lease)
+            if held is None or held.control.stop_reason is StopReason.LOST:
+                self._forget(lease)
+            else:
+                self._end(lease, HandBack(lease, None, suspect=lease.alone))
 
     def _start_soon(self, starting: Coroutine[None, None, None]) -> None:
         start = asyncio.create_task(starting)
