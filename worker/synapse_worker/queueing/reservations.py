@@ -85,6 +85,8 @@ class Reservations:
         self._something_changed = asyncio.Event()
         self._somebody_waits = asyncio.Event()
         """Perhaps, for a place that has come free."""
+        self._names_places = asyncio.Lock()
+        """Held while places get names or are given back: a name that is on its way cannot be taken back yet."""
         self._parked: dict[str, Mapping[str, int]] = {}
         """Queue -> tenant -> parked jobs, when last seen."""
         self._have_parked: frozenset[str] = frozenset()
@@ -191,13 +193,15 @@ class Reservations:
         self._room = {tenant: room for tenant, room in self._room.items() if tenant in self._tenants}
 
     async def _prolong(self) -> None:
-        await self._rename({tenant: set(ids) for tenant, ids in self._held.items()})
+        await self._rename(prolong=True)
 
-    async def _rename(self, held: Mapping[str, set[str]] = MappingProxyType({})) -> None:
-        """Give places that were handed on their jobs' names; those that are `held` get a new deadline."""
-        names, self._names = self._names, defaultdict(dict)
-        jobs = {tenant: sorted({*names.get(tenant, ()), *held.get(tenant, ())}) for tenant in {*names, *held}}
-        await self._reserve_all(jobs, {tenant: list(names[tenant].values()) for tenant in names})
+    async def _rename(self, *, prolong: bool = False) -> None:
+        """Give places that were handed on their jobs' names, and, to `prolong`, all of ours a new deadline."""
+        async with self._names_places:
+            held = self._held if prolong else {}
+            names, self._names = self._names, defaultdict(dict)
+            jobs = {tenant: sorted({*names.get(tenant, ()), *held.get(tenant, ())}) for tenant in {*names, *held}}
+            await self._reserve_all(jobs, {tenant: list(names[tenant].values()) for tenant in names})
 
     async def _give_on(self) -> None:
         """Tell Redis which places are free and which jobs have begun; let the next parked jobs have the places."""
@@ -220,7 +224,19 @@ class Reservations:
 
     async def _give_back(self, kept_seconds: float) -> None:
         """Give back the places that are not handed on, or were free for so long without being."""
-        before = time.monotonic() - kept_seconds
+        async with self._names_places:
+            given = self._take_back(time.monotonic() - kept_seconds)
+            try:
+                await self._reserve_all(dict.fromkeys(given, ()), given)
+            except asyncio.CancelledError:
+                for tenant, places in given.items():
+                    self._given[tenant].update(places)  # for the last word
+                raise
+        for queue_key, parked in list(self._parked.items()):
+            await self._unpark_some(queue_key, {tenant for tenant in given if parked.get(tenant)})
+
+    def _take_back(self, before: float) -> dict[str, list[str]]:
+        """Return, by tenant, what is to be given back, and forget it: places free since `before` among them."""
         given = {tenant: list(places) for tenant, places in self._given.items() if places}
         self._given.clear()
         for tenant, spare in list(self._spare.items()):
@@ -232,14 +248,7 @@ class Reservations:
                 del self._spare[tenant]
             if places:
                 given[tenant] = given.get(tenant, []) + places
-        try:
-            await self._reserve_all(dict.fromkeys(given, ()), given)
-        except asyncio.CancelledError:
-            for tenant, places in given.items():
-                self._given[tenant].update(places)  # for the last word
-            raise
-        for queue_key, parked in list(self._parked.items()):
-            await self._unpark_some(queue_key, {tenant for tenant in given if parked.get(tenant)})
+        return given
 
     async def _say_started(self) -> None:
         started, self._started = self._started, defaultdict(list)
