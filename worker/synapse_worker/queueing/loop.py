@@ -312,14 +312,19 @@ class ClaimLoop:
         await self._begin(now)
 
     def _return(self, leases: Sequence[Lease]) -> None:
-        """Give back what has not begun; what was lost meanwhile is somebody else's."""
+        """Give back what has not begun."""
         self._begun += len(leases)  # which they leave at once
         for lease in leases:
-            held = self._held_under(lease)
-            if held is None or held.control.stop_reason is StopReason.LOST:
-                self._forget(lease)
-            else:
+            if self._ours(lease) is not None:
                 self._end(lease, HandBack(lease, None, suspect=lease.alone))
+
+    def _ours(self, lease: Lease) -> _Held | None:
+        """Return what is held of a lease; one that was lost meanwhile is forgotten: its run may be somebody else's."""
+        held = self._held_under(lease)
+        if held is None or held.control.stop_reason is StopReason.LOST:
+            self._forget(lease)
+            return None
+        return held
 
     def _start_soon(self, starting: Coroutine[None, None, None]) -> None:
         start = asyncio.create_task(starting)
@@ -329,10 +334,7 @@ class ClaimLoop:
     async def _begin(self, leases: Sequence[Lease]) -> None:
         ours: list[Lease] = []
         for lease in leases:
-            held = self._held_under(lease)
-            if held is None or held.control.stop_reason is StopReason.LOST:
-                self._forget(lease)  # lost while it waited for its slot: its run may be somebody else's now
-            else:
+            if (held := self._ours(lease)) is not None:
                 held.waits = False
                 ours.append(lease)
         if ours:
@@ -352,10 +354,9 @@ class ClaimLoop:
             log.exception("claimed jobs could not be started; they are given back")
             begun = [HandBack(lease, 5_000) for lease in leases]
         for item in begun:
-            held = self._held_under(item.lease)
-            if held is None or held.control.stop_reason is StopReason.LOST:
-                self._forget(item.lease)
-            elif isinstance(item, Release | HandBack):
+            if (held := self._ours(item.lease)) is None:
+                continue
+            if isinstance(item, Release | HandBack):
                 self._end(item.lease, item)
             else:
                 held.control.task = asyncio.create_task(item.run(held.control), name=item.lease.job_id)

@@ -311,7 +311,7 @@ async def _supersede(database: Database, job_id: str, claim: int) -> None:
 
 
 def _owned(row: asyncpg.Record) -> OwnedRun:
-    # One unpacking: looking each of them up by its name takes as long as all the rest.
+    # The columns of `_TAKE`, in its order: looking each of them up by its name takes as long as all the rest.
     (
         job_id,
         claim,
