@@ -148,6 +148,7 @@ async def test_turns_of_a_session_keep_their_order(
     view = await session(database)
     assert [message["content"] for message in view.messages if message["role"] == "user"] == said  # type: ignore[index]
     assert view.status == "completed"
+    await said_done(redis_client, jobs[-1])
     assert [event["type"] for event in await events(redis_client)].count("done") == 3
 
 

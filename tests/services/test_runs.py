@@ -24,7 +24,6 @@ from tests.support.runs import (
     claim_of,
     claimed_anew,
     enqueue,
-    events_of,
     result_of,
     said_done,
     steps_reach,
@@ -65,7 +64,7 @@ async def test_the_quickstart_runs_from_sync_to_done(
     assert [entry["step_id"] for entry in run["history"]] == [
         *("parse", "score", "has-text", "severity", "page", "summary", "done"),
     ]
-    types = [event["type"] for event in await events_of(redis_client, run["run_id"])]
+    types = [event["type"] for event in await said_done(redis_client, run["run_id"])]
     assert types[:3] == ["worker_picked_up", "orchestration_start", "step_start"]
     assert types[-3:] == ["orchestration_complete", "final", "done"]
     assert types.count("step_start") == types.count("step_complete") == 7
