@@ -104,6 +104,7 @@ async def test_turns_use_tools_and_remember_what_was_said(
     now = "And now? " + script({"say": "not asked"}, {"say": "the same"})
     second = await say(database, redis_client, now)
     assert await outcome(database, second) == "completed"
+    await said_done(redis_client, second)
     view = await session(database)
     assert (view.status, view.agent_id, view.job_id) == ("completed", "helper", second)
     assert view.messages == [

@@ -8,11 +8,14 @@ import errno
 import os
 import platform
 import struct
+import subprocess
+import threading
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
 import pytest
+import uvloop
 
 from synapse_worker.engine import locked_child, locked_python
 from synapse_worker.engine.errors import CodeFailed, CodeLimit, CodeRefused, SandboxCrashed
@@ -334,7 +337,33 @@ async def test_a_process_that_was_killed_while_it_waited_fails_no_script() -> No
     async with LockedPython(processes=1) as whole:
         assert (await whole.run("result = 1", "{}", 5.0))[0] == "1"
         assert whole._spare is not None
-        spare = await whole._spare
+        spare = (await whole._spare).process
         spare.kill()
-        await spare.wait()
+        spare.wait()
         assert (await whole.run("result = 2", "{}", 5.0))[0] == "2"
+
+
+def test_processes_that_start_beside_a_script_hold_nothing_of_its() -> None:
+    """In the worker's loop, with a thread that starts processes as the interpreter's pool does: they inherit all."""
+    started: list[subprocess.Popen[bytes]] = []
+    done = threading.Event()
+
+    def start() -> None:
+        while not done.is_set() and len(started) < 500:
+            started.append(subprocess.Popen(["sleep", "60"], close_fds=False))
+
+    async def run() -> list[str]:
+        async with LockedPython(processes=2) as whole:
+            answers = await asyncio.gather(*(whole.run(f"result = {number}", "{}", 10.0) for number in range(20)))
+        return [result for result, _ in answers]
+
+    beside = threading.Thread(target=start)
+    beside.start()
+    try:
+        assert uvloop.run(run()) == [str(number) for number in range(20)]
+    finally:
+        done.set()
+        beside.join()
+        for process in started:
+            process.kill()
+            process.wait()

@@ -85,7 +85,7 @@ async def until(database: Database, run_id: str, *statuses: str, seconds: float 
         found = await runs.get(database, [run_id])  # a stock producer writes no row
         if found and found[0].status in statuses:
             return found[0]
-        said = f"still {found[0].status} with {found[0].steps_done} steps" if found else "not taken"
+        said = f"still {found[0].status} with {found[0].steps_done} steps ({found[0].error})" if found else "not taken"
         assert time.monotonic() < deadline, f"{run_id} is {said}"
         await asyncio.sleep(0.05)
 

@@ -12,10 +12,12 @@ import asyncio
 import json
 import logging
 import signal
+import socket
+import subprocess
 import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -37,6 +39,15 @@ class Unusable(Exception):
     """A process that locks itself cannot be had here; `str()` says why."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Child:
+    """A process and the socket that is its input and its output."""
+
+    process: subprocess.Popen[bytes]
+    output: asyncio.StreamReader
+    input: asyncio.StreamWriter
+
+
 class LockedPython:
     """Runs scripts; an async context manager, used from one event loop.
 
@@ -46,7 +57,7 @@ class LockedPython:
 
     def __init__(self, *, processes: int = 2) -> None:
         self._places = asyncio.Semaphore(processes)
-        self._spare: asyncio.Task[Process] | None = None
+        self._spare: asyncio.Task[_Child] | None = None
         self._problem: str | None = None
 
     async def __aenter__(self) -> Self:
@@ -97,18 +108,18 @@ class LockedPython:
 
     async def _ask(self, request: Mapping[str, object], seconds: float) -> Mapping[str, object]:
         async with self._places:
-            process = await self._take()
+            child = await self._take()
             try:
                 async with asyncio.timeout(seconds):
-                    text = await _converse(process, json.dumps(request).encode())
-                    code = await process.wait()
+                    text = await _converse(child, json.dumps(request).encode())
+                    code = await _exit_code(child)
             except TimeoutError:
                 raise CodeLimit(f"The code ran longer than {seconds:g} s.") from None
             finally:
-                await _end(process)
+                await _end(child)
         return _understood(text, code, seconds)
 
-    async def _take(self) -> Process:
+    async def _take(self) -> _Child:
         """Return a process that waits for its script, and have the next one started.
 
         Raises:
@@ -119,83 +130,97 @@ class LockedPython:
             raise Unusable(self._problem)
         spare, self._spare = self._spare, None
         try:
-            process = await (spare or _start())
-            if process.returncode is not None:  # the kernel takes idle ones first when memory runs out
-                process = await _start()
+            child = await (spare or _start())
+            if child.process.poll() is not None:  # the kernel takes idle ones first when memory runs out
+                await _end(child)
+                child = await _start()
         except Unusable as error:
             self._problem = str(error)
             log.warning("transforms that need all of Python are refused here: %s", error)
             raise
         if self._spare is None:
             self._spare = asyncio.create_task(_start())
-        return process
+        return child
 
 
-async def _start() -> Process:
+async def _start() -> _Child:
     """Start a process; returns once it is locked and waits for its script."""
     if sys.platform != "linux":
         raise Unusable(f"{sys.platform} has no seccomp")
-    process: Process | None = None
+    child: _Child | None = None
     try:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", "-B", "-X", "utf8", _PROGRAM),
-            stdin=PIPE,
-            stdout=PIPE,
-            stderr=DEVNULL,
-            env={},
-            cwd="/",
-            start_new_session=True,
-        )
-        output = _output(process)
+        child = await _spawn()
         async with asyncio.timeout(_START_SECONDS):
-            said = (await output.readline()).decode(errors="replace").strip()
+            said = (await child.output.readline()).decode(errors="replace").strip()
     except (OSError, TimeoutError) as error:
-        if process is not None:
-            await _end(process)
+        if child is not None:
+            await _end(child)
         raise SandboxCrashed(f"A process for the code could not be started: {error!r}.") from error
     except BaseException:
-        if process is not None:
-            await _end(process)
+        if child is not None:
+            await _end(child)
         raise
     if said == "ready":
-        return process
-    await _end(process)
+        return child
+    await _end(child)
     if said.startswith("unusable: "):
         raise Unusable(said.removeprefix("unusable: ")[:200])
     raise SandboxCrashed("A process for the code ended before it was ready.")
 
 
-async def _converse(process: Process, request: bytes) -> bytes:
+async def _spawn() -> _Child:
+    """Start the program with a socket to us.
+
+    Not with the event loop's own subprocesses: uvloop's have ends of pipes that any process inherits which another
+    thread starts meanwhile, as the interpreter's pool does. That one keeps them open, and their end is never seen.
+    """
+    ours, theirs = socket.socketpair()
+    with theirs:
+        try:
+            output, input_ = await asyncio.open_unix_connection(sock=ours)
+        except BaseException:
+            ours.close()
+            raise
+        try:
+            # In this thread, since the process dies with the one that started it; it takes about a millisecond.
+            process = subprocess.Popen(  # noqa: ASYNC220
+                (sys.executable, "-I", "-S", "-B", "-X", "utf8", _PROGRAM),
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=subprocess.DEVNULL,
+                env={},
+                cwd="/",
+                start_new_session=True,
+            )
+        except BaseException:
+            input_.close()
+            raise
+    return _Child(process, output, input_)
+
+
+async def _converse(child: _Child, request: bytes) -> bytes:
     """Send the request and return the answer, as much of it as is read at all."""
-    input_, output = _input(process), _output(process)
-    with suppress(ConnectionError):  # it ended; what it said before is read below
-        input_.write(request)
-        await input_.drain()
-    input_.close()
     answer = bytearray()
-    while part := await output.read(1 << 16):
-        answer += part
-        if len(answer) > _MOST_ANSWER_BYTES:
-            raise CodeLimit("The result, or what the code prints, is too long.")
+    with suppress(ConnectionError):  # it ended before it had read all
+        child.input.write(request)
+        await child.input.drain()
+        child.input.write_eof()
+        while part := await child.output.read(1 << 16):
+            answer += part
+            if len(answer) > _MOST_ANSWER_BYTES:
+                raise CodeLimit("The result, or what the code prints, is too long.")
     return bytes(answer)
 
 
-def _input(process: Process) -> asyncio.StreamWriter:
-    if process.stdin is None:
-        raise SandboxCrashed("A process for the code has no way in.")
-    return process.stdin
+async def _exit_code(child: _Child) -> int:
+    """Wait until a process has ended; negative, as `Popen` has it, when a signal ended it."""
+    return await asyncio.to_thread(child.process.wait)
 
 
-def _output(process: Process) -> asyncio.StreamReader:
-    if process.stdout is None:
-        raise SandboxCrashed("A process for the code has no way out.")
-    return process.stdout
-
-
-async def _end(process: Process) -> None:
-    with suppress(ProcessLookupError):
-        process.kill()
-    await process.wait()
+async def _end(child: _Child) -> None:
+    child.input.close()
+    child.process.kill()
+    await _exit_code(child)
 
 
 def _understood(text: bytes, code: int, seconds: float) -> Mapping[str, object]:
