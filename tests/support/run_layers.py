@@ -125,6 +125,9 @@ _ALONE = "tests/controlplane/alone"
 _ENGINE = "tests/unit/worker/engine"
 """Half of the unit tests' time: in a process of their own, beside the others."""
 
+_HALVES = ("-n", "2", "--dist", "worksteal")
+"""The services' tests take longer than all others and mostly wait: two processes share them, each with its servers."""
+
 STAGES = (
     (
         Layer("engine", [pytest(_ENGINE)], nothing),
@@ -134,7 +137,7 @@ STAGES = (
     ),
     (
         Layer("control plane", [pytest("tests/controlplane", f"--ignore={_ALONE}")], control_plane),
-        Layer("services", [pytest("tests/services", "tests/page")], servers),
+        Layer("services", [pytest(*_HALVES, "tests/services", "tests/page")], servers),
         Layer("faults", [pytest("tests/faults")], servers),
         Layer("operator", [pytest(_ALONE)], control_plane),
     ),

@@ -1,8 +1,9 @@
 """The program of `locked_python`: Python that runs one script of a user in a process that can do nothing else.
 
-It is started for one script, with no environment and only a socket to its parent. It imports what scripts may use, takes its
-limits, and then locks itself: from there on the kernel refuses every call but those for memory, time and that socket,
-so whatever a script finds in this process, native code included, it cannot open, connect, start or signal anything.
+It is started for one script, with no environment and only a socket to its parent. It imports what scripts may use,
+takes its limits, and then locks itself: from there on the kernel refuses every call but those for memory, time and that
+socket, so whatever a script finds in this process, native code included, it cannot open, connect, start or signal
+anything.
 Only then does it say `ready` and read the script. Standard library only; nothing of ours is imported.
 """
 
