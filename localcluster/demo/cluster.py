@@ -109,8 +109,15 @@ def api_service() -> str:
 
 
 def metrics_secret() -> str:
-    """Return the name of the Secret with the token of the scale's metrics."""
-    return next(name for name in names("secret") if "metrics-token" in name).partition("/")[2]
+    """Return the name of the Secret with the token of the scale's metrics.
+
+    Raises:
+        ClusterError: there is none.
+    """
+    found = [name for name in names("secret") if "metrics-token" in name]
+    if not found:
+        raise ClusterError(f"there is no Secret with a token for the scale's metrics in namespace {NAMESPACE}")
+    return found[0].partition("/")[2]
 
 
 def secret_value(name: str, key: str) -> str:
