@@ -182,7 +182,7 @@ async def _spawn() -> _Child:
             ours.close()
             raise
         try:
-            # In this thread, since the process dies with the one that started it; it takes about a millisecond.
+            # In this thread, since the process dies with the one that started it; it takes less than a millisecond.
             process = subprocess.Popen(  # noqa: ASYNC220
                 (sys.executable, "-I", "-S", "-B", "-X", "utf8", _PROGRAM),
                 stdin=theirs.fileno(),
@@ -201,7 +201,7 @@ async def _spawn() -> _Child:
 async def _converse(child: _Child, request: bytes) -> bytes:
     """Send the request and return the answer, as much of it as is read at all."""
     answer = bytearray()
-    with suppress(ConnectionError):  # it ended before it had read all
+    with suppress(ConnectionError):  # it ended before it had read all; its exit code, read next, says how
         child.input.write(request)
         await child.input.drain()
         child.input.write_eof()
